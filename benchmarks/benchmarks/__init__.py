@@ -1,0 +1,1 @@
+"""The asv suite. Every file is thin: what is measured, and how, is in harness."""

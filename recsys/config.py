@@ -1,0 +1,267 @@
+"""What a training run is made of: a validated tree of settings, from presets, TOML files and the command
+line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from recsys.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "LightGCNConfig",
+    "MultVAEConfig",
+    "SparsityConfig",
+    "TrainConfig",
+    "load_config",
+    "presets",
+]
+
+METRICS = ("recall", "ndcg", "hr", "truncated_recall")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """What to train on: a name that `recsys.data.load` knows, and its options."""
+
+    name: str = "synthetic"
+    dir: str | None = None
+    seed: int = 0
+    options: dict[str, Any] = {}
+
+
+class MultVAEConfig(_Section):
+    """Settings of `recsys.models.multvae.MultVAE`."""
+
+    name: Literal["multvae"] = "multvae"
+    hidden: int = Field(default=600, gt=0)
+    latent: int = Field(default=200, gt=0)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    beta_cap: float = Field(default=0.2, ge=0)
+    anneal_steps: int = Field(default=200_000, gt=0)
+
+
+class LightGCNConfig(_Section):
+    """Settings of `recsys.models.lightgcn.LightGCN`."""
+
+    name: Literal["lightgcn"] = "lightgcn"
+    dim: int = Field(default=64, gt=0)
+    hops: int = Field(default=3, gt=0)
+    regularization: float = Field(default=1e-4, ge=0)
+    init: Literal["normal", "xavier_uniform"] = "normal"
+
+
+class SparsityConfig(_Section):
+    """How weights are stored and whether the index sets move.
+
+    method: "dense" (density is not used); "masked": dense tensors times masks with DSL's decisions, the
+        simulation that other libraries train with; "static": sparse storage, index sets fixed; "dsl": sparse
+        storage and exploration.
+    """
+
+    method: Literal["dense", "masked", "static", "dsl"] = "dsl"
+    density: float = Field(default=0.25, gt=0, le=1)
+    interval: int = Field(default=100, gt=0)
+    drop_fraction: float = Field(default=0.5, ge=0, le=1)
+    end_drop_fraction: float = Field(default=0.005, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    grow: Literal["gradient", "random"] = "gradient"
+
+
+class TrainConfig(_Section):
+    """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
+
+    patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    epochs: int = Field(default=50, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    patience: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=1, gt=0)
+    metric: str = "ndcg@20"
+    ks: list[Annotated[int, Field(gt=0)]] = Field(default=[20], min_length=1)
+
+    @field_validator("ks")
+    @classmethod
+    def _sorted(cls, ks: list[int]) -> list[int]:
+        return sorted(set(ks))
+
+    @model_validator(mode="after")
+    def _metric_is_computed(self) -> TrainConfig:
+        valid = [f"{name}@{k}" for k in self.ks for name in METRICS]
+        if self.metric not in valid:
+            raise ValueError(
+                f"metric {self.metric!r} is not computed{_nearest(self.metric, valid)}; "
+                f"valid with ks = {self.ks}: {', '.join(valid)}"
+            )
+        return self
+
+
+class Config(_Section):
+    """A whole run. `to_dict` and `hash` identify it; `load_config` makes it."""
+
+    data: DataConfig = DataConfig()
+    model: Annotated[MultVAEConfig | LightGCNConfig, Field(discriminator="name")] = MultVAEConfig()
+    sparsity: SparsityConfig = SparsityConfig()
+    train: TrainConfig = TrainConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, without the settings that are None: TOML has no word for them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that change with every setting but the place of the data."""
+        content = self.to_dict()
+        content["data"].pop("dir", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def replace(self, **sections: Mapping[str, Any]) -> Config:
+        """A copy with some settings changed, validated: `config.replace(train={"epochs": 3})`."""
+        tree = self.to_dict()
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}
+        return _validate(tree)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("recsys") / "presets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_config(
+    preset: str | None = None,
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Config:
+    """Settings from, in rising precedence: defaults, a preset, a TOML file, `options`, `overrides`.
+
+    Args:
+        preset: one of `presets()`.
+        path: a TOML file with tables data, model, sparsity and train.
+        overrides: "table.key=value", value in TOML (`train.lr=0.01`, `train.ks=[10, 20]`); a word without
+            quotes is text.
+        options: {"table.key": value}; None means not given.
+
+    Raises:
+        ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
+            range.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in presets():
+            raise ConfigError(
+                f"unknown preset {preset!r}{_nearest(preset, presets())}; valid: {', '.join(presets())}"
+            )
+        _merge(tree, tomllib.loads((resources.files("recsys") / "presets" / f"{preset}.toml").read_text()))
+    if path is not None:
+        _merge(tree, _read(Path(path)))
+    for key, value in (options or {}).items():
+        if value is not None:
+            _set(tree, key, value)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set expects table.key=value (such as train.lr=0.01), got {text!r}")
+        _set(tree, key.strip(), _parse(value.strip()))
+    return _validate(tree)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key!r}: {table!r} is a value, not a table of settings")
+    tree[last] = value
+
+
+def _validate(tree: dict[str, Any]) -> Config:
+    # A `model` table that sets widths only means the default model.
+    if isinstance(tree.get("model"), dict):
+        tree = {**tree, "model": {"name": "multvae", **tree["model"]}}
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail, tree) for detail in error.errors())) from None
+
+
+def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
+    """One problem in our words: which key, what was wrong with it, what would be right."""
+    # pydantic puts the tag of a union ("multvae") into the location; nobody wrote it.
+    location = [str(part) for part in detail["loc"]]
+    if location[:1] == ["model"] and len(location) > 1:
+        location.pop(1)
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        valid = _fields(location[:-1], tree)
+        table = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the top level"
+        return f"unknown key {key!r}{_nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
+    if detail["type"] == "union_tag_invalid":
+        name, valid = str(tree["model"]["name"]), ["lightgcn", "multvae"]
+        return f"unknown model {name!r}{_nearest(name, valid)}; valid: {', '.join(valid)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
+    return f"{key}: {message}{shown}"
+
+
+def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:
+    section: Any = Config
+    for name in location:
+        if name == "model":
+            section = LightGCNConfig if tree["model"]["name"] == "lightgcn" else MultVAEConfig
+        else:
+            section = section.model_fields[name].annotation
+    return list(section.model_fields)
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    return f", did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,25 @@
+"""The errors that `recsys` raises for what a user can put right.
+
+The command line prints them without a traceback and ends with exit code 2, so every message says what was
+expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "DataError", "OutputExistsError", "RecsysError"]
+
+
+class RecsysError(ValueError):
+    """Base class of every error that recsys raises on purpose."""
+
+
+class DataError(RecsysError):
+    """A dataset is unknown, or a data file is missing, damaged, or holds what it must not."""
+
+
+class ConfigError(RecsysError):
+    """A configuration key or value is unknown or out of range."""
+
+
+class OutputExistsError(RecsysError):
+    """An output folder exists already and overwriting was not asked for."""

@@ -1,0 +1,48 @@
+"""From a name and settings to a model: the one place that knows which recommenders there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recsys.errors import ConfigError
+from recsys.models.base import Recommender
+from recsys.models.lightgcn import LightGCN
+from recsys.models.multvae import MultVAE
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["build_model"]
+
+
+def build_model(
+    settings: Mapping[str, Any],
+    train: csr_array,
+    density: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Recommender:
+    """A new model.
+
+    Args:
+        settings: {"name": "multvae" or "lightgcn", and keyword arguments of its class}.
+        train: (n_users, n_items) interactions: the number of items, and the graph of a model that has one.
+        density: of its weights; 1 means dense layers.
+        generator: its initial values, index sets and noise follow from it.
+
+    Raises:
+        ConfigError: for a name that is not known.
+    """
+    options = dict(settings)
+    name = options.pop("name")
+    if name == "multvae":
+        return MultVAE(train.shape[1], density=density, generator=generator, **options)
+    if name == "lightgcn":
+        return LightGCN(train, density=density, generator=generator, **options)
+    known = ["lightgcn", "multvae"]
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"unknown model {name!r}{hint}; known: {', '.join(known)}")

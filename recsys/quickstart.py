@@ -1,0 +1,273 @@
+"""The same model dense, masked and sparse, trained on the spot and put side by side in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse import csr_array
+from torch import Tensor
+
+import sparsecore
+from recsys.config import Config
+from recsys.data import Dataset
+from recsys.evaluation import evaluate, evaluate_oracle
+from recsys.models.base import Interactions, Triples
+from recsys.recommender import SavedRecommender
+from recsys.training.run_folder import RunFolder
+from recsys.training.session import fit, load_dataset, saved_recommender
+from recsys.training.trainer import Trainer
+from sparsecore.measure import interleaved
+
+__all__ = ["Row", "run"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one way to train. MACs are per step; `step_ms` and `recommend_ms` are medians."""
+
+    name: str
+    recall: float
+    ndcg: float
+    weights: int
+    resident: int
+    macs: dict[str, float]
+    step_ms: float
+    recommend_ms: float
+    train_seconds: float
+
+    @property
+    def total_macs(self) -> float:
+        return sum(self.macs.values())
+
+
+def run(
+    config: Config,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    timing_seconds: float = 6.0,
+    console: Console | None = None,
+) -> list[Row]:
+    """Train dense, masked and sparse, print the table, recommend for one user.
+
+    Args:
+        config: settings that all three share. The sparse one is trained by `config.sparsity.method`, or by
+            DSL where that says dense or masked.
+        output: folder for the run of the sparse model, with its saved recommender; None writes nothing.
+        overwrite: replace a run that is there.
+        quiet: no progress bars.
+        timing_seconds: spent on timing training steps; a third of it on timing recommendations.
+        console: where to print; standard output by default.
+
+    Raises:
+        RecsysError: as `recsys.training.session.train`.
+    """
+    console = Console() if console is None else console
+    if output is not None:
+        RunFolder.check_free(output, overwrite)
+    dataset = load_dataset(config)
+    console.print(
+        f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, "
+        f"{dataset.n_interactions:,} interactions to train on. "
+        f"{config.model.name}, {config.train.epochs} epochs each, density {config.sparsity.density:g}.",
+        highlight=False,
+    )
+    sparse = config.sparsity.method if config.sparsity.method in ("static", "dsl") else "dsl"
+    trainers: dict[str, Trainer] = {}
+    found = {}
+    for name, method in {"dense": "dense", "masked": "masked", "sparse": sparse}.items():
+        trainer = Trainer(config.replace(sparsity={"method": method}), dataset)
+        folder = None
+        if output is not None and name == "sparse":
+            folder = RunFolder.create(output, trainer.config, trainer.state_dict(), overwrite)
+        found[name] = fit(trainer, folder, quiet=quiet)
+        trainers[name] = trainer
+    macs = {name: count_macs(trainer) for name, trainer in trainers.items()}
+    servers = {name: saved_recommender(trainer) for name, trainer in trainers.items()}
+    user = _typical_user(dataset)
+    steps = time_steps(trainers, timing_seconds)
+    answers = time_recommendations(servers, user, timing_seconds / 3)
+    k = config.train.ks[0]
+    rows = [
+        Row(
+            name=name,
+            recall=found[name]["test"][f"recall@{k}"],
+            ndcg=found[name]["test"][f"ndcg@{k}"],
+            weights=_weights(trainer),
+            resident=found[name]["resident_bytes"]["total"],
+            macs=macs[name],
+            step_ms=steps[name],
+            recommend_ms=answers[name],
+            train_seconds=found[name]["seconds"],
+        )
+        for name, trainer in trainers.items()
+    ]
+    console.print(_table(rows, k, config))
+    for line in [*_context(dataset, k), *verdict(rows, k)]:
+        console.print(line, highlight=False)
+    console.print(f"For user {user} the sparse model recommends:", highlight=False)
+    for place, (item, score) in enumerate(servers["sparse"].recommend(user, k=5), 1):
+        console.print(f"  {place}. {item}  ({score:.2f})", highlight=False)
+    if output is not None:
+        console.print(f"The run of the sparse model is in {output}.", highlight=False, soft_wrap=True)
+    return rows
+
+
+def count_macs(trainer: Trainer) -> dict[str, float]:
+    """Multiply-adds per training step, {"forward", "backward", "exploration"}, counted from what ran.
+
+    The mean of a round of steps, see `_Twin`.
+    """
+    twin = _Twin(trainer)
+    with sparsecore.MacCounter() as counter:
+        twin.round(counter.phase)
+    return {name: counter.macs.get(name, 0) / twin.steps for name in ("forward", "backward", "exploration")}
+
+
+def time_steps(trainers: dict[str, Trainer], seconds: float) -> dict[str, float]:
+    """Milliseconds per training step (batch, loss, gradient, update, exploration), of rounds in turns."""
+    twins = {name: _Twin(trainer) for name, trainer in trainers.items()}
+    timings = interleaved({name: twin.round for name, twin in twins.items()}, seconds=seconds)
+    return {name: 1e3 * timing.median / twins[name].steps for name, timing in timings.items()}
+
+
+class _Twin:
+    """A trainer in the state of another, to be worked to death without the other noticing.
+
+    `round` takes as many steps as lie between two explorations, one of them with an exploration, whose drop
+    fraction is that of the middle of the run: after its end there would be none.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = Trainer(trainer.config, trainer.dataset)
+        self.trainer.load_state_dict(trainer.state_dict())
+        self.trainer.model.train()
+        self.steps = trainer.config.sparsity.interval
+        run = trainer.config.train.epochs * trainer.steps_per_epoch
+        self.middle = run // 2 // self.steps * self.steps
+        self.batches = self._endless()
+
+    def round(self, phase: Callable[[str], AbstractContextManager] = nullcontext) -> None:
+        if self.trainer.explorer is not None:
+            self.trainer.explorer.steps = self.middle
+        for _ in range(self.steps):
+            self.trainer.train_step(next(self.batches), phase)
+
+    def _endless(self) -> Iterator[Interactions | Triples]:
+        """Full batches (all batches, if there is but one)."""
+        trainer = self.trainer
+        size = trainer.config.train.batch_size
+        while True:
+            for batch in trainer.model.batches(trainer.dataset, size, trainer.order):
+                if batch.size == size or trainer.steps_per_epoch == 1:
+                    yield batch
+
+
+def time_recommendations(
+    servers: dict[str, SavedRecommender], user: int | str, seconds: float
+) -> dict[str, float]:
+    """Milliseconds from a raw user id to ten raw item ids, in turns."""
+
+    def asker(server: SavedRecommender) -> Callable[[], object]:
+        return lambda: server.recommend(user)
+
+    timings = interleaved({name: asker(server) for name, server in servers.items()}, seconds=seconds)
+    return {name: 1e3 * timing.median for name, timing in timings.items()}
+
+
+def verdict(rows: list[Row], k: int) -> list[str]:
+    """In words, where the sparse model wins and where it loses, each against dense and masked."""
+    lines = []
+    sparse = rows[-1]
+    for other in rows[:-1]:
+        found: dict[str, list[str]] = {"better": [], "equal within 1 %": [], "worse": []}
+        for label, ours, theirs, more_is_better in (
+            (f"Recall@{k}", sparse.recall, other.recall, True),
+            (f"NDCG@{k}", sparse.ndcg, other.ndcg, True),
+            ("bytes in training", sparse.resident, other.resident, False),
+            ("MACs per step", sparse.total_macs, other.total_macs, False),
+            ("time per step", sparse.step_ms, other.step_ms, False),
+            ("time of training with compilation", sparse.train_seconds, other.train_seconds, False),
+            ("time per recommendation", sparse.recommend_ms, other.recommend_ms, False),
+        ):
+            ratio = ours / theirs if theirs else math.nan
+            gain = ratio - 1 if more_is_better else 1 - ratio
+            judgement = "better" if gain > 0.01 else "equal within 1 %" if gain >= -0.01 else "worse"
+            found[judgement].append(f"{label} {ratio:.2f}x")
+        parts = [f"{judgement}: {', '.join(listed) or 'nothing'}" for judgement, listed in found.items()]
+        lines.append(f"Sparse against {other.name}: {'; '.join(parts)}.")
+    return lines
+
+
+def _context(dataset: Dataset, k: int) -> list[str]:
+    """What the quality is to be held against: popularity, and the best possible where it is known."""
+    popularity = torch.from_numpy(np.asarray(dataset.train.sum(axis=0), dtype=np.float32))
+
+    def score(users: np.ndarray, inputs: csr_array) -> Tensor:
+        return popularity.expand(len(users), -1)
+
+    key = f"recall@{k}"
+    parts = [f"most popular items to everybody {evaluate(score, dataset.test, ks=[k])[key]:.4f}"]
+    if dataset.oracle is not None:
+        best = evaluate_oracle(dataset, dataset.test, ks=[k])[key]
+        parts.append(f"best possible (true preferences known) {best:.4f}")
+    return [f"For comparison, Recall@{k}: {'; '.join(parts)}."]
+
+
+def _table(rows: list[Row], k: int, config: Config) -> Table:
+    """80 columns wide at most, as a terminal is."""
+    table = Table(
+        title=f"{config.model.name}, weights of density {config.sparsity.density:g}",
+        caption="fwd + bwd + exp: forward, backward and exploration's share.\n"
+        "Resident in training; times are medians, taken in turns in one process.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for header in (
+        f"Recall\n@{k}",
+        f"NDCG\n@{k}",
+        "weights\nstored",
+        "resident\nMB",
+        "M MACs\na step",
+        "fwd + bwd\n+ exp",
+        "ms a\nstep",
+        "ms a\nrecom.",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.recall:.4f}",
+            f"{row.ndcg:.4f}",
+            f"{row.weights:,}",
+            f"{row.resident / 1e6:.1f}",
+            f"{row.total_macs / 1e6:.1f}",
+            "+".join(f"{count / 1e6:.0f}" for count in row.macs.values()),
+            f"{row.step_ms:.2f}",
+            f"{row.recommend_ms:.3f}",
+        )
+    return table
+
+
+def _weights(trainer: Trainer) -> int:
+    """Weights stored: all parameters but biases."""
+    return sum(p.numel() for name, p in trainer.model.named_parameters() if "bias" not in name)
+
+
+def _typical_user(dataset: Dataset) -> int | str:
+    """Raw id of a user of median activity."""
+    counts = np.diff(dataset.train.indptr)
+    row = int(np.argsort(counts, kind="stable")[len(counts) // 2])
+    return dataset.user_ids[row].item()

@@ -1,0 +1,213 @@
+"""A trained recommender on its own: a folder that needs neither the data nor the settings it was trained
+with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from scipy.sparse import csr_array, load_npz, save_npz
+
+from recsys.errors import DataError, OutputExistsError, RecsysError
+from recsys.files import new_folder, save_tensors
+from recsys.models.base import Recommender
+from recsys.models.build import build_model
+
+__all__ = ["SavedRecommender"]
+
+FORMAT = 1
+
+# What reading a file that is not what it should be may raise.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class SavedRecommender:
+    """Recommends items by raw ids.
+
+    On disk: recommender.json (which model, with what settings and density), model.safetensors (weights and
+        index sets), history.npz (what each user has chosen: excluded from recommendations, input of MultVAE,
+        graph of LightGCN), ids.npz (raw ids of users and items). Nothing in it is pickled.
+
+    Args:
+        model: a trained recommender; put into eval mode here.
+        settings, density: what `recsys.models.build.build_model` made it from.
+        history: (n_users, n_items) interactions.
+        user_ids, item_ids: raw ids of rows and columns, int64 or unicode.
+        dataset: its name, for people.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        *,
+        settings: Mapping[str, Any],
+        density: float,
+        history: csr_array,
+        user_ids: NDArray[Any],
+        item_ids: NDArray[Any],
+        dataset: str = "",
+    ) -> None:
+        self.model = model.eval()
+        self.settings, self.density, self.dataset = dict(settings), density, dataset
+        self.history, self.user_ids, self.item_ids = history, user_ids, item_ids
+        self._user_rows = {raw: row for row, raw in enumerate(user_ids.tolist())}
+        self._item_columns = {raw: column for column, raw in enumerate(item_ids.tolist())}
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the folder, all at once.
+
+        Raises:
+            OutputExistsError: if it exists and `overwrite` is not set.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise OutputExistsError(
+                f"{path} exists already; choose another folder or say that it is to be overwritten"
+            )
+        description = {
+            "format": FORMAT,
+            "dataset": self.dataset,
+            "model": self.settings,
+            "density": self.density,
+            "users": len(self.user_ids),
+            "items": len(self.item_ids),
+        }
+        with new_folder(path) as folder:
+            (folder / "recommender.json").write_text(
+                json.dumps(description, indent=2) + "\n", encoding="utf-8"
+            )
+            save_tensors(self.model.state_dict(), folder / "model.safetensors")
+            save_npz(folder / "history.npz", self.history)
+            np.savez_compressed(folder / "ids.npz", users=self.user_ids, items=self.item_ids)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SavedRecommender:
+        """Read a folder that `save` has written, or the folder of a run that has one in it.
+
+        Raises:
+            RecsysError: if it is not such a folder, or a file in it is missing or damaged.
+        """
+        path = Path(path)
+        if not (path / "recommender.json").is_file() and (path / "recommender").is_dir():
+            path = path / "recommender"
+        try:
+            description = json.loads((path / "recommender.json").read_text(encoding="utf-8"))
+            if description["format"] != FORMAT:
+                raise RecsysError(
+                    f"{path} has format {description['format']}, this version reads format {FORMAT}"
+                )
+            # Opened here, because numpy leaves a file that it finds damaged open.
+            with (path / "history.npz").open("rb") as file:
+                history = csr_array(load_npz(file))
+            with (path / "ids.npz").open("rb") as file, np.load(file, allow_pickle=False) as ids:
+                user_ids, item_ids = ids["users"], ids["items"]
+            weights = load_file(path / "model.safetensors")
+            model = build_model(description["model"], history, description["density"])
+            model.load_state_dict(weights)
+        except FileNotFoundError as error:
+            raise RecsysError(
+                f"{path} holds no saved recommender: {Path(error.filename or '').name} is missing; "
+                "a run writes it when it ends"
+            ) from error
+        except RecsysError:
+            raise
+        except _DAMAGE as error:
+            raise RecsysError(f"the saved recommender in {path} is damaged: {error}") from error
+        return cls(
+            model,
+            settings=description["model"],
+            density=description["density"],
+            history=history,
+            user_ids=user_ids,
+            item_ids=item_ids,
+            dataset=description["dataset"],
+        )
+
+    def recommend(
+        self,
+        user_id: int | str | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        items: Sequence[int | str] | None = None,
+    ) -> list[tuple[int | str, float]]:
+        """The k best items for a user, or for somebody new who has chosen `items` (fold-in, MultVAE only).
+
+        Args:
+            user_id: raw id of a user of the training data. Text is accepted for numeric ids.
+            k: how many; fewer come back if fewer are left.
+            exclude_seen: leave out what the user has chosen already.
+            items: raw ids, in place of `user_id`.
+
+        Returns:
+            (raw item id, score) pairs, best first. Scores of different users are not comparable.
+
+        Raises:
+            DataError: unknown id (naming the nearest), or fold-in into a model that has no way to do it.
+            RecsysError: k < 1, or not exactly one of user_id and items given.
+        """
+        if k < 1:
+            raise RecsysError(f"k: expected at least 1, got {k}")
+        if (user_id is None) == (items is None):
+            raise RecsysError("expected either the id of a user or a list of items, not both and not neither")
+        if items is None:
+            assert user_id is not None
+            row = _find(user_id, self._user_rows, self.user_ids, "user")
+            seen = self.history[np.array([row])]
+        else:
+            row = -1
+            columns = [_find(item, self._item_columns, self.item_ids, "item") for item in items]
+            unique = np.unique(np.array(columns, dtype=np.int64))
+            seen = csr_array(
+                (np.ones(len(unique), np.float32), unique, np.array([0, len(unique)])),
+                shape=(1, len(self.item_ids)),
+            )
+        scores = self.model.score(np.array([row]), seen)[0]
+        left = scores.numel()
+        if exclude_seen:
+            scores[torch.from_numpy(seen.indices.astype(np.int64))] = -torch.inf
+            left -= seen.nnz
+        values, best = scores.topk(min(k, left))
+        return list(zip(self.item_ids[best.numpy()].tolist(), values.tolist(), strict=True))
+
+
+def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: str) -> int:
+    """Row or column of a raw id."""
+    key: Any = str(raw)
+    if ids.dtype.kind != "U":
+        try:
+            key = int(raw)
+        except ValueError:
+            raise DataError(
+                f"{what} {raw!r} is unknown: ids of this recommender are whole numbers, such as {ids[0]}"
+            ) from None
+    if key in places:
+        return places[key]
+    if ids.dtype.kind == "U":
+        close = difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)
+        nearest = close[0] if close else ids[0]
+    else:
+        nearest = ids[np.abs(ids.astype(np.float64) - key).argmin()]
+    raise DataError(
+        f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}"
+    )

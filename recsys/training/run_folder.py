@@ -1,0 +1,156 @@
+"""The folder of a run: what is in it, when it may be made, and how a run is found again in it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recsys.config import Config, load_config
+from recsys.errors import OutputExistsError, RecsysError
+from recsys.files import new_folder, replacing, save_tensors
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run on disk.
+
+    config.toml: all settings. log.jsonl: one line per epoch. checkpoint.pt: everything that `--resume` needs,
+    after the last complete epoch. best.safetensors: the weights of the best epoch by validation. At the end
+    also metrics.json and recommender/, a `recsys.recommender.SavedRecommender`. Every file is replaced in one
+    move, so whatever interrupts a run, the files are those of the last complete epoch.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @staticmethod
+    def check_free(path: str | Path, overwrite: bool = False) -> None:
+        """Raise OutputExistsError unless a run may be written to `path`.
+
+        With `overwrite`, a run may be overwritten, but never a folder that is not one.
+        """
+        path = Path(path)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        if not path.is_dir():
+            raise OutputExistsError(f"{path} exists and is not a folder; choose another --output")
+        if not overwrite:
+            raise OutputExistsError(
+                f"{path} exists already; choose another --output, continue it with --resume, "
+                "or replace it with --overwrite"
+            )
+        if not (path / "config.toml").is_file():
+            raise OutputExistsError(
+                f"{path} was not written by recsys (no config.toml in it), so it is not overwritten; "
+                "remove it yourself or choose another --output"
+            )
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: Config, checkpoint: dict[str, Any], overwrite: bool = False
+    ) -> RunFolder:
+        """Make the folder with its settings and a first checkpoint, all at once.
+
+        Raises:
+            OutputExistsError: see `check_free`.
+            RecsysError: if the folder cannot be written.
+        """
+        path = Path(path)
+        cls.check_free(path, overwrite)
+        try:
+            with new_folder(path) as temporary:
+                (temporary / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+                cls(temporary).save_checkpoint(checkpoint)
+        except OSError as error:
+            raise RecsysError(f"cannot write to {path}: {error.strerror}; choose another --output") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """A folder that a run has been written to.
+
+        Raises:
+            RecsysError: if it is not one.
+        """
+        if not (Path(path) / "config.toml").is_file():
+            raise RecsysError(f"{path} is not the folder of a run: expected a file config.toml in it")
+        return cls(path)
+
+    @property
+    def recommender(self) -> Path:
+        """Where the saved recommender is."""
+        return self.path / "recommender"
+
+    def config(self) -> Config:
+        return load_config(path=self.path / "config.toml")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with replacing(self.path / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The state after the last complete epoch.
+
+        Raises:
+            RecsysError: if there is none or it is damaged.
+        """
+        path = self.path / "checkpoint.pt"
+        if not path.is_file():
+            raise RecsysError(f"{path} does not exist: there is nothing to resume")
+        try:
+            return torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+            raise RecsysError(f"{path} is damaged ({error}); start the run anew with --overwrite") from error
+
+    def save_best(self, weights: dict[str, Tensor]) -> None:
+        with replacing(self.path / "best.safetensors") as temporary:
+            save_tensors(weights, temporary)
+
+    def load_best(self) -> dict[str, Tensor]:
+        """Weights of the best epoch so far.
+
+        Raises:
+            RecsysError: if there are none yet or they are damaged.
+        """
+        path = self.path / "best.safetensors"
+        if not path.is_file():
+            raise RecsysError(f"{path} does not exist: no epoch of this run has been evaluated yet")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise RecsysError(f"{path} is damaged ({error}); train again with --overwrite") from error
+
+    def append_log(self, record: dict[str, Any]) -> None:
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def log(self) -> list[dict[str, Any]]:
+        """The records of the epochs so far; a last line that was cut off by an interruption is left out."""
+        path = self.path / "log.jsonl"
+        if not path.is_file():
+            return []
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def truncate_log(self, epoch: int) -> None:
+        """Forget epochs after `epoch`: a resumed run makes them again."""
+        kept = [record for record in self.log() if record["epoch"] <= epoch]
+        with replacing(self.path / "log.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        with replacing(self.path / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What the run came to, or None if it has not ended."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

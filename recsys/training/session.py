@@ -1,0 +1,226 @@
+"""A training run from settings to metrics: with a folder or without, from the start or resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import sparsecore
+from recsys.config import Config
+from recsys.data import Dataset, load
+from recsys.errors import RecsysError
+from recsys.recommender import SavedRecommender
+from recsys.training.run_folder import RunFolder
+from recsys.training.trainer import Trainer, nnz_per_tensor
+
+__all__ = ["evaluate_run", "fit", "load_dataset", "resident", "resume", "saved_recommender", "train"]
+
+Listener = Callable[[dict[str, Any]], object]
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The data that a run's settings name."""
+    data = config.data
+    return load(data.name, data_dir=data.dir, seed=data.seed, **data.options)
+
+
+def train(
+    config: Config,
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    dataset: Dataset | None = None,
+    quiet: bool = False,
+    on_epoch: Listener | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate the best epoch on test once, and return the metrics.
+
+    Args:
+        config: all settings.
+        output: folder of the run, see `RunFolder`; None keeps nothing. Made only once settings and data are
+            known to be good.
+        overwrite: replace a run that is there.
+        dataset: what `load_dataset(config)` returns, if it is loaded already.
+        quiet: no progress bar; there is none either where standard error is not a terminal.
+        on_epoch: is called with the log record of every epoch.
+
+    Returns:
+        What metrics.json holds: validation and test metrics of the best epoch, best_epoch, epochs, seconds,
+        sizes, versions, hash of the settings.
+
+    Raises:
+        OutputExistsError: the folder is there and not to be overwritten.
+        RecsysError: bad settings or data; training diverged.
+        KeyboardInterrupt: on Ctrl-C; the folder then holds the last complete epoch, for `resume`.
+    """
+    if output is not None:
+        RunFolder.check_free(output, overwrite)
+    dataset = load_dataset(config) if dataset is None else dataset
+    trainer = Trainer(config, dataset)
+    folder = None
+    if output is not None:
+        folder = RunFolder.create(output, config, trainer.state_dict(), overwrite)
+    return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
+
+
+def resume(
+    path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    quiet: bool = False,
+    on_epoch: Listener | None = None,
+) -> dict[str, Any]:
+    """Continue an interrupted run exactly where its last complete epoch ended; arguments as in `train`.
+
+    A run that has ended is not touched; its metrics are returned.
+
+    Raises:
+        RecsysError: not a run, no checkpoint, or a damaged one.
+    """
+    folder = RunFolder.open(path)
+    metrics = folder.metrics()
+    if metrics is not None:
+        return metrics
+    config = folder.config()
+    trainer = Trainer(config, load_dataset(config) if dataset is None else dataset)
+    trainer.load_state_dict(folder.load_checkpoint())
+    folder.truncate_log(trainer.epoch)
+    return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
+
+
+def fit(
+    trainer: Trainer,
+    folder: RunFolder | None = None,
+    *,
+    quiet: bool = False,
+    on_epoch: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a trainer to its end, see `train`. Its model then has the weights of the best epoch."""
+    while not trainer.finished:
+        with _progress(trainer, quiet) as progress:
+            title = (
+                f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.config.train.epochs}"
+            )
+            task = progress.add_task(title, total=trainer.steps_per_epoch)
+            record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
+        if folder is not None:
+            # Best weights first, checkpoint last: a run cut off between them makes this epoch again,
+            # identically.
+            if trainer.best_epoch == trainer.epoch and trainer.best_weights is not None:
+                folder.save_best(trainer.best_weights)
+                trainer.best_weights = None
+            folder.append_log(record)
+            folder.save_checkpoint(trainer.state_dict())
+        if on_epoch is not None:
+            on_epoch(record)
+    sizes = resident(trainer)
+    if trainer.best_weights is None and folder is not None:
+        trainer.best_weights = folder.load_best()
+    trainer.load_best()
+    metrics = {
+        "dataset": trainer.dataset.summary(),
+        "method": trainer.config.sparsity.method,
+        "density": 1.0 if trainer.config.sparsity.method == "dense" else trainer.config.sparsity.density,
+        "validation": trainer.best_metrics,
+        "test": trainer.evaluate(trainer.dataset.test),
+        "best_epoch": trainer.best_epoch,
+        "epochs": trainer.epoch,
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 3),
+        "parameters_stored": sum(p.numel() for p in trainer.model.parameters()),
+        "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
+        "resident_bytes": sizes,
+        "config_hash": trainer.config.hash,
+        "versions": _versions(),
+    }
+    if folder is not None:
+        saved_recommender(trainer).save(folder.recommender, overwrite=True)
+        folder.save_metrics(metrics)
+    return metrics
+
+
+def saved_recommender(trainer: Trainer) -> SavedRecommender:
+    """The model of a trainer, with the ids and the history that it needs to serve."""
+    config, dataset = trainer.config, trainer.dataset
+    stored = config.sparsity.density if config.sparsity.method in ("static", "dsl") else 1.0
+    return SavedRecommender(
+        trainer.model,
+        settings=config.model.model_dump(),
+        density=stored,
+        history=dataset.train,
+        user_ids=dataset.user_ids,
+        item_ids=dataset.item_ids,
+        dataset=dataset.name,
+    )
+
+
+def resident(trainer: Trainer) -> dict[str, int]:
+    """Bytes that training holds between two steps, by what they are for; see `sparsecore.resident_bytes`.
+
+    Gradients are counted as they are after a step: call it after training, before anything clears them.
+    """
+    counted = sparsecore.resident_bytes(trainer.model, trainer.optimizer, trainer.explorer)
+    return {**dataclasses.asdict(counted), "total": counted.total}
+
+
+def _progress(trainer: Trainer, quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    best = (
+        "" if trainer.best_epoch is None else f"best {trainer.config.train.metric} {trainer.best_value:.4f}"
+    )
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn(best),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": sys.platform}
+    for name in ("sparsecore", "torch", "numpy", "scipy", "numba"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed as a distribution"
+    return versions
+
+
+def evaluate_run(path: str | Path, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+    """Validation and test metrics of the best epoch of a run, computed anew from its weights.
+
+    Args:
+        path: the folder of the run.
+        data_dir: where the data is now, if it has moved.
+
+    Raises:
+        RecsysError: not a run, or nothing of it was saved yet.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config()
+    if data_dir is not None:
+        config = config.replace(data={"dir": data_dir})
+    weights = folder.load_best()
+    trainer = Trainer(config, load_dataset(config))
+    try:
+        trainer.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RecsysError(
+            f"the weights in {path} do not fit the data {config.data.name!r}: has it changed since? ({error})"
+        ) from error
+    return {
+        "validation": trainer.evaluate(trainer.dataset.validation),
+        "test": trainer.evaluate(trainer.dataset.test),
+    }

@@ -1,0 +1,231 @@
+"""Model, optimizer and explorer of a run, and the steps and epochs that change them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sparsecore
+from recsys.config import Config
+from recsys.data import Dataset
+from recsys.errors import RecsysError
+from recsys.evaluation import evaluate
+from recsys.models.base import Interactions, Recommender, Triples
+from recsys.models.build import build_model
+
+__all__ = ["Trainer", "nnz_per_tensor"]
+
+
+class Trainer:
+    """Trains one model on one data set, epoch by epoch; its state can be saved between any two of them.
+
+    Dense, masked, static and dsl differ in two lines: the density of the layers, and the explorer. Everything
+        random follows from `config.train.seed`, in three separate streams (model, order of the data,
+        exploration), so that two methods with the same seed see the same batches with the same dropout.
+
+    Attributes:
+        model, optimizer, explorer: explorer is None for dense.
+        epoch, step: how many are complete.
+        best_epoch, best_value, best_weights: by validation `config.train.metric`; None before the first
+            evaluation.
+        seconds: spent on training steps so far, without evaluation.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        self.config, self.dataset = config, dataset
+        sparsity, train = config.sparsity, config.train
+        model_seed, order_seed, explorer_seed = np.random.SeedSequence(train.seed).generate_state(3)
+        self.order = torch.Generator().manual_seed(int(order_seed))
+        density = sparsity.density if sparsity.method in ("static", "dsl") else 1.0
+        self.model: Recommender = build_model(
+            config.model.model_dump(), dataset.train, density, torch.Generator().manual_seed(int(model_seed))
+        )
+        # fused: one pass over parameter, gradient and both moments, several times faster than the default on
+        # a CPU.
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.lr, fused=True)
+        self.steps_per_epoch = self.model.steps_per_epoch(dataset, train.batch_size)
+        self.explorer = self._make_explorer(torch.Generator().manual_seed(int(explorer_seed)))
+        self.epoch = self.step = 0
+        self.best_epoch: int | None = None
+        self.best_value = -math.inf
+        self.best_metrics: dict[str, float] = {}
+        self.best_weights: dict[str, Tensor] | None = None
+        self.seconds = 0.0
+        self._report: Any = None
+
+    def _make_explorer(
+        self, generator: torch.Generator
+    ) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
+        settings = self.config.sparsity
+        # At density 1 there is nowhere to move to: the layers are dense ones.
+        if settings.method in ("dense", "static") or settings.density == 1:
+            return None
+        options: dict[str, Any] = dict(
+            interval=settings.interval,
+            drop_fraction=settings.drop_fraction,
+            end_drop_fraction=settings.end_drop_fraction,
+            schedule=settings.schedule,
+            grow=settings.grow,
+            total_steps=self.config.train.epochs * self.steps_per_epoch,
+            generator=generator,
+        )
+        if settings.method == "masked":
+            return sparsecore.MaskedSparsity(self.model, self.optimizer, density=settings.density, **options)
+        return sparsecore.DynamicSparsity(self.model, self.optimizer, **options)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs done, or none better than the best for `patience` epochs."""
+        train = self.config.train
+        if self.epoch >= train.epochs:
+            return True
+        waited = self.epoch - (self.best_epoch or 0)
+        return train.patience > 0 and self.best_epoch is not None and waited >= train.patience
+
+    def train_step(
+        self, batch: Interactions | Triples, phase: Callable[[str], AbstractContextManager] = nullcontext
+    ) -> Tensor:
+        """One update, with exploration when it is due; returns the loss before it.
+
+        `phase("forward")` and likewise "backward", "update" and "exploration" are entered around the parts,
+        for somebody who counts or times them.
+        """
+        self.optimizer.zero_grad()
+        with phase("forward"):
+            loss = self.model.loss(batch, self.step)
+        with phase("backward"):
+            loss.backward()
+        with phase("update"):
+            self.optimizer.step()
+        self.step += 1
+        if self.explorer is not None:
+            with phase("exploration"):
+                report = self.explorer.step()
+            if report is not None:
+                self._report = report
+        return loss.detach()
+
+    def run_epoch(self, on_step: Callable[[], object] = lambda: None) -> dict[str, Any]:
+        """Train on every batch once and evaluate if it is time; returns the record for the log.
+
+        Raises:
+            RecsysError: if the loss is no longer finite.
+        """
+        train = self.config.train
+        self.model.train()
+        self._report = None
+        started = time.perf_counter()
+        total, count, explorations = torch.zeros((), dtype=torch.float64), 0, 0
+        for batch in self.model.batches(self.dataset, train.batch_size, self.order):
+            before = self._report
+            total += self.train_step(batch) * batch.size
+            count += batch.size
+            explorations += self._report is not before
+            on_step()
+        self.epoch += 1
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        loss = float(total) / count
+        if not math.isfinite(loss):
+            raise RecsysError(
+                f"the loss is {loss} in epoch {self.epoch}: training has diverged; lower train.lr "
+                f"(it was {train.lr}) or choose another train.seed"
+            )
+        report: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
+        if self.epoch % train.evaluate_every == 0 or self.epoch >= train.epochs:
+            report["validation"] = self.evaluate_validation()
+        report["nnz"] = nnz_per_tensor(self.model, self.explorer)
+        report["explorations"] = explorations
+        if self._report is not None:
+            report["drop_fraction"] = self._report.drop_fraction
+            report["grown"], report["regrown"] = self._report.grown, self._report.regrown
+            report["ever_active"] = self._report.ever_active
+        report["seconds"] = round(elapsed, 4)
+        return report
+
+    def evaluate_validation(self) -> dict[str, float]:
+        """Validation metrics of the weights as they are; remembers weights that are the best so far."""
+        metrics = self.evaluate(self.dataset.validation)
+        if metrics[self.config.train.metric] > self.best_value:
+            self.best_value, self.best_epoch = metrics[self.config.train.metric], self.epoch
+            self.best_metrics = metrics
+            self.best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        return metrics
+
+    def evaluate(self, eval_set: Any) -> dict[str, float]:
+        """Metrics of the weights as they are on an EvalSet."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            return evaluate(self.model.score, eval_set, ks=self.config.train.ks)
+        finally:
+            self.model.train(training)
+
+    def load_best(self) -> None:
+        """Give the model the weights of the best epoch, for evaluation on test and for saving."""
+        assert self.best_weights is not None
+        self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, but the settings, the data and the best weights."""
+        return {
+            "config": self.config.hash,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "explorer": None if self.explorer is None else self.explorer.state_dict(),
+            "order": self.order.get_state(),
+            "noise": {name: noise.get_state() for name, noise in _generators(self.model).items()},
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_epoch": self.best_epoch,
+            "best_value": self.best_value,
+            "best_metrics": self.best_metrics,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called.
+
+        Raises:
+            RecsysError: if the state was made with other settings.
+        """
+        if state["config"] != self.config.hash:
+            raise RecsysError(
+                f"the checkpoint was made with other settings ({state['config']}, now {self.config.hash}); "
+                "a run can only be resumed with the settings that it was started with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.explorer is not None:
+            self.explorer.load_state_dict(state["explorer"])
+        self.order.set_state(state["order"])
+        for name, noise in _generators(self.model).items():
+            noise.set_state(state["noise"][name])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
+        self.best_metrics, self.seconds = state["best_metrics"], state["seconds"]
+
+
+def _generators(model: nn.Module) -> dict[str, torch.Generator]:
+    """The generators that a model's loss draws from."""
+    return {name: value for name, value in vars(model).items() if isinstance(value, torch.Generator)}
+
+
+def nnz_per_tensor(model: nn.Module, explorer: Any = None) -> dict[str, int]:
+    """Number of weights that may differ from zero, for every parameter of a model.
+
+    A sparse layer stores just these; of a masked one they are counted in its mask.
+    """
+    masks = getattr(explorer, "masks", {})
+    return {
+        name: int(masks[name].sum()) if name in masks else parameter.numel()
+        for name, parameter in model.named_parameters()
+    }

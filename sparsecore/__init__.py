@@ -1,0 +1,64 @@
+"""Train and serve neural models whose weights are truly sparse: index sets, not masks.
+
+model = sparsify(model, density=0.25)
+optimizer = torch.optim.Adam(model.parameters())
+explorer = DynamicSparsity(model, optimizer, interval=100, total_steps=10_000)
+...
+optimizer.step(); explorer.step()
+"""
+
+from sparsecore.accounting import MacCounter, ResidentBytes, resident_bytes
+from sparsecore.backends import backend
+from sparsecore.errors import ConversionError, DensityError, PatternError, SparsecoreError, TopologyError
+from sparsecore.explain import explain
+from sparsecore.masked import MaskedSparsity, masks_of
+from sparsecore.nn import (
+    Graph,
+    SparseBias,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    SparseModule,
+    densify,
+    normalized_bipartite,
+    propagate_mean,
+    sparsify,
+    weight_parameter,
+)
+from sparsecore.pattern import Pattern
+from sparsecore.topology.explorer import DynamicSparsity
+from sparsecore.topology.init import allocate
+from sparsecore.topology.report import ExplorationReport, LayerReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionError",
+    "DensityError",
+    "DynamicSparsity",
+    "ExplorationReport",
+    "Graph",
+    "LayerReport",
+    "MacCounter",
+    "MaskedSparsity",
+    "Pattern",
+    "PatternError",
+    "ResidentBytes",
+    "SparseBias",
+    "SparseEmbedding",
+    "SparseEmbeddingBag",
+    "SparseLinear",
+    "SparseModule",
+    "SparsecoreError",
+    "TopologyError",
+    "allocate",
+    "backend",
+    "densify",
+    "explain",
+    "masks_of",
+    "normalized_bipartite",
+    "propagate_mean",
+    "resident_bytes",
+    "sparsify",
+    "weight_parameter",
+]

@@ -1,0 +1,66 @@
+"""Which implementation runs an operation: by device, overridable for a block of code or by environment.
+
+CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend("torch"):`` or the environment variable
+``SPARSECORE_BACKEND`` override it. A backend is a module with one function per operation (see ``sparsecore.ops``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+
+from sparsecore.errors import SparsecoreError
+
+__all__ = ["backend", "backend_name", "load"]
+
+_NAMES = ("numba", "torch")
+_override: ContextVar[str | None] = ContextVar("sparsecore_backend", default=None)
+_loaded: dict[str, ModuleType] = {}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in _NAMES:
+        raise SparsecoreError(f"{source} must be one of {', '.join(_NAMES)}, got {name!r}")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every operation of the block on the backend ``name`` (``"numba"`` or ``"torch"``).
+
+    Forward and backward choose separately: run ``loss.backward()`` inside the block too.
+
+    Raises:
+        SparsecoreError: for an unknown name.
+    """
+    token = _override.set(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def backend_name(device: torch.device) -> str:
+    """Name of the backend that an operation on this device uses now."""
+    name = _override.get() or os.environ.get("SPARSECORE_BACKEND")
+    if name:
+        _checked(name, "SPARSECORE_BACKEND")
+        if name == "numba" and device.type != "cpu":
+            raise SparsecoreError(f"the numba backend runs on the CPU, not on {device.type}; use 'torch'")
+        return name
+    return "numba" if device.type == "cpu" else "torch"
+
+
+def load(device: torch.device) -> ModuleType:
+    """The backend module for tensors on this device; imported at the first use, so that an import costs nothing."""
+    name = backend_name(device)
+    module = _loaded.get(name)
+    if module is None:
+        module = _loaded[name] = importlib.import_module(f"sparsecore.backends.{name}")
+    return module

@@ -1,0 +1,104 @@
+"""How kernels are compiled, split over threads, and handed torch's memory."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecore.errors import SparsecoreError
+
+__all__ = ["array", "device_function", "kernel", "split", "threads"]
+
+# Sums may be reassociated (a vectorised dot product needs it), but NaN and infinity keep their meaning.
+_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
+
+# Below this many multiply-adds a second thread costs more than it brings (a region is about 2 us on idle cores,
+# milliseconds on busy ones).
+_SERIAL_WORK = 50_000
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# GNU OpenMP aborts a process that was forked after its thread pool started: children run the serial kernels.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A helper that is inlined into kernels."""
+    return numba.njit(inline="always", **_OPTIONS)(function)
+
+
+class kernel:
+    """Decorator: one function, compiled lazily as a parallel and as a serial kernel.
+
+    The last argument of the function is its number of chunks: ``prange(n_chunks)`` is its only parallel construct,
+    so the number of threads is torch's and numba's own setting is never touched (changing it would change torch's).
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._parallel = numba.njit(parallel=True, **_OPTIONS)(function)
+        # numba's disk cache is keyed by the qualified name, not by the options: the serial form needs its own.
+        serial = types.FunctionType(function.__code__, function.__globals__, function.__name__ + "_serial")
+        serial.__qualname__ = function.__qualname__ + "_serial"
+        self._serial = numba.njit(parallel=False, **_OPTIONS)(serial)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if arguments[-1] == 1:
+            return self._serial(*arguments)
+        _start_pool()
+        return self._parallel(*arguments)
+
+
+@cache
+def _start_pool() -> None:
+    """Start numba's threads. It sets the number of OpenMP threads, which is torch's too: put that back."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
+
+
+def threads(work: int) -> int:
+    """Number of chunks for this many multiply-adds: torch's thread count, or 1 where that is faster or safer."""
+    if work < _SERIAL_WORK or _forked:
+        return 1
+    return torch.get_num_threads()
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as a C-contiguous numpy array (copied only where it is not contiguous)."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        raise SparsecoreError(
+            f"the numba backend computes in float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}; "
+            "convert the model and its input with .to(torch.float32)"
+        )
+    return tensor.detach().contiguous().numpy()
+
+
+@device_function
+def split(crow, n_chunks, chunk):
+    """First row of a chunk when rows are split so that rows + nonzeros are even: smallest r, crow[r] + r >= target."""
+    n_rows = crow.shape[0] - 1
+    target = (crow[n_rows] + n_rows) * chunk // n_chunks
+    low, high = 0, n_rows
+    while low < high:
+        middle = (low + high) // 2
+        if crow[middle] + middle >= target:
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,27 @@
+"""torch CSR views of our index arrays."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+__all__ = ["csr"]
+
+
+def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
+    """A ``torch.sparse_csr`` matrix over these values.
+
+    torch wants one index type for both arrays: narrow columns are widened to the pointers' type for the call. Its
+    kernels read all three as contiguous memory without looking at the strides.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            crow.contiguous(),
+            col.to(crow.dtype).contiguous(),
+            values.contiguous(),
+            (crow.numel() - 1, n_cols),
+            check_invariants=False,
+        )

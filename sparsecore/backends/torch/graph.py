@@ -1,0 +1,36 @@
+"""Propagation of embeddings over a graph, by torch.sparse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsecore.backends.torch.csr import csr
+from sparsecore.pattern import Pattern
+
+__all__ = ["add_rows_", "propagate", "propagate_table", "sample"]
+
+
+def propagate(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    """``A X`` for a graph A in CSR: X (N, d) -> (M, d)."""
+    return torch.sparse.mm(csr(weight, crow, col, x.shape[0]), x)
+
+
+def propagate_table(
+    crow: Tensor, col: Tensor, weight: Tensor, values: Tensor, t_crow: Tensor, t_col: Tensor, n_cols: int
+) -> Tensor:
+    """``A E`` for a sparse table E. torch has no sparse x sparse -> dense product: hop 0 is expanded for the call."""
+    n_rows = t_crow.numel() - 1
+    return propagate(crow, col, weight, Pattern(t_crow, t_col, (n_rows, n_cols)).to_dense(values))
+
+
+def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """``X += E`` in place, for a sparse E of X's shape."""
+    positions = Pattern(crow, col, (x.shape[0], x.shape[1])).positions()
+    x.view(-1).index_add_(0, positions, values)
+    return x
+
+
+def sample(crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
+    """Entries of a dense (rows, cols) matrix at the nonzeros of a pattern: (nnz,)."""
+    return dense.reshape(-1)[Pattern(crow, col, (dense.shape[0], dense.shape[1])).positions()]

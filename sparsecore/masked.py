@@ -1,0 +1,224 @@
+"""The masked-dense simulation of sparse training: dense tensors times 0/1 masks.
+
+This is what every other dynamic-sparse-training library does: it stores dense weights, dense gradients, dense
+optimizer state *and* a mask, and multiplies all of it. It is here as the baseline to compare with and as the reference
+that proves ours right: under the same settings it takes the same decisions, so that in float64 a model trained with it
+and one trained with `DynamicSparsity` hold the same index sets and values at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsecore.errors import TopologyError
+from sparsecore.nn.base import SparseModule
+from sparsecore.nn.bias import SparseBias
+from sparsecore.pattern import Pattern
+from sparsecore.sampling import sample_ranks
+from sparsecore.topology.explorer import Timetable, expect_names, own_generator
+from sparsecore.topology.report import ExplorationReport, LayerReport
+from sparsecore.topology.rewrite import fresh_state
+from sparsecore.topology.select import largest, smallest
+
+__all__ = ["MaskedSparsity", "masks_of"]
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """The index sets of a sparse model as boolean masks, by the names that its parameters have after ``densify()``."""
+    masks: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseBias):
+            masks[name] = module.pattern.to_mask().view(-1)
+        elif isinstance(module, SparseModule):
+            masks[f"{name}.weight" if name else "weight"] = module.pattern.to_mask()
+    return masks
+
+
+class MaskedSparsity:
+    """`DynamicSparsity` simulated on a dense model. Same settings, same ``step()``, same report; nothing is saved.
+
+    Args:
+        model: a dense model.
+        optimizer: holds its parameters.
+        masks: boolean mask of each parameter to sparsify, by the parameter's name.
+        density: instead of masks: every 2-D parameter gets a random mask of this density.
+        bias_density: with ``density``: every 1-D parameter gets a random mask of this density too.
+        interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow, generator: as in
+            `DynamicSparsity`. With ``density`` the generator draws the masks first.
+
+    Raises:
+        TopologyError: for a model or settings that cannot be simulated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        density: float | None = None,
+        bias_density: float | None = None,
+        interval: int | None = 100,
+        drop_fraction: float = 0.5,
+        total_steps: int | None = None,
+        end_drop_fraction: float = 0.005,
+        schedule: str = "cosine",
+        stop_fraction: float = 1.0,
+        grow: str = "gradient",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.timetable = Timetable(
+            interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow
+        )
+        self.generator = own_generator(generator)
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        parameters = dict(model.named_parameters())
+        self._skip_row = {
+            f"{name}.weight" if name else "weight": module.padding_idx
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+        }
+        if (masks is None) == (density is None):
+            raise TopologyError("give either masks or density, and not both")
+        if masks is None:
+            assert density is not None
+            masks = {name: self._draw(name, p, density) for name, p in parameters.items() if p.dim() == 2}
+            if bias_density is not None:
+                masks |= {
+                    name: self._draw(name, p, bias_density) for name, p in parameters.items() if p.dim() == 1
+                }
+        unknown = [name for name in masks if name not in parameters]
+        if unknown or not masks:
+            raise TopologyError(f"masks name no parameter of the model: {unknown or 'none given'}")
+        # In the model's order: random growth draws weight by weight, as `DynamicSparsity` does.
+        self.parameters = {name: p for name, p in parameters.items() if name in masks}
+        self.masks = {name: masks[name].to(p.device).clone() for name, p in self.parameters.items()}
+        self.ever_active = {name: mask.clone() for name, mask in self.masks.items()}
+        self.steps = 0
+        self._scores: dict[str, Tensor] = {}
+        self._recording = False
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.mul_(self.masks[name])
+                parameter.register_hook(self._mask_gradient(name))
+        self._arm()
+
+    def _draw(self, name: str, parameter: Tensor, density: float) -> Tensor:
+        shape = (1, parameter.numel()) if parameter.dim() == 1 else (parameter.shape[0], parameter.shape[1])
+        pattern = Pattern.random(shape, density, skip_row=self._skip_row.get(name), generator=self.generator)
+        return pattern.to_mask().view(parameter.shape)
+
+    def _mask_gradient(self, name: str) -> Any:
+        def hook(grad: Tensor) -> Tensor:
+            if self._recording:
+                seen = self._scores.get(name)
+                self._scores[name] = grad.clone() if seen is None else seen + grad
+            return grad * self.masks[name]
+
+        return hook
+
+    def _arm(self) -> None:
+        self._scores = {}
+        self._recording = self.timetable.grow == "gradient" and self.timetable.due(self.steps + 1)
+
+    @torch.no_grad()
+    def step(self) -> ExplorationReport | None:
+        """Count one training step, explore if one is due, and multiply the weights by their masks.
+
+        Raises:
+            TopologyError: if weights or gradients are NaN or infinite; nothing has been changed then.
+        """
+        self.steps += 1
+        if not self.timetable.due(self.steps):
+            for name, parameter in self.parameters.items():
+                parameter.mul_(self.masks[name])
+            self._arm()
+            return None
+        fraction = self.timetable.drop_fraction(self.steps)
+        before = self.generator.get_state()
+        try:
+            plans = {name: self._plan(name, p, fraction) for name, p in self.parameters.items()}
+        except TopologyError:
+            self.generator.set_state(before)
+            self._arm()
+            raise
+        layers = {}
+        for name, (mask, pruned, regrown) in plans.items():
+            parameter, old = self.parameters[name], self.masks[name]
+            self._reset_state(parameter, old & mask)
+            parameter.mul_(old & mask)
+            self.masks[name] = mask
+            self.ever_active[name] |= mask
+            layers[name] = LayerReport(
+                pruned=pruned, grown=pruned, regrown=regrown, nnz=int(mask.sum()), numel=mask.numel(),
+                ever_active=float(self.ever_active[name].float().mean()),
+            )  # fmt: skip
+        self._arm()
+        return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
+
+    def _plan(self, name: str, parameter: Tensor, fraction: float) -> tuple[Tensor, int, int]:
+        """New mask, number pruned, number of them grown at once; by plain sorts of dense tensors."""
+        old, scores = self.masks[name], self._scores.get(name)
+        nnz = int(old.sum())
+        random = self.timetable.grow == "random"
+        if nnz == old.numel() or (scores is None and not random):
+            return old, 0, 0
+        active = torch.nonzero(old.view(-1)).view(-1)
+        magnitude = parameter.detach().reshape(-1)[active].abs()
+        if not bool(torch.isfinite(magnitude).all()):
+            raise TopologyError(f"weights of {name} are NaN or infinite: nothing was rewritten")
+        if scores is not None and not bool(torch.isfinite(scores).all()):
+            raise TopologyError(f"the gradient of {name} is NaN or infinite: nothing was rewritten")
+        k = math.ceil(fraction * nnz)
+        pruned = active[smallest(magnitude, k)]
+        mask = old.view(-1).clone()
+        mask[pruned] = False
+        if scores is not None:
+            candidates = scores.abs().view(-1).masked_fill(mask, 0)
+            count = min(k, int((candidates > 0).sum()))
+            mask[largest(candidates, count)] = True
+        fill = nnz - int(mask.sum())
+        if fill:
+            free = ~mask
+            row = self._skip_row.get(name)
+            if row is not None:
+                free.view(old.shape)[row] = False
+            places = torch.nonzero(free).view(-1)
+            ranks = torch.cat(list(sample_ranks(places.numel(), fill, self.generator)))
+            mask[places[ranks.to(places.device)]] = True
+        return mask.view(old.shape), k, int(mask[pruned].sum())
+
+    def _reset_state(self, parameter: Tensor, survivors: Tensor) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if any(p is parameter for p in group["params"]):
+                    for key, state in optimizer.state.get(parameter, {}).items():
+                        if isinstance(state, Tensor) and state.dim() and state.shape == parameter.shape:
+                            state[~survivors] = fresh_state(group, key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continuing needs."""
+        return {
+            "steps": self.steps,
+            "generator": self.generator.get_state(),
+            "timetable": self.timetable.settings(),
+            "masks": dict(self.masks),
+            "ever_active": dict(self.ever_active),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict()``."""
+        self.timetable.expect(state["timetable"])
+        expect_names(state["masks"], self.masks)
+        for name, mask in self.masks.items():
+            mask.copy_(state["masks"][name])
+            self.ever_active[name].copy_(state["ever_active"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.steps = int(state["steps"])
+        self._arm()

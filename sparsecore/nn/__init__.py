@@ -1,0 +1,22 @@
+"""Modules with sparse weights, and the conversion of models to and from them."""
+
+from sparsecore.nn.base import SparseModule, weight_parameter
+from sparsecore.nn.bias import SparseBias
+from sparsecore.nn.convert import densify, sparsify
+from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
+from sparsecore.nn.graph import Graph, normalized_bipartite, propagate_mean
+from sparsecore.nn.linear import SparseLinear
+
+__all__ = [
+    "Graph",
+    "SparseBias",
+    "SparseEmbedding",
+    "SparseEmbeddingBag",
+    "SparseLinear",
+    "SparseModule",
+    "densify",
+    "normalized_bipartite",
+    "propagate_mean",
+    "sparsify",
+    "weight_parameter",
+]

@@ -1,0 +1,180 @@
+"""What every module with a sparse weight has in common: values, indices, conversion, checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore.errors import ConversionError, PatternError
+from sparsecore.pattern import Pattern
+from sparsecore.topology.use import Recorder, Use
+
+__all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
+
+
+class SparseModule(nn.Module):
+    """A module with one sparse weight of shape ``(rows, cols)`` and a constant number of nonzeros.
+
+    Attributes:
+        values: ``nn.Parameter``, shape ``(nnz,)``: the stored weights, row-major, ascending columns. It is never
+            replaced: a topology update writes into it, so optimizers keep holding it.
+        crow_indices: buffer, shape ``(rows + 1,)``: row pointers.
+        col_indices: buffer, shape ``(nnz,)``: columns, in the narrowest integer type.
+    """
+
+    values: nn.Parameter
+    crow_indices: Tensor
+    col_indices: Tensor
+    _recorder: Recorder | None
+
+    def __init__(
+        self, pattern: Pattern, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self._shape = pattern.shape
+        self._recorder = None
+        pattern = pattern if device is None else pattern.to(device)
+        self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
+        self.register_buffer("crow_indices", pattern.crow)
+        self.register_buffer("col_indices", pattern.col)
+
+    # ---- what is stored
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (rows, cols) of the weight."""
+        return self._shape
+
+    @property
+    def pattern(self) -> Pattern:
+        """The index set, as a view of the buffers."""
+        return Pattern(self.crow_indices, self.col_indices, self._shape)
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored weights; constant for the life of the module."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """``nnz / (rows * cols)``."""
+        return self.nnz / (self._shape[0] * self._shape[1])
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a ``torch.sparse_csr`` matrix, for reading: it shares the values, detached from autograd."""
+        return self.pattern.to_csr(self.values.detach())
+
+    @property
+    def empty_row(self) -> int | None:
+        """A row that must stay without nonzeros (an embedding's padding row)."""
+        return None
+
+    def check_invariants(self) -> None:
+        """Verify the index set and the values against each other, in O(nnz).
+
+        Raises:
+            PatternError: naming the first invariant that does not hold.
+        """
+        self._check_weight(self.pattern, self.values)
+
+    def _check_weight(self, pattern: Pattern, values: Tensor) -> None:
+        pattern.check(values)
+        if values.numel() != self.nnz:
+            raise PatternError(
+                f"expected nnz = {self.nnz} values, got {values.numel()}: the densities differ"
+            )
+        row = self.empty_row
+        if row is not None and int(pattern.crow[row + 1]) != int(pattern.crow[row]):
+            raise PatternError(f"the padding row {row} must be empty, but it holds nonzeros")
+
+    # ---- hooks for the topology
+
+    def _record(self, output: Tensor, use: Use) -> Tensor:
+        """While an exploration is due, keep what the growth scores need: this use and its output gradient."""
+        if self._recorder is not None and output.requires_grad:
+            self._recorder.watch(output, use)
+        return output
+
+    # ---- saving and loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was recorded for an exploration belongs to the run, not to the module.
+        return {**self.__dict__, "_recorder": None}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Refuse a damaged or partial weight before anything is copied: kernels read without bounds checks."""
+        names = ("crow_indices", "col_indices", "values")
+        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        try:
+            if 0 < len(found) < len(names):
+                raise PatternError(f"{', '.join(names)} belong together, got only {', '.join(found)}")
+            if found and not any(tensor.is_meta for tensor in found.values()):
+                pattern = Pattern(found["crow_indices"], found["col_indices"], self._shape)
+                self._check_weight(pattern, found["values"])
+        except PatternError as error:
+            error_msgs.append(f"{prefix.rstrip('.') or 'module'}: {error}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _shape_repr(self) -> str:
+        return f"nnz={self.nnz}, density={self.density:.4g}"
+
+
+def weight_parameter(module: nn.Module) -> nn.Parameter:
+    """The trainable weight of a sparse or a dense module: ``values`` or ``weight``.
+
+    One initialiser can serve both: ``nn.init.normal_(weight_parameter(layer), std=0.01)``. Initialisers that read
+    the fan-in from the tensor's shape (Xavier, Kaiming) need it computed from the dense shape instead.
+    """
+    parameter = module.values if isinstance(module, SparseModule) else getattr(module, "weight", None)
+    if not isinstance(parameter, nn.Parameter):
+        raise ConversionError(f"{type(module).__name__} has no weight parameter")
+    return parameter
+
+
+def magnitude_pattern(
+    weight: Tensor, density: float | None, mask: Tensor | None, skip_row: int | None = None
+) -> Pattern:
+    """Index set for an existing dense weight: a given mask, or the exactly nnz largest magnitudes (ties by position).
+
+    A row to skip (an embedding's padding row) stays empty.
+    """
+    from sparsecore.pattern import exact_nnz
+    from sparsecore.topology.select import largest
+
+    if (density is None) == (mask is None):
+        raise ConversionError("give either density= (keeps the largest magnitudes) or mask=, and not both")
+    rows, cols = weight.shape
+    if mask is not None:
+        if mask.shape != weight.shape:
+            raise ConversionError(
+                f"mask must have the weight's shape {(rows, cols)}, got {tuple(mask.shape)}"
+            )
+        if skip_row is not None:
+            mask = mask.clone()
+            mask[skip_row] = False
+        pattern = Pattern.from_mask(mask)
+        if pattern.nnz == 0:
+            raise ConversionError(
+                "the mask keeps no weight at all; leave this module dense or keep at least one"
+            )
+        return pattern
+    assert density is not None
+    nnz = exact_nnz((rows, cols), density)
+    magnitude = weight.detach().abs()
+    if bool(magnitude.isnan().any()):
+        raise ConversionError("the weight holds NaN, which has no magnitude to keep the largest of")
+    if skip_row is not None:
+        magnitude[skip_row] = -1  # behind every other
+        nnz = min(nnz, (rows - 1) * cols)
+    keep = largest(magnitude.reshape(-1), nnz)
+    row = keep.div(cols, rounding_mode="floor")
+    return Pattern.from_coo(row, keep - row * cols, (rows, cols))

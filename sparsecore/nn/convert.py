@@ -1,0 +1,182 @@
+"""Sparse modules in place of dense ones, in an existing model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore.errors import ConversionError
+from sparsecore.nn.base import SparseModule
+from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
+from sparsecore.nn.linear import SparseLinear
+from sparsecore.pattern import Pattern, exact_nnz
+from sparsecore.topology.init import allocate
+
+__all__ = ["densify", "sparsify"]
+
+_CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
+    nn.Linear: SparseLinear.from_dense,
+    nn.Embedding: SparseEmbedding.from_dense,
+    nn.EmbeddingBag: SparseEmbeddingBag.from_dense,
+}
+
+
+def sparsify(
+    model: nn.Module,
+    density: float,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    *,
+    distribution: str = "uniform",
+    keep: str = "random",
+    bias_density: float | None = None,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Swap the linear layers and tables of a model for sparse ones, in place; returns the model.
+
+    Build the optimizer *afterwards*: the dense parameters are gone. Modules of exactly the types ``nn.Linear``,
+    ``nn.Embedding`` and ``nn.EmbeddingBag`` are swapped; subclasses are left alone, since their code may read
+    ``weight`` itself. Stored weights keep the values that the model has now. If the model *is* such a module, the
+    sparse one is returned.
+
+    Args:
+        model: any module.
+        density: overall fraction of the swapped weights that is stored, in (0, 1].
+        include: shell patterns of module names to swap (``"encoder.*"``); all if absent.
+        exclude: shell patterns of module names to leave dense; wins over ``include``.
+        distribution: how the density is shared out between layers: ``"uniform"``, ``"er"`` or ``"erk"``
+            (see `sparsecore.topology.allocate`).
+        keep: which weights stay: ``"random"`` (for training from the start) or ``"magnitude"`` (for a trained model).
+        bias_density: store biases of linear layers sparse at this density; they stay dense if absent.
+        generator: CPU generator for ``keep="random"``.
+
+    Raises:
+        DensityError: density outside (0, 1], or so low that a weight would store nothing.
+        ConversionError: if no module is left to swap, a module has an option without a sparse form, or a weight is
+            shared between modules (exclude them). Nothing is swapped in any of these cases.
+
+    Example:
+        >>> model = sparsify(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 0.25, exclude="2")
+    """
+    if keep not in ("random", "magnitude"):
+        raise ConversionError(f"keep must be 'random' or 'magnitude', got {keep!r}")
+    chosen = list(_choose(model, include, exclude))
+    if not chosen:
+        raise ConversionError(_nothing(model, include, exclude))
+    _refuse_shared(model, chosen)
+    shapes = [(_weight(module).shape[0], _weight(module).shape[1]) for _, module in chosen]
+    densities = allocate(shapes, density, distribution)
+    swapped: dict[int, SparseModule] = {}
+    for (name, module), shape, share in zip(chosen, shapes, densities, strict=True):
+        options: dict[str, float] = {}
+        if isinstance(module, nn.Linear) and bias_density is not None:
+            options["bias_density"] = bias_density
+        convert = _CONVERTERS[type(module)]
+        try:
+            if keep == "magnitude":
+                swapped[id(module)] = convert(module, density=share, **options)
+            else:
+                pattern = Pattern.random(
+                    shape,
+                    nnz=exact_nnz(shape, share),
+                    skip_row=getattr(module, "padding_idx", None),
+                    generator=generator,
+                )
+                swapped[id(module)] = convert(
+                    module, mask=pattern.to_mask().to(_weight(module).device), **options
+                )
+        except ConversionError as error:
+            raise ConversionError(f"{name or 'the model'}: {error}") from None
+    return _swap(model, lambda module: swapped.get(id(module)))
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Swap every sparse module of a model for its dense form, in place; returns the model.
+
+    Raises:
+        ConversionError: if the model has no sparse module.
+    """
+    if not any(isinstance(module, SparseModule) for module in model.modules()):
+        raise ConversionError("the model has no sparse module to make dense")
+    dense: dict[int, nn.Module] = {}
+
+    def replacement(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, (SparseLinear, SparseEmbedding, SparseEmbeddingBag)):
+            if id(module) not in dense:
+                dense[id(module)] = module.to_dense()
+            return dense[id(module)]
+        return None
+
+    return _swap(model, replacement)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _choose(
+    model: nn.Module, include: str | Iterable[str] | None, exclude: str | Iterable[str] | None
+) -> Iterator[tuple[str, nn.Module]]:
+    wanted, unwanted = _patterns(include, ["*"]), _patterns(exclude, [])
+    for name, module in model.named_modules():
+        if type(module) not in _CONVERTERS:
+            continue
+        if any(fnmatchcase(name, p) for p in wanted) and not any(fnmatchcase(name, p) for p in unwanted):
+            yield name, module
+
+
+def _patterns(given: str | Iterable[str] | None, default: list[str]) -> list[str]:
+    if given is None:
+        return default
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _nothing(model: nn.Module, include: object, exclude: object) -> str:
+    names = [name or "(the model itself)" for name, m in model.named_modules() if type(m) in _CONVERTERS]
+    if any(isinstance(module, SparseModule) for module in model.modules()):
+        return "the model has no dense linear layer or table left to make sparse; it is sparse already"
+    if not names:
+        return "the model has no nn.Linear, nn.Embedding or nn.EmbeddingBag to make sparse"
+    return (
+        f"include={include!r} and exclude={exclude!r} leave no module to make sparse; "
+        f"candidates are {', '.join(names[:20])}"
+    )
+
+
+def _refuse_shared(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> None:
+    owners: dict[int, list[str]] = {}
+    for module_name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module_name)
+    for _, module in chosen:
+        names = owners[id(module.weight)]
+        if len(names) > 1:
+            raise ConversionError(
+                f"the modules {', '.join(names)} share one weight; making one sparse would part them: exclude them"
+            )
+
+
+def _swap(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    whole = replacement(model)
+    if whole is not None:
+        return whole
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            new = replacement(child) if child is not None else None
+            if new is not None:
+                setattr(parent, name, new)
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, SparseModule):
+                    # Its inference fast path hands the layers' weights to one fused dense kernel.
+                    parent.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(m, SparseModule) for m in module.modules()
+        ):
+            # With a padding mask it hands its layers nested tensors, for that fused kernel.
+            module.use_nested_tensor = False
+    return model

@@ -1,0 +1,150 @@
+"""Graphs, and propagation of dense or sparse embeddings over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsecore import ops
+from sparsecore.errors import PatternError, SparsecoreError
+from sparsecore.nn.embedding import SparseEmbedding
+from sparsecore.pattern import pointer_dtype
+from sparsecore.topology.use import PropagateUse
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+__all__ = ["Graph", "normalized_bipartite", "propagate_mean"]
+
+
+class Graph(nn.Module):
+    """A weighted graph A in CSR with int32 indices, as buffers that are not saved with the model.
+
+    ``graph(x)`` is ``A x``. The transpose, needed for gradients, is kept only if the graph is not symmetric.
+    """
+
+    def __init__(self, matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        source: Any = matrix
+        csr = source.tocsr(copy=True)
+        if csr.shape[0] != csr.shape[1]:
+            raise PatternError(f"a graph is a square matrix, got {csr.shape}")
+        csr.sum_duplicates()
+        if not np.isfinite(csr.data).all():
+            raise PatternError("the graph has NaN or infinite weights")
+        transpose = csr.T.tocsr()
+        transpose.sum_duplicates()
+        self.symmetric = bool((csr != transpose).nnz == 0)
+        self._add("", csr, dtype)
+        if not self.symmetric:
+            self._add("_t", transpose, dtype)
+        self.n_nodes = csr.shape[0]
+
+    def _add(self, suffix: str, csr: Any, dtype: torch.dtype) -> None:
+        pointers = pointer_dtype(csr.nnz)
+        for name, data, kind in (
+            ("crow", csr.indptr, pointers),
+            ("col", csr.indices, torch.int32),
+            ("edge_weight", csr.data, dtype),
+        ):
+            self.register_buffer(name + suffix, torch.from_numpy(np.array(data)).to(kind), persistent=False)
+
+    @classmethod
+    def from_scipy(cls, matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> Graph:
+        """From any scipy.sparse matrix; duplicates are added up.
+
+        Raises:
+            PatternError: if it is not square, or has weights that are not finite.
+        """
+        return cls(matrix, dtype)
+
+    @property
+    def n_edges(self) -> int:
+        """Stored entries of A."""
+        return int(self.get_buffer("col").numel())
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """A and its transpose as six arrays, in the order of ``ops.propagate``."""
+        forward = tuple(self.get_buffer(name) for name in ("crow", "col", "edge_weight"))
+        if self.symmetric:
+            return forward + forward
+        return forward + tuple(self.get_buffer(name) for name in ("crow_t", "col_t", "edge_weight_t"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``A x``: (n_nodes, d) -> (n_nodes, d); ``n_edges * d`` multiply-adds, and as many backward."""
+        _check_rows(x.shape[0], self)
+        return ops.propagate(*self.arrays(), x)
+
+    def extra_repr(self) -> str:
+        return f"n_nodes={self.n_nodes}, n_edges={self.n_edges}, symmetric={self.symmetric}"
+
+
+def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> Graph:
+    """Graph over users and items of an interaction matrix R, ``D^-1/2 [[0, R], [R^T, 0]] D^-1/2``.
+
+    Users come first, then items; D are the degrees. Nodes without interactions keep empty rows. This is the adjacency
+    of LightGCN (He et al., SIGIR 2020), without self-loops.
+
+    Args:
+        matrix: (users, items), any weights (the degrees are their sums).
+        dtype: of the edge weights.
+    """
+    import scipy.sparse
+
+    source: Any = matrix
+    ratings = source.tocoo().astype(np.float64)
+    if not np.isfinite(ratings.data).all():
+        raise PatternError("the interactions have NaN or infinite weights")
+    scale = [np.zeros(n) for n in ratings.shape]
+    for axis, factor in enumerate(scale):
+        degree = np.asarray(ratings.sum(axis=1 - axis)).ravel()
+        np.power(degree, -0.5, where=degree > 0, out=factor)
+    # Scaled before it is mirrored: the two halves then agree to the last bit, and the transpose need not be kept.
+    ratings.data *= scale[0][ratings.row] * scale[1][ratings.col]
+    adjacency: Any = scipy.sparse.block_array([[None, ratings], [ratings.T, None]], format="csr")
+    return Graph(adjacency, dtype)
+
+
+def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int) -> Tensor:
+    """``(E + A E + .. + A^hops E) / (hops + 1)`` for the table's rows E: dense, (n_nodes, d).
+
+    For a sparse table the first hop reads its nonzeros only and no dense copy of the table is made; hops after the
+    first are dense, because one hop fills the embeddings in. Forward, one hop is live at a time.
+
+    Multiply-adds: ``hops * n_edges * d`` for a dense table; for a sparse one the first hop costs the table's nonzeros
+    instead (about ``density * n_edges * d``). Backward ``hops * n_edges * d`` either way.
+
+    Source: He et al., LightGCN, SIGIR 2020, equations 7 and 8 with equal weights.
+
+    Raises:
+        SparsecoreError: if the table does not have one row for each node, or ``hops < 1``, or it accumulates rows.
+    """
+    if hops < 1:
+        raise SparsecoreError(f"hops must be at least 1, got {hops}")
+    _check_rows(table.num_embeddings, graph)
+    if isinstance(table, SparseEmbedding):
+        if table.accumulator is not None:
+            raise SparsecoreError(
+                "accumulate_rows sums looked-up rows only; leave it out of a propagated table"
+            )
+        arrays = graph.arrays()
+        output = ops.propagate_mean(
+            *arrays, table.values, table.crow_indices, table.col_indices, table.embedding_dim, hops
+        )
+        if table._recorder is not None:
+            table._record(output, PropagateUse(arrays, hops))
+        return output
+    total = table.weight
+    for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
+        total = table.weight + graph(total)
+    return total / (hops + 1)
+
+
+def _check_rows(rows: int, graph: Graph) -> None:
+    if rows != graph.n_nodes:
+        raise SparsecoreError(
+            f"expected one row for each of the {graph.n_nodes} nodes of the graph, got {rows}"
+        )

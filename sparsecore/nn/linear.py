@@ -1,0 +1,148 @@
+"""Linear layer with a sparse weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore import ops
+from sparsecore.errors import ConversionError, SparsecoreError
+from sparsecore.nn.base import SparseModule, magnitude_pattern
+from sparsecore.nn.bias import SparseBias
+from sparsecore.pattern import Pattern
+from sparsecore.topology.use import LinearUse
+
+__all__ = ["SparseLinear"]
+
+
+class SparseLinear(SparseModule):
+    """``y = x W^T + b`` with W stored as nnz values and their index set: ``torch.nn.Linear`` with ``density=``.
+
+    Args:
+        in_features: columns of W.
+        out_features: rows of W.
+        bias: add a dense bias of ``out_features`` numbers.
+        device, dtype: as in torch.
+        density: fraction of W that is stored, in (0, 1]; ``nnz = round(density * rows * cols)`` exactly.
+        bias_density: store the bias sparse too, at this density (the DSL authors prune biases).
+        generator: CPU generator of the index set and of the values.
+
+    Shapes: x ``(*, in_features)`` -> y ``(*, out_features)``. Work: ``nnz`` multiply-adds per sample, forward, and
+    twice that backward (none for dX where x needs no gradient). Initialised as ``nn.Linear`` is (uniform in
+    ``+-1/sqrt(in_features)``), without rescaling for the density.
+
+    Raises:
+        DensityError: density outside (0, 1], or so low that nothing is stored.
+
+    Example:
+        >>> layer = SparseLinear(600, 20000, density=0.1)
+        >>> layer.nnz
+        1200000
+    """
+
+    bias: nn.Parameter | SparseBias | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: float,
+        bias_density: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        pattern = Pattern.random((out_features, in_features), density, generator=generator)
+        super().__init__(pattern, device, dtype)
+        self.in_features = in_features
+        self.out_features = out_features
+        if not bias:
+            self.bias = None
+        elif bias_density is None:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.bias = SparseBias(out_features, device, dtype, density=bias_density, generator=generator)
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and bias anew, as ``nn.Linear`` does; the index set stays."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.values, -bound, bound, generator=generator)
+        if self.bias is not None:
+            bias = self.bias.values if isinstance(self.bias, SparseBias) else self.bias
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (*, in_features) -> (*, out_features)."""
+        if input.shape[-1] != self.in_features:
+            raise SparsecoreError(
+                f"expected input with {self.in_features} features in its last dimension, got shape {tuple(input.shape)}"
+            )
+        flat = input.reshape(-1, self.in_features)
+        output = ops.spmm(self.values, self.crow_indices, self.col_indices, flat)
+        if self._recorder is not None:
+            self._record(output, LinearUse(flat))
+        if isinstance(self.bias, SparseBias):
+            output = self.bias(output)
+        elif self.bias is not None:
+            output = output + self.bias
+        return output.view(*input.shape[:-1], self.out_features)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Linear,
+        *,
+        density: float | None = None,
+        mask: Tensor | None = None,
+        bias_density: float | None = None,
+    ) -> SparseLinear:
+        """The sparse form of a dense layer: its largest magnitudes, or the weights under a mask. Values are copied.
+
+        Raises:
+            ConversionError: if both or neither of density and mask are given, or the mask's shape is wrong.
+        """
+        if not isinstance(module, nn.Linear):
+            raise ConversionError(f"SparseLinear.from_dense needs an nn.Linear, got {type(module).__name__}")
+        weight = module.weight.detach()
+        pattern = magnitude_pattern(weight, density, mask)
+        layer = cls.__new__(cls)
+        SparseModule.__init__(layer, pattern, weight.device, weight.dtype)
+        layer.in_features, layer.out_features = module.in_features, module.out_features
+        layer.bias = None
+        with torch.no_grad():
+            layer.values.copy_(weight.reshape(-1)[pattern.positions()])
+            if module.bias is not None and bias_density is not None:
+                layer.bias = SparseBias.from_dense(module.bias, density=bias_density)
+                layer.bias.values.requires_grad_(module.bias.requires_grad)
+            elif module.bias is not None:
+                layer.bias = nn.Parameter(module.bias.detach().clone(), module.bias.requires_grad)
+        layer.values.requires_grad_(module.weight.requires_grad)
+        layer.train(module.training)
+        return layer
+
+    def to_dense(self) -> nn.Linear:
+        """An ``nn.Linear`` with the same weights, zeros where nothing is stored."""
+        dense = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, self.values.device, self.values.dtype
+        )
+        with torch.no_grad():
+            dense.weight.copy_(self.pattern.to_dense(self.values))
+            if isinstance(self.bias, SparseBias):
+                dense.bias.copy_(self.bias.to_dense())
+                dense.bias.requires_grad_(self.bias.values.requires_grad)
+            elif self.bias is not None:
+                dense.bias.copy_(self.bias)
+                dense.bias.requires_grad_(self.bias.requires_grad)
+        dense.weight.requires_grad_(self.values.requires_grad)
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, {self._shape_repr()}"
+        )

@@ -1,0 +1,152 @@
+"""Rows of a sparse table: looked up, or summed with weights; and their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecore.backends import load
+from sparsecore.ops.operator import WEIGHT, check_ids, nonzeros_of, operator, same_dtype
+
+__all__ = ["bag", "bag_dot", "bag_grad", "gather", "scatter_grad"]
+
+
+def _gather(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, n_cols: int) -> Tensor:
+    check_ids(ids, crow.numel() - 1)
+    return load(values.device).gather(values, crow, col, ids, n_cols)
+
+
+def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, crow, col, ids, _ = inputs
+    ctx.save_for_backward(crow, col, ids)
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return scatter_grad(*ctx.saved_tensors, grad), None, None, None, None
+
+
+gather = operator(
+    f"gather({WEIGHT}, Tensor ids, int n_cols) -> Tensor",
+    _gather,
+    fake=lambda values, crow, col, ids, n_cols: values.new_empty((ids.shape[0], n_cols)),
+    setup=_gather_setup,
+    backward=_gather_backward,
+    macs=lambda *args: 0,
+)
+
+
+def _scatter_grad(crow: Tensor, col: Tensor, ids: Tensor, grad: Tensor) -> Tensor:
+    entries = torch.arange(ids.numel(), device=ids.device)
+    return load(grad.device).bag_grad(crow, col, ids, entries, grad.new_ones(ids.numel()), grad)
+
+
+def _scatter_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    crow, col, ids, grad = inputs
+    ctx.save_for_backward(crow, col, ids)
+    ctx.n_cols = grad.shape[1]
+
+
+def _scatter_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return None, None, None, gather(grad, *ctx.saved_tensors, ctx.n_cols)
+
+
+scatter_grad = operator(
+    "scatter_grad(Tensor crow, Tensor col, Tensor ids, Tensor grad) -> Tensor",
+    _scatter_grad,
+    fake=lambda crow, col, ids, grad: grad.new_empty((col.shape[0],)),
+    setup=_scatter_grad_setup,
+    backward=_scatter_grad_backward,
+    macs=lambda *args: 0,
+)
+
+
+def _bags(offsets: Tensor, n_entries: int) -> Tensor:
+    """Bag of every entry, int64."""
+    return torch.repeat_interleave(offsets[1:] - offsets[:-1], output_size=n_entries)
+
+
+def _bag(
+    values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, n_cols: int
+) -> Tensor:
+    same_dtype("bag", values=values, weights=weights)
+    check_ids(ids, crow.numel() - 1)
+    return load(values.device).bag(values, crow, col, ids, offsets, weights, n_cols)
+
+
+def _bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, crow, col, ids, offsets, weights, _ = inputs
+    # The values are needed for the gradient of the weights alone.
+    ctx.save_for_backward(values if weights.requires_grad else None, crow, col, ids, offsets, weights)
+
+
+def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, ids, offsets, weights = ctx.saved_tensors
+    d_values = bag_grad(crow, col, ids, offsets, weights, grad) if ctx.needs_input_grad[0] else None
+    d_weights = bag_dot(values, crow, col, ids, offsets, grad) if ctx.needs_input_grad[5] else None
+    return d_values, None, None, None, None, d_weights, None
+
+
+bag = operator(
+    f"bag({WEIGHT}, Tensor ids, Tensor offsets, Tensor weights, int n_cols) -> Tensor",
+    _bag,
+    fake=lambda values, crow, col, ids, offsets, weights, n_cols: values.new_empty(
+        (offsets.shape[0] - 1, n_cols)
+    ),
+    setup=_bag_setup,
+    backward=_bag_backward,
+    macs=lambda values, crow, col, ids, *rest: nonzeros_of(crow, ids),
+)
+
+
+def _bag_grad(
+    crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor
+) -> Tensor:
+    return load(grad.device).bag_grad(crow, col, ids, _bags(offsets, ids.numel()), weights, grad)
+
+
+def _bag_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _bag_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    crow, col, ids, offsets, weights, outer = ctx.saved_tensors
+    d_weights = bag_dot(grad, crow, col, ids, offsets, outer) if ctx.needs_input_grad[4] else None
+    d_outer = bag(grad, crow, col, ids, offsets, weights, outer.shape[1]) if ctx.needs_input_grad[5] else None
+    return None, None, None, None, d_weights, d_outer
+
+
+bag_grad = operator(
+    "bag_grad(Tensor crow, Tensor col, Tensor ids, Tensor offsets, Tensor weights, Tensor grad) -> Tensor",
+    _bag_grad,
+    fake=lambda crow, col, ids, offsets, weights, grad: grad.new_empty((col.shape[0],)),
+    setup=_bag_grad_setup,
+    backward=_bag_grad_backward,
+    macs=lambda crow, col, ids, *rest: nonzeros_of(crow, ids),
+)
+
+
+def _bag_dot(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, grad: Tensor) -> Tensor:
+    return load(grad.device).bag_dot(values, crow, col, ids, _bags(offsets, ids.numel()), grad)
+
+
+def _bag_dot_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _bag_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, ids, offsets, outer = ctx.saved_tensors
+    d_values = bag_grad(crow, col, ids, offsets, grad, outer) if ctx.needs_input_grad[0] else None
+    d_outer = bag(values, crow, col, ids, offsets, grad, outer.shape[1]) if ctx.needs_input_grad[5] else None
+    return d_values, None, None, None, None, d_outer
+
+
+bag_dot = operator(
+    f"bag_dot({WEIGHT}, Tensor ids, Tensor offsets, Tensor grad) -> Tensor",
+    _bag_dot,
+    fake=lambda values, crow, col, ids, offsets, grad: values.new_empty((ids.shape[0],)),
+    setup=_bag_dot_setup,
+    backward=_bag_dot_backward,
+    macs=lambda values, crow, col, ids, *rest: nonzeros_of(crow, ids),
+)

@@ -1,0 +1,126 @@
+"""Propagation over a graph A (crow, col, weight) whose transpose (crow_t, col_t, weight_t) serves the gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecore.backends import load
+from sparsecore.ops.operator import GRAPH, nonzeros_of, operator, same_dtype
+
+__all__ = ["propagate", "propagate_mean", "propagate_mean_grad"]
+
+
+def _propagate(
+    crow: Tensor, col: Tensor, weight: Tensor, crow_t: Tensor, col_t: Tensor, weight_t: Tensor, x: Tensor
+) -> Tensor:
+    same_dtype("propagate", weight=weight, x=x)
+    return load(x.device).propagate(crow, col, weight, x)
+
+
+def _propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+
+
+def _propagate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a = ctx.saved_tensors
+    return None, None, None, None, None, None, propagate(*a[3:], *a[:3], grad)
+
+
+propagate = operator(
+    f"propagate({GRAPH}, Tensor x) -> Tensor",
+    _propagate,
+    fake=lambda crow, col, weight, crow_t, col_t, weight_t, x: x.new_empty((crow.shape[0] - 1, x.shape[1])),
+    setup=_propagate_setup,
+    backward=_propagate_backward,
+    macs=lambda crow, col, weight, crow_t, col_t, weight_t, x: col.shape[0] * x.shape[1],
+)
+
+
+def _propagate_mean(
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    crow_t: Tensor,
+    col_t: Tensor,
+    weight_t: Tensor,
+    values: Tensor,
+    table_crow: Tensor,
+    table_col: Tensor,
+    n_cols: int,
+    hops: int,
+) -> Tensor:
+    """Horner's rule: E + A(E + A(E + ..)). One hop is live at a time, and the first reads E's nonzeros only."""
+    same_dtype("propagate_mean", weight=weight, values=values)
+    kernels = load(values.device)
+    table = (values, table_crow, table_col)
+    out = kernels.propagate_table(crow, col, weight, *table, n_cols)
+    for _ in range(hops - 1):
+        out = kernels.propagate(crow, col, weight, kernels.add_rows_(out, *table))
+    return kernels.add_rows_(out, *table).div_(hops + 1)
+
+
+def _mean_macs(crow: Tensor, col: Tensor, *rest: Any) -> int:
+    """First hop: the table's nonzeros that the graph reads; every further hop: nnz(A) d."""
+    table_crow, n_cols, hops = rest[5], rest[7], rest[8]
+    return nonzeros_of(table_crow, col.to(torch.int64)) + (hops - 1) * col.shape[0] * n_cols
+
+
+def _propagate_mean_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6], *inputs[7:9])
+    ctx.hops = inputs[10]
+
+
+def _propagate_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*[None] * 6, propagate_mean_grad(*ctx.saved_tensors, grad, ctx.hops), *[None] * 4)
+
+
+propagate_mean = operator(
+    f"propagate_mean({GRAPH}, Tensor values, Tensor table_crow, Tensor table_col, int n_cols, int hops) -> Tensor",
+    _propagate_mean,
+    fake=lambda *args: args[6].new_empty((args[0].shape[0] - 1, args[9])),
+    setup=_propagate_mean_setup,
+    backward=_propagate_mean_backward,
+    macs=_mean_macs,
+)
+
+
+def _propagate_mean_grad(
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    crow_t: Tensor,
+    col_t: Tensor,
+    weight_t: Tensor,
+    table_crow: Tensor,
+    table_col: Tensor,
+    grad: Tensor,
+    hops: int,
+) -> Tensor:
+    kernels = load(grad.device)
+    out = grad
+    for _ in range(hops):
+        out = kernels.propagate(crow_t, col_t, weight_t, out).add_(grad)
+    return kernels.sample(table_crow, table_col, out).div_(hops + 1)
+
+
+def _propagate_mean_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.n_cols, ctx.hops = inputs[8].shape[1], inputs[9]
+
+
+def _propagate_mean_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *graph, table_crow, table_col = ctx.saved_tensors
+    return (*[None] * 8, propagate_mean(*graph, grad, table_crow, table_col, ctx.n_cols, ctx.hops), None)
+
+
+propagate_mean_grad = operator(
+    f"propagate_mean_grad({GRAPH}, Tensor table_crow, Tensor table_col, Tensor grad, int hops) -> Tensor",
+    _propagate_mean_grad,
+    fake=lambda *args: args[8].new_empty((args[7].shape[0],)),
+    setup=_propagate_mean_grad_setup,
+    backward=_propagate_mean_grad_backward,
+    macs=lambda *args: args[9] * args[1].shape[0] * args[8].shape[1],
+)

@@ -1,0 +1,91 @@
+"""Products of a sparse weight with dense activations. Callers see to it that x has the weight's number of columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sparsecore.backends import load
+from sparsecore.ops.operator import WEIGHT, check_rows, operator, same_dtype
+
+__all__ = ["sddmm", "spmm", "spmm_t"]
+
+
+def _spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+    same_dtype("spmm", values=values, x=x)
+    return load(values.device).spmm(values, crow, col, x)
+
+
+def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, crow, col, x = inputs[:4]
+    # Each gradient needs the other factor only.
+    ctx.save_for_backward(values if x.requires_grad else None, crow, col, x if values.requires_grad else None)
+    ctx.n_cols = x.shape[1]
+
+
+def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, x = ctx.saved_tensors
+    d_values = sddmm(crow, col, grad, x) if ctx.needs_input_grad[0] else None
+    d_x = spmm_t(values, crow, col, grad, ctx.n_cols) if ctx.needs_input_grad[3] else None
+    return d_values, None, None, d_x
+
+
+spmm = operator(
+    f"spmm({WEIGHT}, Tensor x) -> Tensor",
+    _spmm,
+    fake=lambda values, crow, col, x: x.new_empty((x.shape[0], crow.shape[0] - 1)),
+    setup=_product_setup,
+    backward=_spmm_backward,
+    macs=lambda values, crow, col, x: x.shape[0] * col.shape[0],
+)
+
+
+def _spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) -> Tensor:
+    same_dtype("spmm_t", values=values, dy=dy)
+    check_rows("spmm_t", crow, dy)
+    return load(values.device).spmm_t(values, crow, col, dy, n_cols)
+
+
+def _spmm_t_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, dy = ctx.saved_tensors
+    d_values = sddmm(crow, col, dy, grad) if ctx.needs_input_grad[0] else None
+    d_dy = spmm(values, crow, col, grad) if ctx.needs_input_grad[3] else None
+    return d_values, None, None, d_dy, None
+
+
+spmm_t = operator(
+    f"spmm_t({WEIGHT}, Tensor dy, int n_cols) -> Tensor",
+    _spmm_t,
+    fake=lambda values, crow, col, dy, n_cols: dy.new_empty((dy.shape[0], n_cols)),
+    setup=_product_setup,
+    backward=_spmm_t_backward,
+    macs=lambda values, crow, col, dy, n_cols: dy.shape[0] * col.shape[0],
+)
+
+
+def _sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+    same_dtype("sddmm", dy=dy, x=x)
+    check_rows("sddmm", crow, dy)
+    return load(x.device).sddmm(crow, col, dy, x)
+
+
+def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    crow, col, dy, x = ctx.saved_tensors
+    d_dy = spmm(grad, crow, col, x) if ctx.needs_input_grad[2] else None
+    d_x = spmm_t(grad, crow, col, dy, x.shape[1]) if ctx.needs_input_grad[3] else None
+    return None, None, d_dy, d_x
+
+
+sddmm = operator(
+    "sddmm(Tensor crow, Tensor col, Tensor dy, Tensor x) -> Tensor",
+    _sddmm,
+    fake=lambda crow, col, dy, x: x.new_empty((col.shape[0],)),
+    setup=_sddmm_setup,
+    backward=_sddmm_backward,
+    macs=lambda crow, col, dy, x: x.shape[0] * col.shape[0],
+)

@@ -1,0 +1,74 @@
+"""How an operator is defined, and what all of them check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsecore.errors import SparsecoreError
+
+__all__ = ["GRAPH", "WEIGHT", "check_ids", "check_rows", "nonzeros_of", "operator", "same_dtype"]
+
+# Every reader of an operator's schema sees these as three and as six arguments.
+_library = torch.library.Library("sparsecore", "DEF")
+WEIGHT = "Tensor values, Tensor crow, Tensor col"
+GRAPH = "Tensor crow, Tensor col, Tensor weight, Tensor crow_t, Tensor col_t, Tensor weight_t"
+
+
+def operator(
+    schema: str,
+    run: Callable[..., Tensor],
+    *,
+    fake: Callable[..., Tensor],
+    setup: Callable[..., None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    macs: Callable[..., int],
+) -> Any:
+    """Define one operator: schema, implementation for every device, shapes, derivative, multiply-adds."""
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
+    packet = getattr(torch.ops.sparsecore, name)
+
+    def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return 2 * macs(*args, **kwargs)
+
+    register_flop_formula(packet, get_raw=True)(flops)
+    return packet.default
+
+
+def same_dtype(name: str, **tensors: Tensor) -> None:
+    kinds = {key: t.dtype for key, t in tensors.items()}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{key} {str(dtype).removeprefix('torch.')}" for key, dtype in kinds.items())
+        raise SparsecoreError(
+            f"{name} needs one floating-point type, got {listed}; convert one of them with .to()"
+        )
+
+
+def check_ids(ids: Tensor, n_rows: int) -> None:
+    """Kernels read without bounds checks; on other devices the check would wait for the device."""
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = torch.aminmax(ids)
+        if int(low) < 0 or int(high) >= n_rows:
+            wrong = int(low) if int(low) < 0 else int(high)
+            raise IndexError(f"ids must be in 0 .. {n_rows - 1}, got {wrong}")
+
+
+def check_rows(name: str, crow: Tensor, grad: Tensor) -> None:
+    """A gradient must have one column for each row of the weight."""
+    if grad.dim() != 2 or grad.shape[1] != crow.numel() - 1:
+        raise SparsecoreError(
+            f"{name} needs dy of shape (batch, {crow.numel() - 1}), got {tuple(grad.shape)}"
+        )
+
+
+def nonzeros_of(crow: Tensor, ids: Tensor) -> int:
+    """How many nonzeros these rows have, repeated ids counted each time."""
+    return int((crow[ids + 1].to(torch.int64) - crow[ids]).sum())

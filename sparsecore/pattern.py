@@ -1,0 +1,342 @@
+"""The sparsity pattern: a CSR index set whose number of nonzeros never changes.
+
+A pattern of shape ``(rows, cols)`` is a pair of tensors
+
+* ``crow``: row pointers, ``rows + 1`` integers, int32 while ``nnz < 2**31``;
+* ``col``: the column of every nonzero, row by row and ascending inside a row, in the narrowest signed
+  or unsigned type that holds ``cols - 1`` (uint8, int16, int32, int64).
+
+The *order* of the nonzeros is row-major in every encoding, so the values that belong to a pattern are a
+plain 1-D tensor, and ``torch.sparse_csr_tensor(crow, col, values)`` is a view on them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecore.errors import DensityError, PatternError
+from sparsecore.sampling import sample_ranks
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+__all__ = ["Pattern", "column_dtype", "entries", "exact_nnz", "pointer_dtype"]
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def column_dtype(cols: int) -> torch.dtype:
+    """Narrowest integer type that holds every column index of a matrix with ``cols`` columns."""
+    if cols <= 2**8:
+        return torch.uint8
+    if cols <= 2**15:
+        return torch.int16
+    return torch.int32 if cols <= 2**31 else torch.int64
+
+
+def pointer_dtype(nnz: int) -> torch.dtype:
+    """Integer type of the row pointers: int32 while it can count to ``nnz``."""
+    return torch.int32 if nnz < 2**31 else torch.int64
+
+
+def exact_nnz(shape: tuple[int, int], density: float) -> int:
+    """Number of nonzeros of a weight of this shape: ``round(density * rows * cols)``, at least 1.
+
+    Raises:
+        DensityError: if the density is outside (0, 1] or so low that nothing would be stored.
+    """
+    rows, cols = shape
+    if not isinstance(density, (int, float)) or isinstance(density, bool) or not 0.0 < density <= 1.0:
+        raise DensityError(f"density must be a number in (0, 1], got {density!r}")
+    nnz = round(density * rows * cols)
+    if nnz < 1:
+        raise DensityError(
+            f"density {density:g} of a {rows} x {cols} weight leaves no nonzero at all; "
+            f"use at least {1.0 / (rows * cols):.3g}, or leave this weight dense"
+        )
+    return nnz
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Index set of a sparse matrix in CSR order; holds no values.
+
+    Attributes:
+        crow: row pointers, shape ``(rows + 1,)``, int32 or int64.
+        col: column indices, shape ``(nnz,)``, ascending inside each row.
+        shape: ``(rows, cols)``.
+
+    The constructor trusts its input (it is used on hot paths); the ``from_*`` functions check theirs,
+    and :meth:`check` verifies every invariant of an existing pattern.
+    """
+
+    crow: Tensor
+    col: Tensor
+    shape: tuple[int, int]
+
+    # ---- size
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzeros."""
+        return self.col.numel()
+
+    @property
+    def density(self) -> float:
+        """``nnz / (rows * cols)``."""
+        return self.nnz / (self.shape[0] * self.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both index arrays."""
+        return sum(t.numel() * t.element_size() for t in (self.crow, self.col))
+
+    # ---- construction
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, int],
+        density: float | None = None,
+        *,
+        nnz: int | None = None,
+        skip_row: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Pattern:
+        """Exactly ``nnz`` positions, every subset of that size equally likely.
+
+        Args:
+            shape: ``(rows, cols)``.
+            density: alternative to ``nnz``: ``nnz = round(density * rows * cols)``.
+            nnz: number of nonzeros.
+            skip_row: a row that stays empty (an embedding's padding row).
+            generator: CPU generator; torch's default generator if absent.
+
+        Raises:
+            DensityError: if the number of nonzeros is not in ``1 .. rows * cols``.
+        """
+        rows, cols = _check_shape(shape)
+        if (density is None) == (nnz is None):
+            raise DensityError("give either density or nnz, and not both")
+        if nnz is None:
+            assert density is not None
+            nnz = exact_nnz(shape, density)
+        free = (rows - (skip_row is not None)) * cols
+        if skip_row is not None:
+            nnz = min(nnz, free)
+        if not 1 <= nnz <= free:
+            raise DensityError(f"nnz must be in 1 .. {free} for a {rows} x {cols} weight, got {nnz}")
+        crow = torch.zeros(rows + 1, dtype=torch.int64)
+        col = torch.empty(nnz, dtype=column_dtype(cols))
+        filled = 0
+        for ranks in sample_ranks(free, nnz, generator):
+            if skip_row is not None:  # free positions are numbered past the skipped row
+                ranks = torch.where(ranks >= skip_row * cols, ranks + cols, ranks)
+            row = ranks.div(cols, rounding_mode="floor")
+            col[filled : filled + ranks.numel()] = (ranks - row * cols).to(col.dtype)
+            crow[1:] += torch.bincount(row, minlength=rows)
+            filled += ranks.numel()
+        return cls(crow.cumsum(0).to(pointer_dtype(nnz)), col, (rows, cols))
+
+    @classmethod
+    def from_coo(cls, row: Tensor, col: Tensor, shape: tuple[int, int]) -> Pattern:
+        """From coordinates that are sorted by row, then by column, and unique.
+
+        Raises:
+            PatternError: if they are not, or if one lies outside ``shape``.
+        """
+        rows, cols = _check_shape(shape)
+        if row.shape != col.shape or row.dim() != 1:
+            raise PatternError(
+                f"row and col must be 1-D and of one length, got {tuple(row.shape)} and {tuple(col.shape)}"
+            )
+        if row.dtype not in _INTEGERS or col.dtype not in _INTEGERS:
+            raise PatternError(f"row and col must hold integers, got {row.dtype} and {col.dtype}")
+        row64, col64 = row.to(torch.int64), col.to(torch.int64)
+        _check_range(row64, rows, "row")
+        _check_range(col64, cols, "column")
+        crow = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
+        crow[1:] = torch.bincount(row64, minlength=rows)
+        bad = torch.nonzero(row64[1:] < row64[:-1])
+        if bad.numel():
+            k = int(bad[0])
+            raise PatternError(
+                f"coordinates must be sorted by row: row {int(row64[k + 1])} follows row {int(row64[k])}; "
+                "sort them first (scipy.sparse and Tensor.coalesce do)"
+            )
+        pattern = cls(
+            crow.cumsum(0).to(pointer_dtype(col.numel())), col64.to(column_dtype(cols)), (rows, cols)
+        )
+        pattern.check()
+        return pattern
+
+    @classmethod
+    def from_csr(cls, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Pattern:
+        """From CSR index arrays of any integer type; copied into the narrowest encoding and checked.
+
+        Raises:
+            PatternError: if they are not a valid pattern of ``shape``.
+        """
+        rows, cols = _check_shape(shape)
+        cls(crow, col, (rows, cols)).check()
+        return cls(crow.to(pointer_dtype(col.numel())), col.to(column_dtype(cols)), (rows, cols))
+
+    @classmethod
+    def from_torch(cls, matrix: Tensor) -> Pattern:
+        """From a ``torch.sparse`` COO (coalesced on the way) or CSR matrix; explicit zeros stay stored."""
+        if matrix.layout == torch.sparse_coo:
+            if matrix.dim() != 2 or matrix.dense_dim():
+                raise PatternError(
+                    f"a sparse weight is a matrix, got {matrix.sparse_dim()} sparse and "
+                    f"{matrix.dense_dim()} dense dimensions"
+                )
+            row, col = matrix.coalesce().indices()
+            return cls.from_coo(row, col, (matrix.shape[0], matrix.shape[1]))
+        if matrix.layout == torch.sparse_csr:
+            if matrix.dim() != 2:
+                raise PatternError(f"a sparse weight is a matrix, got {matrix.dim()} dimensions")
+            return cls.from_csr(
+                matrix.crow_indices(), matrix.col_indices(), (matrix.shape[0], matrix.shape[1])
+            )
+        raise PatternError(f"expected a torch COO or CSR matrix, got layout {matrix.layout}")
+
+    @classmethod
+    def from_scipy(cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> Pattern:
+        """From any scipy.sparse matrix or array; duplicates are merged, explicit zeros stay stored."""
+        source: Any = matrix
+        csr = source.tocsr(copy=True)
+        csr.sum_duplicates()  # sorts as well
+        # The copies keep torch from holding memory that scipy owns.
+        crow = torch.from_numpy(np.array(csr.indptr))
+        col = torch.from_numpy(np.array(csr.indices))
+        return cls.from_csr(crow, col, (int(csr.shape[0]), int(csr.shape[1])))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Pattern:
+        """From a boolean matrix (or from a dense one: where it is not zero)."""
+        if mask.dim() != 2 or mask.layout != torch.strided:
+            raise PatternError(f"expected a dense 2-D mask, got {mask.dim()}-D with layout {mask.layout}")
+        row, col = torch.nonzero(mask, as_tuple=True)
+        return cls.from_coo(row, col, (mask.shape[0], mask.shape[1]))
+
+    from_dense = from_mask
+
+    # ---- conversion
+
+    def row_indices(self) -> Tensor:
+        """Row of every nonzero, int64, shape ``(nnz,)``."""
+        counts = (self.crow[1:] - self.crow[:-1]).to(torch.int64)
+        return torch.repeat_interleave(counts, output_size=self.nnz)
+
+    def positions(self) -> Tensor:
+        """Row-major linear position ``row * cols + col`` of every nonzero, int64, ascending."""
+        return self.row_indices().mul_(self.shape[1]).add_(self.col)
+
+    def to_coo(self, values: Tensor) -> Tensor:
+        """Coalesced ``torch.sparse_coo`` matrix with these values (int64 indices, as torch wants them)."""
+        indices = torch.stack((self.row_indices(), self.col.to(torch.int64)))
+        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
+
+    def to_csr(self, values: Tensor) -> Tensor:
+        """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit."""
+        index = torch.int32 if max(self.nnz, *self.shape) < 2**31 else torch.int64
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                self.crow.to(index), self.col.to(index), values, self.shape, check_invariants=False
+            )
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """Dense matrix with these values, zero elsewhere; differentiable in ``values``."""
+        flat = values.new_zeros(self.shape[0] * self.shape[1])
+        return flat.index_put((self.positions(),), values).view(self.shape)
+
+    def to_scipy(self, values: Tensor) -> scipy.sparse.csr_array:
+        """``scipy.sparse.csr_array`` that shares ``values`` where they are on the CPU."""
+        import scipy.sparse
+
+        data = values.detach().cpu().numpy()
+        index = np.int32 if max(self.nnz, *self.shape) < 2**31 else np.int64
+        return scipy.sparse.csr_array(
+            (data, self.col.cpu().numpy().astype(index), self.crow.cpu().numpy().astype(index)),
+            shape=self.shape,
+        )
+
+    def to_mask(self) -> Tensor:
+        """Dense boolean matrix, true at the nonzeros."""
+        return self.to_dense(torch.ones(self.nnz, dtype=torch.bool, device=self.col.device))
+
+    def to(self, device: torch.device | str) -> Pattern:
+        """The same pattern on another device."""
+        return Pattern(self.crow.to(device), self.col.to(device), self.shape)
+
+    # ---- invariants
+
+    def check(self, values: Tensor | None = None) -> None:
+        """Verify every invariant, in O(nnz).
+
+        Pointers start at 0, never fall and end at nnz; columns are in range, ascending and unique inside each
+        row; index types are integers; ``values``, if given, is 1-D with nnz entries.
+
+        Raises:
+            PatternError: naming the first invariant that does not hold, with the place and the value.
+        """
+        rows, cols = _check_shape(self.shape)
+        for name, index in (("crow", self.crow), ("col", self.col)):
+            if index.dim() != 1 or index.dtype not in _INTEGERS:
+                raise PatternError(f"{name} must be a 1-D integer tensor, got {index.dim()}-D {index.dtype}")
+        if self.crow.numel() != rows + 1:
+            raise PatternError(f"crow must have rows + 1 = {rows + 1} entries, got {self.crow.numel()}")
+        crow, nnz = self.crow.to(torch.int64), self.nnz
+        if int(crow[0]) != 0 or int(crow[-1]) != nnz:
+            raise PatternError(f"crow must run from 0 to nnz = {nnz}, got {int(crow[0])} to {int(crow[-1])}")
+        falls = torch.nonzero(crow[1:] < crow[:-1])
+        if falls.numel():
+            raise PatternError(f"crow must never fall, but it does after row {int(falls[0])}")
+        _check_range(self.col, cols, "column")
+        if nnz > 1:
+            col = self.col.to(torch.int64)
+            starts = torch.zeros(nnz + 1, dtype=torch.bool, device=col.device)
+            starts[crow] = True
+            bad = torch.nonzero((col[1:] <= col[:-1]) & ~starts[1:nnz])
+            if bad.numel():
+                k = int(bad[0])
+                row = int(torch.searchsorted(crow, torch.tensor(k, device=crow.device), right=True)) - 1
+                a, b = int(col[k]), int(col[k + 1])
+                kind = "unique" if a == b else "ascending"
+                raise PatternError(
+                    f"columns of a row must be {kind}: row {row} has {b} after {a}; "
+                    "sort and merge duplicates first (scipy's sum_duplicates, torch's coalesce)"
+                )
+        if values is not None and (values.dim() != 1 or values.numel() != nnz):
+            raise PatternError(f"values must be 1-D with nnz = {nnz} entries, got {tuple(values.shape)}")
+
+
+def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64."""
+    start = crow[ids].to(torch.int64)
+    length = crow[ids + 1].to(torch.int64) - start
+    which = torch.repeat_interleave(length)
+    before = length.cumsum(0) - length
+    place = torch.arange(which.numel(), device=which.device) + (start - before)[which]
+    return which, place
+
+
+def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:
+        raise PatternError(f"shape must be two positive integers (rows, cols), got {tuple(shape)}")
+    return int(shape[0]), int(shape[1])
+
+
+def _check_range(index: Tensor, size: int, name: str) -> None:
+    if index.numel() == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= size:
+        raise PatternError(f"{name} indices must be in 0 .. {size - 1}, got {low if low < 0 else high}")

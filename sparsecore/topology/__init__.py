@@ -1,0 +1,1 @@
+"""Dynamic topology: allocation, pruning, growth, schedules, the explorer."""

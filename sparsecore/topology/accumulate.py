@@ -1,0 +1,84 @@
+"""Growth scores that see more than one batch: sums of embedding gradients over the rows that were looked up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["RowAccumulator"]
+
+
+class RowAccumulator:
+    """Signed gradient sums of at most ``capacity`` rows since the last exploration.
+
+    Growth by the last batch's gradient gives nearly all new weights to the users and items of that batch (the
+    criticism of SparseRec, arXiv 2411.12205). Summing over the window costs one dense row for each row that was
+    looked up; ``capacity`` bounds it. Rows are admitted in the order in which they come, and keep their place.
+
+    Attributes:
+        ids: int64, ascending, the admitted rows.
+        sums: (len(ids), cols), their gradient sums.
+    """
+
+    def __init__(self, capacity: int, cols: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"accumulate_rows must be at least 1, got {capacity}")
+        self.capacity, self.cols = capacity, cols
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: an exploration has used it."""
+        self.ids = torch.empty(0, dtype=torch.int64)
+        self.sums: Tensor | None = None
+
+    def watch(self, output: Tensor, ids: Tensor, padding_idx: int | None) -> None:
+        """Add the gradient of ``output`` (looked up by ``ids``) as soon as a backward pass knows it."""
+        output.register_hook(lambda grad: self.add(ids, grad.detach(), padding_idx))
+
+    def add(self, ids: Tensor, grad: Tensor, padding_idx: int | None = None) -> None:
+        """Add gradient rows: ids (n,), grad (n, cols); repeated ids add up."""
+        if padding_idx is not None:
+            real = ids != padding_idx
+            ids, grad = ids[real], grad[real]
+        if ids.numel() == 0:
+            return
+        sums = grad.new_empty((0, self.cols)) if self.sums is None else self.sums
+        known = self.ids.to(ids.device)
+        fresh, inverse = torch.unique(ids[~torch.isin(ids, known)], return_inverse=True)
+        if fresh.numel():
+            came = torch.full_like(fresh, ids.numel()).scatter_reduce(
+                0, inverse, torch.arange(inverse.numel(), device=ids.device), "amin"
+            )
+            admitted = fresh[torch.argsort(came)[: self.capacity - known.numel()]]
+            known, order = torch.sort(torch.cat((known, admitted)))
+            sums = torch.cat((sums, sums.new_zeros((admitted.numel(), self.cols))))[order]
+        place = torch.searchsorted(known, ids).clamp_max_(known.numel() - 1)
+        mine = known[place] == ids
+        self.ids, self.sums = known, sums.index_add_(0, place[mine], grad[mine])
+
+    # ---- what an exploration reads (the interface of `topology.use.Recorder`)
+
+    def rows(self) -> Tensor:
+        """The admitted rows."""
+        return self.ids
+
+    def block(self, rows: Tensor | slice) -> Tensor:
+        """Gradient sums of these rows (ids out of ``rows()``), a copy."""
+        assert isinstance(rows, Tensor)
+        assert self.sums is not None
+        return self.sums[torch.searchsorted(self.ids, rows)]
+
+    @property
+    def uses(self) -> bool:
+        """Whether anything was added."""
+        return self.sums is not None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Ids and sums, as tensors."""
+        return {} if self.sums is None else {"ids": self.ids, "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a saved state."""
+        self.reset()
+        if state:
+            self.ids, self.sums = state["ids"], state["sums"]

@@ -1,0 +1,277 @@
+"""Dynamic sparse training: every so often, prune the smallest weights and grow where the gradient is largest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsecore.errors import TopologyError
+from sparsecore.nn.base import SparseModule
+from sparsecore.topology.accumulate import RowAccumulator
+from sparsecore.topology.grow import GradientSource, grow_by_gradient, grow_randomly, merge_sorted
+from sparsecore.topology.history import EverActive
+from sparsecore.topology.report import ExplorationReport, LayerReport
+from sparsecore.topology.rewrite import Exchange, reconcile, rewrite
+from sparsecore.topology.schedule import make_schedule
+from sparsecore.topology.select import smallest_mask
+from sparsecore.topology.use import Recorder
+
+__all__ = ["DynamicSparsity"]
+
+
+class DynamicSparsity:
+    """Prune and grow the sparse weights of a model while it trains, at a constant number of nonzeros.
+
+    Every ``interval`` steps, for each sparse weight on its own: with ``rho`` from the schedule and
+    ``k = ceil(rho * nnz)``, the k weights of smallest magnitude are pruned, and the k positions of largest gradient
+    among all that are not stored now (those just pruned included) are grown. Where fewer than k have a gradient,
+    random free positions fill up, so nnz is the same after every step. A weight that was pruned and grown at once
+    keeps its value and optimizer state; a new one starts at 0 with fresh state. The gradient is that of the last
+    step's batch (all micro-batches of it), computed in blocks at explorations only.
+
+    This is Dynamic Sparse Learning (arXiv 2402.02855) with its budget drift removed; with ``end_drop_fraction=0`` and
+    ``stop_fraction=0.75`` it is RigL (Evci et al., 2020), with ``grow="random"`` SET (Mocanu et al., 2018).
+
+    Args:
+        model: any model with at least one sparse module.
+        optimizer: the optimizer (or several) that holds the values.
+        interval: steps between explorations; None never explores (static sparsity).
+        drop_fraction: rho at the start.
+        end_drop_fraction: rho at ``total_steps``.
+        total_steps: length of the run, in calls of ``step()``; may be left out if ``interval`` is None.
+        schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
+        stop_fraction: explorations end after this fraction of ``total_steps``.
+        grow: ``"gradient"`` or ``"random"``.
+        generator: CPU generator for random growth; the explorer owns it from then on. Seeded from torch's default
+            generator if absent.
+
+    Raises:
+        TopologyError: for a model without sparse weights, an optimizer that does not hold them, or a setting out of
+            range.
+
+    Example:
+        >>> explorer = DynamicSparsity(model, optimizer, interval=100, total_steps=10_000)
+        >>> for batch in batches:
+        ...     loss(model(batch)).backward()
+        ...     optimizer.step()
+        ...     explorer.step()
+        ...     optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        interval: int | None = 100,
+        drop_fraction: float = 0.5,
+        total_steps: int | None = None,
+        end_drop_fraction: float = 0.005,
+        schedule: str = "cosine",
+        stop_fraction: float = 1.0,
+        grow: str = "gradient",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.timetable = Timetable(
+            interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow
+        )
+        self.modules = {
+            name: module for name, module in model.named_modules() if isinstance(module, SparseModule)
+        }
+        if not self.modules:
+            raise TopologyError("the model has no sparse weight; call sparsify(model, density) first")
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        missing = [
+            name for name, m in self.modules.items() if m.values.requires_grad and id(m.values) not in held
+        ]
+        if missing:
+            raise TopologyError(
+                f"the optimizer does not hold the values of {', '.join(missing)}: build it after sparsify(), "
+                "from the parameters of the sparse model"
+            )
+        self.generator = own_generator(generator)
+        self.history = {name: EverActive(module.pattern) for name, module in self.modules.items()}
+        self.steps = 0
+        self._arm()
+
+    @torch.no_grad()
+    def step(self) -> ExplorationReport | None:
+        """Count one training step; explore if one is due. Call it right after ``optimizer.step()``.
+
+        Returns:
+            What was exchanged, or None where no exploration was due.
+
+        Raises:
+            TopologyError: if weights or gradients are NaN or infinite. Then nothing has been rewritten: indices,
+                values, optimizer state and generator are as they were.
+        """
+        self.steps += 1
+        if not self.timetable.due(self.steps):
+            self._arm()
+            return None
+        fraction = self.timetable.drop_fraction(self.steps)
+        before = self.generator.get_state()
+        try:
+            plans = {name: self._plan(name, module, fraction) for name, module in self.modules.items()}
+        except TopologyError:
+            self.generator.set_state(before)
+            self._arm()
+            raise
+        layers = {}
+        for name, exchange in plans.items():
+            module = self.modules[name]
+            layers[name] = self._apply(name, module, exchange)
+        for accumulator in self.accumulators().values():
+            accumulator.reset()
+        self._arm()
+        return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
+
+    def _apply(self, name: str, module: SparseModule, exchange: Exchange | None) -> LayerReport:
+        pruned = new = 0
+        if exchange is not None:
+            rewrite(module, exchange, self.optimizers)
+            self.history[name].add(exchange.new_positions)
+            pruned, new = exchange.pruned, exchange.new_positions.numel()
+        return LayerReport(
+            pruned=pruned,
+            grown=pruned,
+            regrown=pruned - new,
+            nnz=module.nnz,
+            numel=math.prod(module.shape),
+            ever_active=self.history[name].fraction,
+        )
+
+    def _plan(self, name: str, module: SparseModule, fraction: float) -> Exchange | None:
+        """Decide the exchange of one weight without touching it."""
+        source = self._source(module)
+        if source is None or not module.values.requires_grad or module.nnz == math.prod(module.shape):
+            return None
+        if not bool(torch.isfinite(module.values).all()):
+            raise TopologyError(
+                f"weights of {name or 'the model'} are NaN or infinite: nothing was rewritten"
+            )
+        pattern, k = module.pattern, math.ceil(fraction * module.nnz)
+        survivors = ~smallest_mask(module.values.detach().abs(), k)
+        grown = torch.empty(0, dtype=torch.int64, device=survivors.device)
+        if not isinstance(source, str):
+            grown = grow_by_gradient(source, pattern, survivors, k, name or "the model")
+        if grown.numel() < k:
+            missing = k - grown.numel()
+            fill = grow_randomly(pattern, survivors, grown, missing, self.generator, module.empty_row)
+            grown = merge_sorted(grown, fill)
+        return Exchange(survivors, reconcile(pattern, survivors, grown), k)
+
+    def _source(self, module: SparseModule) -> GradientSource | str | None:
+        """Where growth scores come from; None if the weight has seen no gradient since the last exploration."""
+        if self.timetable.grow == "random":
+            return _RANDOM
+        accumulator = getattr(module, "accumulator", None)
+        source = accumulator if accumulator is not None else module._recorder
+        return source if source is not None and source.uses else None
+
+    def _arm(self) -> None:
+        """Let modules record their uses exactly when the next step explores; drop older records."""
+        record = self.timetable.grow == "gradient" and self.timetable.due(self.steps + 1)
+        for module in self.modules.values():
+            module._recorder = Recorder() if record else None
+
+    def accumulators(self) -> dict[str, RowAccumulator]:
+        """The row accumulators of tables that have one, by module name."""
+        found = {name: getattr(module, "accumulator", None) for name, module in self.modules.items()}
+        return {name: accumulator for name, accumulator in found.items() if accumulator is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continuing needs: tensors, numbers and strings only."""
+        accumulators = {name: a.state_dict() for name, a in self.accumulators().items()}
+        return {
+            "steps": self.steps,
+            "generator": self.generator.get_state(),
+            "timetable": self.timetable.settings(),
+            "ever_active": {name: history.bits for name, history in self.history.items()},
+            "accumulators": accumulators,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict()`` of an explorer of the same model and settings.
+
+        Raises:
+            TopologyError: if names, sizes or settings differ; then nothing is changed.
+        """
+        self.timetable.expect(state["timetable"])
+        expect_names(state["ever_active"], self.modules)
+        for name, bits in state["ever_active"].items():
+            self.history[name].expect(bits, name)
+        for name, bits in state["ever_active"].items():
+            self.history[name].load(bits)
+        for name, accumulator in self.accumulators().items():
+            accumulator.load_state_dict(state["accumulators"].get(name, {}))
+        self.generator.set_state(state["generator"].cpu())
+        self.steps = int(state["steps"])
+        self._arm()
+
+
+_RANDOM = "random"
+
+
+class Timetable:
+    """When to explore, and how much to exchange. Shared with the masked-dense reference."""
+
+    def __init__(
+        self, interval: int | None, drop_fraction: float, total_steps: int | None,
+        end_drop_fraction: float, schedule: str, stop_fraction: float, grow: str,
+    ) -> None:  # fmt: skip
+        if interval is not None and (not isinstance(interval, int) or interval < 1):
+            raise TopologyError(f"interval must be a positive number of steps or None, got {interval!r}")
+        if interval is not None and total_steps is None:
+            raise TopologyError("total_steps is needed: the drop fraction falls over the whole run")
+        if not 0.0 <= stop_fraction <= 1.0:
+            raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
+        if grow not in ("gradient", "random"):
+            raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
+        self.interval, self.grow = interval, grow
+        self.total_steps = 1 if total_steps is None else total_steps
+        self.last_step = stop_fraction * self.total_steps
+        self.drop_fraction = make_schedule(schedule, drop_fraction, end_drop_fraction, self.total_steps)
+        self._settings: dict[str, Any] = {
+            "interval": interval, "drop_fraction": drop_fraction, "total_steps": total_steps,
+            "end_drop_fraction": end_drop_fraction, "schedule": schedule, "stop_fraction": stop_fraction,
+            "grow": grow,
+        }  # fmt: skip
+
+    def due(self, step: int) -> bool:
+        """Whether the step with this number (the first is 1) ends with an exploration."""
+        return self.interval is not None and step % self.interval == 0 and step <= self.last_step
+
+    def settings(self) -> dict[str, Any]:
+        """The settings, for a checkpoint."""
+        return dict(self._settings)
+
+    def expect(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other settings."""
+        for key, value in self._settings.items():
+            if saved.get(key) != value:
+                raise TopologyError(
+                    f"the saved explorer has {key}={saved.get(key)!r}, this one {key}={value!r}; "
+                    "build it with the saved settings"
+                )
+
+
+def own_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The given generator, or a new one seeded from torch's default."""
+    if generator is not None:
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+
+
+def expect_names(saved: dict[str, Tensor], present: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model."""
+    if set(saved) != set(present):
+        raise TopologyError(
+            f"the saved explorer has weights {sorted(saved)}, this model has {sorted(present)}"
+        )

@@ -1,0 +1,49 @@
+"""Exact selection: k smallest, k largest, ties decided by position. No sort of everything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["largest", "smallest", "smallest_mask"]
+
+
+def smallest(scores: Tensor, k: int) -> Tensor:
+    """Positions of the exactly ``k`` smallest of a 1-D tensor, ascending; among equals the first positions win.
+
+    ``torch.topk`` gives k values too, but which of several equal ones it takes is not defined. O(n).
+    """
+    return torch.nonzero(smallest_mask(scores, k)).view(-1)
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """Positions of the exactly ``k`` largest of a 1-D tensor, ascending; among equals the first positions win."""
+    return smallest(-scores, k)
+
+
+def smallest_mask(scores: Tensor, k: int) -> Tensor:
+    """`smallest` as a boolean mask: one byte for each score instead of eight for each selected one.
+
+    Raises:
+        ValueError: if k is not in ``0 .. n``.
+    """
+    n = scores.numel()
+    if not 0 <= k <= n:
+        raise ValueError(f"cannot select {k} of {n}")
+    if k in (0, n):
+        return torch.full((n,), k == n, device=scores.device)
+    threshold = _kth_smallest(scores, k)
+    chosen = scores < threshold
+    wanted = k - int(chosen.sum())
+    ties = torch.nonzero(scores == threshold).view(-1)
+    chosen[ties[:wanted]] = True
+    return chosen
+
+
+def _kth_smallest(scores: Tensor, k: int) -> Tensor:
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # Introselect on one copy; torch.kthvalue makes an int64 index of every score besides (3x the memory).
+        copy = scores.detach().numpy().copy()
+        copy.partition(k - 1)
+        return scores.new_tensor(copy[k - 1])
+    return torch.kthvalue(scores, k).values

@@ -1,0 +1,75 @@
+"""The measuring commands on a tiny model: counts are exact, files are complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness import cost, reproduce
+from harness.layers import LAYERS, compare_layer
+from harness.machine import describe_machine
+from recsys.config import load_config
+from recsys.training.session import load_dataset
+
+TINY = [
+    "data.name=synthetic", "data.options={users = 60, items = 50, interactions = 900, clusters = 4}",
+    "model.name=multvae", "model.hidden=20", "model.latent=6", "train.batch_size=10", "train.epochs=3",
+    "sparsity.interval=4",
+]  # fmt: skip
+
+
+def test_compare_steps_counts_exactly() -> None:
+    config = load_config(overrides=TINY)
+    rows = {row["cell"]: row for row in cost.compare_steps(config, load_dataset(config), [0.5], seconds=0.05)}
+    assert list(rows) == ["dense", "masked@0.5", "dsl@0.5"]
+    # Batch times the dense products 20 x 12, 6 x 20, 20 x 50, and the bag's looked-up rows (which vary with dropout).
+    products = 10 * (20 * 12 + 6 * 20 + 20 * 50)
+    assert products < rows["dense"]["macs"]["forward"] < products + 10 * 50 * 20
+    assert rows["dense"]["macs"]["exploration"] == 0
+    assert rows["masked@0.5"]["macs"]["forward"] > products
+    assert products / 2 < rows["dsl@0.5"]["macs"]["forward"] < 0.6 * rows["dense"]["macs"]["forward"]
+    assert rows["dsl@0.5"]["macs"]["exploration"] > 0
+    assert rows["dsl@0.5"]["bytes"] < rows["dense"]["bytes"] < rows["masked@0.5"]["bytes"]
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_compare_layer(name: str) -> None:
+    found = compare_layer(name, 0.25, seconds=0.01)
+    assert found["macs_vs_dense"] in (0.0, 0.25)
+    assert 0.25 < found["bytes_vs_dense"] < 0.32
+    assert found["time_vs_dense"] > 0
+
+
+def test_reproduce_writes_results_and_reuses_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    arguments = ["quickstart", "--seeds", "2", "--grid", "dense,static@0.5", "--runs", str(tmp_path / "runs")]
+    arguments += ["--output", str(tmp_path / "out" / "table")]
+    for override in TINY:
+        arguments += ["--set", override]
+    monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
+    app = typer.Typer()
+    app.command()(reproduce.main)
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    document = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["cell"] for row in document["summary"]] == ["dense", "static@0.5"]
+    assert [(run["cell"], run["seed"]) for run in document["runs"]] == [
+        ("dense", 0), ("dense", 1), ("static@0.5", 0), ("static@0.5", 1),
+    ]  # fmt: skip
+    values = [run["test"]["ndcg@20"] for run in document["runs"][:2]]
+    assert document["summary"][0]["ndcg@20"] == pytest.approx(sum(values) / 2)
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert str(tmp_path) not in markdown  # nobody's folders
+    assert "static@0.5" in markdown
+    stamp = (tmp_path / "runs" / "dense-seed0" / "metrics.json").stat().st_mtime_ns
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert (tmp_path / "runs" / "dense-seed0" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_machine_is_described() -> None:
+    facts = describe_machine()
+    assert {"date", "processor", "cores", "torch", "numba", "isa"} <= set(facts)

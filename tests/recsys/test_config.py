@@ -1,0 +1,137 @@
+"""Settings: where they come from, which one wins, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import pytest
+
+from recsys.config import Config, LightGCNConfig, MultVAEConfig, load_config, presets
+from recsys.errors import ConfigError
+
+
+def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
+    config = load_config()
+    (tmp_path / "c.toml").write_text(config.to_toml())
+    assert load_config(path=tmp_path / "c.toml") == config
+    assert config == Config()
+
+
+def test_every_preset_is_valid():
+    assert presets() == ["lightgcn-gowalla", "lightgcn-lastfm", "multvae-ml-1m", "quickstart"]
+    for name in presets():
+        load_config(name)
+
+
+def test_preset_multvae_has_the_settings_of_the_authors():
+    config = load_config("multvae-ml-1m")
+    assert isinstance(config.model, MultVAEConfig)
+    assert (config.model.hidden, config.model.latent, config.model.dropout) == (600, 200, 0.5)
+    assert (config.model.beta_cap, config.model.anneal_steps) == (0.2, 200_000)
+    assert (config.train.batch_size, config.train.lr, config.train.epochs) == (16, 1e-3, 200)
+    assert config.train.metric == "ndcg@20"
+    sparsity = config.sparsity
+    assert (sparsity.interval, sparsity.drop_fraction, sparsity.end_drop_fraction) == (100, 0.5, 0.005)
+    assert sparsity.schedule == "cosine"
+
+
+def test_presets_lightgcn_have_the_settings_of_the_authors():
+    for name in ("lightgcn-lastfm", "lightgcn-gowalla"):
+        config = load_config(name)
+        assert isinstance(config.model, LightGCNConfig)
+        assert (config.model.dim, config.model.hops, config.model.regularization) == (64, 3, 1e-4)
+        assert (config.train.batch_size, config.train.lr) == (2048, 1e-3)
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("[train]\nlr = 0.5\nepochs = 7\nbatch_size = 99\n")
+    config = load_config("quickstart", file, ["train.lr=0.25"], {"train.lr": 0.3, "train.epochs": 8})
+    assert (config.train.lr, config.train.epochs, config.train.batch_size) == (0.25, 8, 99)
+
+
+def test_option_none_is_not_given():
+    assert load_config(options={"train.seed": None}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("train.lr=1e-2", ("train", "lr"), 0.01),
+        ("train.ks=[20, 5]", ("train", "ks"), [5, 20]),
+        ("data.name=ml-100k", ("data", "name"), "ml-100k"),
+        ('data.name="a=b"', ("data", "name"), "a=b"),
+        ("data.options.users=3", ("data", "options"), {"users": 3}),
+        ("sparsity.method=static", ("sparsity", "method"), "static"),
+    ],
+)
+def test_overrides(text, path, value):
+    assert getattr(getattr(load_config(overrides=[text]), path[0]), path[1]) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.lrr=1", ["'train.lrr'", "did you mean 'lr'", "valid in [train]"]),
+        ("tran.lr=1", ["'tran'", "did you mean 'train'"]),
+        ("model.hiden=1", ["'model.hiden'", "did you mean 'hidden'", "valid in [model]"]),
+        ("model.name=multvea", ["unknown model 'multvea'", "did you mean 'multvae'"]),
+        ("sparsity.method=rigl", ["sparsity.method", "'dense'", "'rigl'"]),
+        ("sparsity.density=0", ["sparsity.density", "greater than 0", "got 0"]),
+        ("sparsity.density=1.5", ["sparsity.density", "less than or equal to 1", "1.5"]),
+        ("sparsity.density=nan", ["sparsity.density", "finite"]),
+        ("sparsity.interval=0", ["sparsity.interval", "greater than 0"]),
+        ("train.epochs=ten", ["train.epochs", "integer", "'ten'"]),
+        ("train.metric=ndgc@20", ["'ndgc@20'", "did you mean 'ndcg@20'"]),
+        ("train.metric=ndcg@10", ["'ndcg@10'", "did you mean", "ks = [20]"]),
+        ("train.ks=[]", ["train.ks", "at least 1"]),
+        ("train.lr.x=1", ["train.lr:", "number"]),
+        ("train.lr", ["table.key=value", "'train.lr'"]),
+        ("=3", ["table.key=value"]),
+        ("train=3", ["train", "3"]),
+        ("model=3", ["model"]),
+    ],
+)
+def test_wrong_override_is_explained(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_key_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match="'lr' is a value"):
+        load_config("quickstart", overrides=["train.lr.x=1"])
+
+
+def test_key_of_the_other_model_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.hidden'.*valid in \[model\]: name, dim"):
+        load_config(overrides=["model.name=lightgcn", "model.hidden=3"])
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        load_config("quickstrat")
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(path=tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[train\nlr=1")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(path=tmp_path / "bad.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(path=tmp_path / "binary.toml")
+
+
+def test_hash_changes_with_settings_but_not_with_the_place_of_the_data():
+    config = load_config()
+    assert config.replace(data={"dir": "/elsewhere"}).hash == config.hash
+    assert config.replace(train={"lr": 0.5}).hash != config.hash
+    assert len(config.hash) == 16
+
+
+def test_replace_validates_and_leaves_the_rest():
+    config = load_config("quickstart").replace(train={"epochs": 2}, sparsity={"method": "static"})
+    assert (config.train.epochs, config.train.batch_size) == (2, load_config("quickstart").train.batch_size)
+    with pytest.raises(ConfigError, match="greater than 0"):
+        config.replace(train={"epochs": 0})

@@ -1,0 +1,171 @@
+"""A saved recommender alone: raw ids in, raw ids out, the same ranking as the model's scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.errors import DataError, OutputExistsError, RecsysError
+from recsys.recommender import SavedRecommender
+from recsys.training import session
+from recsys.training.trainer import Trainer
+
+
+@pytest.fixture
+def trained(make_config, tiny):
+    """A trainer of a model after two epochs."""
+
+    def make(method="dsl", model="multvae"):
+        trainer = Trainer(make_config(method, "train.epochs=2", model=model), tiny)
+        session.fit(trainer, quiet=True)
+        return trainer
+
+    return make
+
+
+def expected(trainer, row, exclude_seen=True):
+    """Raw ids by plain argsort of the model's scores."""
+    seen = trainer.dataset.train[[row]]
+    scores = trainer.model.score(np.array([row]), seen)[0].numpy().copy()
+    if exclude_seen:
+        scores[seen.indices] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    return [(str(trainer.dataset.item_ids[i]), float(scores[i])) for i in order if np.isfinite(scores[i])]
+
+
+@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+@pytest.mark.parametrize("method", ["dense", "masked", "static", "dsl"])
+def test_loaded_recommender_ranks_as_the_model(trained, tmp_path, method, model):
+    trainer = trained(method, model)
+    session.saved_recommender(trainer).save(tmp_path / "saved")
+    saved = SavedRecommender.load(tmp_path / "saved")
+    for row in (0, 17, 119):
+        user = str(trainer.dataset.user_ids[row])
+        for exclude_seen in (True, False):
+            ours = saved.recommend(user, k=8, exclude_seen=exclude_seen)
+            plain = expected(trainer, row, exclude_seen)[:8]
+            assert [item for item, _ in ours] == [item for item, _ in plain]
+            assert [score for _, score in ours] == pytest.approx([score for _, score in plain], rel=1e-5)
+
+
+def test_loaded_model_is_stored_as_it_was_trained(trained, tmp_path):
+    trainer = trained("dsl")
+    session.saved_recommender(trainer).save(tmp_path / "saved")
+    loaded = SavedRecommender.load(tmp_path / "saved").model
+    ours, theirs = loaded.state_dict(), trainer.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(
+        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours
+    )
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert names == {"recommender.json", "model.safetensors", "history.npz", "ids.npz"}
+
+
+def test_loading_needs_neither_data_nor_training_code(trained, tmp_path):
+    session.saved_recommender(trained("dsl", "lightgcn")).save(tmp_path / "saved")
+    program = (
+        "import sys\n"
+        "from recsys.recommender import SavedRecommender\n"
+        f"print(len(SavedRecommender.load({str(tmp_path / 'saved')!r}).recommend('u0003', k=4)))\n"
+        "foreign = ('recsys.training', 'recsys.data', 'recsys.config')\n"
+        "assert not [m for m in sys.modules if m.startswith(foreign)]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "4"
+
+
+def test_k_beyond_the_catalogue_gives_what_is_left(trained, tiny):
+    saved = session.saved_recommender(trained())
+    seen = tiny.train[[5]].nnz
+    assert len(saved.recommend(str(tiny.user_ids[5]), k=1000)) == tiny.n_items - seen
+    assert len(saved.recommend(str(tiny.user_ids[5]), k=1000, exclude_seen=False)) == tiny.n_items
+
+
+def test_fold_in_of_a_users_own_items_is_that_user(trained, tiny):
+    saved = session.saved_recommender(trained())
+    items = tiny.item_ids[tiny.train[[7]].indices].tolist()
+    by_items = saved.recommend(items=[*reversed(items), items[0]], k=5)
+    by_id = saved.recommend(str(tiny.user_ids[7]), k=5)
+    assert [item for item, _ in by_items] == [item for item, _ in by_id]
+    assert not set(items) & {item for item, _ in by_items}
+
+
+def test_fold_in_of_nothing_recommends_something(trained):
+    assert len(session.saved_recommender(trained()).recommend(items=[], k=3)) == 3
+
+
+def test_fold_in_into_lightgcn_is_refused(trained):
+    with pytest.raises(DataError, match="MultVAE"):
+        session.saved_recommender(trained("dsl", "lightgcn")).recommend(items=["i0001"])
+
+
+def test_unknown_ids_and_bad_requests(trained):
+    saved = session.saved_recommender(trained())
+    with pytest.raises(DataError, match=r"user 'u00170' is unknown.*nearest is u0"):
+        saved.recommend("u00170")
+    with pytest.raises(DataError, match=r"item 'i01' is unknown.*nearest is i0"):
+        saved.recommend(items=["i0001", "i01"])
+    with pytest.raises(RecsysError, match="at least 1, got 0"):
+        saved.recommend("u0001", k=0)
+    for arguments in ({}, {"user_id": "u0001", "items": ["i0001"]}):
+        with pytest.raises(RecsysError, match="either"):
+            saved.recommend(**arguments)
+
+
+def test_numeric_ids_are_accepted_as_text_and_the_nearest_is_numeric(trained, tiny):
+    trainer = trained()
+    saved = SavedRecommender(
+        trainer.model,
+        settings=trainer.config.model.model_dump(),
+        density=0.4,
+        history=tiny.train,
+        user_ids=np.arange(tiny.n_users) * 10,
+        item_ids=np.arange(tiny.n_items) + 1000,
+    )
+    assert saved.recommend("30", k=3) == saved.recommend(30, k=3)
+    assert all(isinstance(item, int) for item, _ in saved.recommend(30))
+    with pytest.raises(DataError, match="nearest is 30"):
+        saved.recommend(32)
+    with pytest.raises(DataError, match="whole numbers"):
+        saved.recommend("u0003")
+
+
+def test_save_does_not_overwrite(trained, tmp_path):
+    saved = session.saved_recommender(trained())
+    saved.save(tmp_path / "saved")
+    with pytest.raises(OutputExistsError):
+        saved.save(tmp_path / "saved")
+    saved.save(tmp_path / "saved", overwrite=True)
+
+
+def test_missing_and_damaged_files(trained, tmp_path):
+    good = tmp_path / "good"
+    session.saved_recommender(trained()).save(good)
+    with pytest.raises(RecsysError, match=r"recommender\.json is missing"):
+        SavedRecommender.load(tmp_path)
+    for name in ("recommender.json", "model.safetensors", "history.npz", "ids.npz"):
+        data = (good / name).read_bytes()
+        for content in (data[: len(data) // 2], b"", None):
+            bad = tmp_path / "bad"
+            shutil.copytree(good, bad)
+            if content is None:
+                (bad / name).unlink()
+            else:
+                (bad / name).write_bytes(content)
+            with pytest.raises(RecsysError, match="missing" if content is None else "damaged"):
+                SavedRecommender.load(bad)
+            shutil.rmtree(bad)
+    description = json.loads((good / "recommender.json").read_text())
+    (good / "recommender.json").write_text(json.dumps({**description, "format": 99}))
+    with pytest.raises(RecsysError, match="format 99"):
+        SavedRecommender.load(good)
+    (good / "recommender.json").write_text(json.dumps({**description, "density": 0.9}))
+    with pytest.raises(RecsysError, match="damaged"):
+        SavedRecommender.load(good)

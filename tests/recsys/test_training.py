@@ -1,0 +1,267 @@
+"""The loop: every method learns, the same seed gives the same run, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import sparsecore
+from recsys.errors import OutputExistsError, RecsysError
+from recsys.training import session
+from recsys.training.run_folder import RunFolder
+from recsys.training.trainer import Trainer
+
+METHODS = ["dense", "masked", "static", "dsl"]
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(make_config, tiny, method, model):
+    config = make_config(method, model=model)
+    trainer = Trainer(config, tiny)
+    before = trainer.evaluate(tiny.test)["ndcg@20"]
+    records = []
+    metrics = session.fit(trainer, quiet=True, on_epoch=records.append)
+    assert metrics["test"]["ndcg@20"] > 1.15 * before
+    assert records[-1]["loss"] < records[0]["loss"]
+    explorations = sum(record["explorations"] for record in records)
+    expected = trainer.step // 5 if method in ("masked", "dsl") else 0
+    assert explorations == expected
+    nnz = [record["nnz"] for record in records]
+    assert all(counts == nnz[0] for counts in nnz)
+    assert metrics["nnz"] == nnz[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nnz_is_the_density_of_every_weight(make_config, tiny, method):
+    trainer = Trainer(make_config(method), tiny)
+    nnz = session.nnz_per_tensor(trainer.model, trainer.explorer)
+    for layer, size in (("input", 60 * 32), ("posterior", 32 * 16), ("decoder", 8 * 32), ("output", 32 * 60)):
+        stored = [count for name, count in nnz.items() if name in (f"{layer}.weight", f"{layer}.values")]
+        assert stored == [size if method == "dense" else round(0.4 * size)]
+
+
+def test_methods_with_one_seed_see_the_same_batches(make_config, tiny):
+    orders = {tuple(Trainer(make_config(m), tiny).order.get_state().tolist()) for m in METHODS}
+    noises = {tuple(Trainer(make_config(m), tiny).model.noise.get_state().tolist()) for m in METHODS}
+    assert len(orders) == len(noises) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_run_and_other_seed_another(make_config, tiny, method):
+    runs = []
+    for seed in (3, 3, 4):
+        trainer = Trainer(make_config(method, f"train.seed={seed}", "train.epochs=3"), tiny)
+        torch.manual_seed(len(runs))  # nothing may depend on torch's global generator
+        torch.rand(len(runs))
+        metrics = session.fit(trainer, quiet=True)
+        runs.append((metrics["test"], metrics["validation"], weights(trainer)))
+    assert runs[0][:2] == runs[1][:2]
+    assert_same(runs[0][2], runs[1][2])
+    assert not torch.equal(runs[0][2]["input_bias"], runs[2][2]["input_bias"])
+
+
+def test_same_seed_same_run_with_two_threads(make_config, tiny):
+    torch.set_num_threads(2)
+    trainers = [Trainer(make_config("dsl", "train.epochs=1"), tiny) for _ in range(2)]
+    metrics = [session.fit(trainer, quiet=True)["test"] for trainer in trainers]
+    assert metrics[0] == metrics[1]
+    assert_same(*map(weights, trainers))
+
+
+@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_run_equals_uninterrupted_run(make_config, tiny, tmp_path, method, model):
+    config = make_config(method, "train.epochs=6", model=model)
+    whole = session.train(config, tmp_path / "whole", dataset=tiny, quiet=True)
+
+    def interrupt(record):
+        if record["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "cut", dataset=tiny, quiet=True, on_epoch=interrupt)
+    folder = RunFolder.open(tmp_path / "cut")
+    assert folder.load_checkpoint()["epoch"] == 3
+    assert folder.metrics() is None
+    resumed = session.resume(tmp_path / "cut", dataset=tiny, quiet=True)
+    for key in ("test", "validation", "best_epoch", "epochs", "steps", "nnz"):
+        assert resumed[key] == whole[key], key
+    states = [RunFolder(tmp_path / name).load_checkpoint() for name in ("whole", "cut")]
+    assert_same(states[0]["model"], states[1]["model"])
+    for one, other in zip(*(s["optimizer"]["state"].values() for s in states), strict=True):
+        assert_same(one, other)
+    assert_same(RunFolder(tmp_path / "whole").load_best(), folder.load_best())
+    logs = [RunFolder(tmp_path / name).log() for name in ("whole", "cut")]
+    for one, other in zip(*logs, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_interruption_in_the_middle_of_an_epoch(make_config, tiny, tmp_path, monkeypatch):
+    config = make_config("dsl", "train.epochs=4")
+    whole = session.train(config, tmp_path / "whole", dataset=tiny, quiet=True)
+    original, calls = Trainer.train_step, []
+
+    def interrupted(self, *args):
+        calls.append(0)
+        if len(calls) == 20:  # 8 steps an epoch: the third one
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.train(config, tmp_path / "cut", dataset=tiny, quiet=True)
+    assert RunFolder(tmp_path / "cut").load_checkpoint()["epoch"] == 2
+    assert session.resume(tmp_path / "cut", dataset=tiny, quiet=True)["test"] == whole["test"]
+
+
+def test_interruption_before_the_first_epoch_can_be_resumed(make_config, tiny, tmp_path, monkeypatch):
+    config = make_config("dsl", "train.epochs=2")
+
+    def interrupt(self, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.train(config, tmp_path / "run", dataset=tiny, quiet=True)
+    resumed = session.resume(tmp_path / "run", dataset=tiny, quiet=True)
+    assert resumed["test"] == session.train(config, dataset=tiny, quiet=True)["test"]
+
+
+def test_crash_between_best_weights_and_checkpoint(make_config, tiny, tmp_path, monkeypatch):
+    config = make_config("dsl", "train.epochs=4")
+    whole = session.train(config, tmp_path / "whole", dataset=tiny, quiet=True)
+    original = RunFolder.save_checkpoint
+
+    def crash(self, state):
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+        original(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", crash)
+        with pytest.raises(KeyboardInterrupt):
+            session.train(config, tmp_path / "cut", dataset=tiny, quiet=True)
+    folder = RunFolder(tmp_path / "cut")
+    assert [record["epoch"] for record in folder.log()] == [1, 2]
+    assert session.resume(tmp_path / "cut", dataset=tiny, quiet=True)["test"] == whole["test"]
+    assert [record["epoch"] for record in folder.log()] == [1, 2, 3, 4]
+
+
+def test_checkpoint_of_other_settings_is_refused(make_config, tiny):
+    state = Trainer(make_config("dsl"), tiny).state_dict()
+    with pytest.raises(RecsysError, match="other settings"):
+        Trainer(make_config("dsl", "train.lr=0.5"), tiny).load_state_dict(state)
+
+
+def test_early_stopping_and_the_best_epoch(make_config, tiny, monkeypatch):
+    trainer = Trainer(make_config("dense", "train.patience=2", "train.epochs=20"), tiny)
+    values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+
+    def scripted(self, eval_set):
+        return {"ndcg@20": next(values) if eval_set is tiny.validation else math.nan}
+
+    kept = []
+    monkeypatch.setattr(Trainer, "evaluate", scripted)
+    metrics = session.fit(trainer, quiet=True, on_epoch=lambda record: kept.append(weights(trainer)))
+    assert (metrics["best_epoch"], metrics["epochs"]) == (2, 4)
+    assert metrics["validation"] == {"ndcg@20": 0.3}
+    assert_same(weights(trainer), kept[1])
+
+
+def test_evaluate_every_and_last_epoch(make_config, tiny):
+    records = []
+    config = make_config("dense", "train.evaluate_every=2", "train.epochs=5")
+    session.fit(Trainer(config, tiny), quiet=True, on_epoch=records.append)
+    assert [record["epoch"] for record in records if "validation" in record] == [2, 4, 5]
+
+
+def test_test_set_is_evaluated_once(make_config, tiny, monkeypatch):
+    original, seen = Trainer.evaluate, []
+
+    def watched(self, eval_set):
+        seen.append("test" if eval_set is tiny.test else "validation")
+        return original(self, eval_set)
+
+    monkeypatch.setattr(Trainer, "evaluate", watched)
+    session.fit(Trainer(make_config("dsl", "train.epochs=3"), tiny), quiet=True)
+    assert seen == ["validation"] * 3 + ["test"]
+
+
+def test_divergence_is_reported(make_config, tiny, tmp_path):
+    with pytest.raises(RecsysError, match=r"diverged.*train\.lr"):
+        session.train(make_config("dense", "train.lr=1e30"), tmp_path / "run", dataset=tiny, quiet=True)
+
+
+def test_run_folder_contents(make_config, tiny, tmp_path):
+    config = make_config("dsl", "train.epochs=2")
+    returned = session.train(config, tmp_path / "run", dataset=tiny, quiet=True)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.toml",
+        "log.jsonl",
+        "checkpoint.pt",
+        "best.safetensors",
+        "metrics.json",
+        "recommender",
+    }
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics == returned
+    assert metrics["config_hash"] == config.hash
+    assert metrics["versions"]["torch"] == torch.__version__
+    sizes = metrics["resident_bytes"]
+    assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")
+    assert sizes["gradients"] > 0
+    assert sizes["optimizer_state"] >= 2 * sizes["gradients"]
+    record = RunFolder(tmp_path / "run").log()[-1]
+    for key in ("epoch", "loss", "validation", "nnz", "drop_fraction", "ever_active", "seconds"):
+        assert key in record
+    assert 0.4 <= record["ever_active"] <= 1
+    assert session.resume(tmp_path / "run", dataset=tiny) == returned
+    evaluated = session.evaluate_run(tmp_path / "run")
+    assert evaluated == {"validation": metrics["validation"], "test": metrics["test"]}
+
+
+def test_resident_bytes_rank_as_they_should(make_config, tiny):
+    totals = {}
+    for method in METHODS:
+        trainer = Trainer(make_config(method, "train.epochs=1"), tiny)
+        totals[method] = session.fit(trainer, quiet=True)["resident_bytes"]["total"]
+    # DSL keeps a bit for every position that was ever active.
+    assert totals["masked"] > totals["dense"] > totals["dsl"] > totals["static"]
+
+
+def test_existing_output_is_refused_before_anything_is_loaded(make_config, tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("x")
+    monkeypatch.setattr(session, "load", lambda *a, **k: pytest.fail("data was loaded"))
+    with pytest.raises(OutputExistsError):
+        session.train(make_config(), tmp_path, quiet=True)
+
+
+def test_nothing_is_written_for_bad_data_or_density(make_config, tmp_path):
+    with pytest.raises(RecsysError, match="nearest"):
+        session.train(make_config("dsl", "data.options={itms=3}"), tmp_path / "run", quiet=True)
+    with pytest.raises(sparsecore.SparsecoreError, match="density"):
+        session.train(make_config("dsl", "sparsity.density=1e-9"), tmp_path / "run", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_density_one_needs_no_explorer(make_config, tiny):
+    trainer = Trainer(make_config("dsl", "sparsity.density=1", "train.epochs=1"), tiny)
+    assert trainer.explorer is None
+    session.fit(trainer, quiet=True)

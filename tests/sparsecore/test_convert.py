@@ -1,0 +1,285 @@
+"""Swapping the modules of an existing model for sparse ones, and back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsecore import (
+    ConversionError,
+    DensityError,
+    SparseBias,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    SparseModule,
+    densify,
+    sparsify,
+)
+
+
+class Net(nn.Module):
+    """Two towers, a table and a bag, with names to select by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8, padding_idx=0)
+        self.bag = nn.EmbeddingBag(12, 8, mode="sum")
+        self.encoder = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.head = nn.Linear(8, 3, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.encoder(self.table(ids).sum(1) + self.bag(ids % 12)))
+
+
+IDS = torch.tensor([[1, 0, 19], [3, 3, 0]])
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def kinds(model: nn.Module) -> dict[str, type]:
+    return {name: type(m) for name, m in model.named_modules()}
+
+
+def swapped(model: nn.Module) -> set[str]:
+    return {name for name, m in model.named_modules() if isinstance(m, SparseModule)}
+
+
+def unchanged(model: nn.Module, before: nn.Module) -> bool:
+    ours, theirs = model.state_dict(), before.state_dict()
+    return kinds(model) == kinds(before) and all(torch.equal(ours[k], theirs[k]) for k in theirs | ours)
+
+
+def test_everything_is_swapped_in_place() -> None:
+    model = net()
+    assert sparsify(model, 0.25, generator=torch.Generator().manual_seed(1)) is model
+    assert isinstance(model.table, SparseEmbedding)
+    assert isinstance(model.bag, SparseEmbeddingBag)
+    assert isinstance(model.encoder[0], SparseLinear)
+    assert isinstance(model.head, SparseLinear)
+    assert isinstance(model.encoder[0].bias, nn.Parameter)
+    for module in model.modules():
+        if isinstance(module, SparseModule):
+            module.check_invariants()
+            assert module.nnz == round(0.25 * module.shape[0] * module.shape[1])
+    assert len(list(model.parameters())) == 5 + 2  # values, and the two dense biases
+
+
+@pytest.mark.parametrize("keep", ["random", "magnitude"])
+def test_stored_weights_keep_their_values_and_densify_inverts(keep: str) -> None:
+    dense, model = net(), net()
+    sparsify(model, 0.5, keep=keep)
+    expected = model(IDS)
+    masks = {name: m.pattern.to_mask() for name, m in model.named_modules() if isinstance(m, SparseModule)}
+    assert densify(model) is model
+    assert not swapped(model)
+    assert kinds(model) == kinds(dense)
+    torch.testing.assert_close(model(IDS), expected)
+    for name, mask in masks.items():
+        assert torch.equal(model.get_submodule(name).weight, dense.get_submodule(name).weight * mask)
+
+
+def test_keep_magnitude_keeps_the_largest() -> None:
+    model, dense = sparsify(net(), 0.3, keep="magnitude"), net()
+    for name in swapped(model):
+        kept = model.get_submodule(name).pattern.to_mask()  # type: ignore[operator, union-attr]
+        weight = dense.get_submodule(name).weight.detach().abs()  # type: ignore[operator, union-attr]
+        assert weight[kept].min() >= weight[~kept].max()
+
+
+def test_keep_random_follows_its_generator() -> None:
+    a, b, c = (
+        sparsify(net(), 0.3, generator=torch.Generator().manual_seed(s)).state_dict() for s in (1, 1, 2)
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["table.col_indices"], c["table.col_indices"])
+
+
+def test_full_density_computes_the_same() -> None:
+    torch.testing.assert_close(sparsify(net(), 1.0)(IDS), net()(IDS))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ("encoder.*", None, {"encoder.0", "encoder.2"}),
+        (["encoder.0", "head"], None, {"encoder.0", "head"}),
+        (None, "encoder.*", {"table", "bag", "head"}),
+        (None, ["table", "bag"], {"encoder.0", "encoder.2", "head"}),
+        ("encoder.*", "*.2", {"encoder.0"}),
+        (("table",), (), {"table"}),
+    ],
+)
+def test_include_and_exclude(
+    include: str | list[str] | None, exclude: str | list[str] | None, expected: set[str]
+) -> None:
+    assert swapped(sparsify(net(), 0.5, include, exclude)) == expected
+
+
+def test_distribution_keeps_the_overall_budget() -> None:
+    uniform, er = sparsify(net(), 0.3), sparsify(net(), 0.3, distribution="er")
+    count = {
+        name: (uniform.get_submodule(name).nnz, er.get_submodule(name).nnz)  # type: ignore[union-attr]
+        for name in swapped(er)
+    }
+    assert abs(sum(u for u, _ in count.values()) - sum(e for _, e in count.values())) <= len(count)
+    assert count["head"][1] > count["head"][0], "the smallest layer is kept denser"
+
+
+def test_bias_density() -> None:
+    model = sparsify(net(), 0.5, bias_density=0.25)
+    assert isinstance(model.encoder[0].bias, SparseBias)  # type: ignore[index, union-attr]
+    assert model.encoder[0].bias.nnz == 4  # type: ignore[index, union-attr]
+    assert model.head.bias is None  # type: ignore[union-attr]
+    expected = model(IDS)
+    torch.testing.assert_close(densify(model)(IDS), expected)
+    assert not swapped(model)
+
+
+def test_a_model_that_is_itself_a_layer_is_returned_sparse() -> None:
+    layer = nn.Linear(6, 4)
+    sparse = sparsify(layer, 0.5)
+    assert isinstance(sparse, SparseLinear)
+    assert isinstance(layer, nn.Linear)
+    assert type(densify(sparse)) is nn.Linear
+
+
+def test_a_module_in_two_places_stays_one_module() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Linear(4, 2))})
+    sparsify(model, 0.5)
+    assert isinstance(model["a"], SparseLinear)
+    assert model["a"] is model["b"][0]  # type: ignore[index]
+    densify(model)
+    assert type(model["a"]) is nn.Linear
+    assert model["a"] is model["b"][0]  # type: ignore[index]
+
+
+def test_subclasses_are_left_alone() -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    model = nn.Sequential(Scaled(4, 4), nn.Linear(4, 4))
+    assert swapped(sparsify(model, 0.5)) == {"1"}
+    assert type(model[0]) is Scaled
+
+
+def test_training_mode_and_frozen_weights_carry_over() -> None:
+    model = net().eval()
+    model.encoder.requires_grad_(False)
+    sparsify(model, 0.5)
+    assert not any(m.training for m in model.modules())
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"encoder.0.values", "encoder.0.bias", "encoder.2.values", "encoder.2.bias"}
+    densify(model)
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {
+        "encoder.0.weight", "encoder.0.bias", "encoder.2.weight", "encoder.2.bias",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- errors leave the model as it was
+
+
+def tied() -> nn.Module:
+    model = net()
+    model.table = nn.Embedding(3, 8)
+    model.head.weight = model.table.weight
+    return model
+
+
+def unsupported() -> nn.Module:
+    model = net()
+    model.bag = nn.EmbeddingBag(12, 8)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (net, {"density": 0.0}, DensityError, "density must be a number"),
+        (net, {"density": 1.5}, DensityError, "density must be a number"),
+        (net, {"density": 0.003}, DensityError, "leaves no nonzero at all"),
+        (net, {"density": 0.5, "bias_density": 2.0}, DensityError, "density must be a number"),
+        (net, {"density": 0.5, "keep": "largest"}, ConversionError, "keep must be 'random' or 'magnitude'"),
+        (net, {"density": 0.5, "distribution": "flat"}, DensityError, "distribution must be"),
+        (
+            net,
+            {"density": 0.5, "include": "decoder.*"},
+            ConversionError,
+            "leave no module .* candidates are table, bag",
+        ),
+        (net, {"density": 0.5, "exclude": "*"}, ConversionError, "leave no module"),
+        (tied, {"density": 0.5}, ConversionError, "the modules table, head share one weight.*exclude them"),
+        (tied, {"density": 0.5, "include": "head"}, ConversionError, "share one weight"),
+        (unsupported, {"density": 0.5}, ConversionError, "bag: .*does not support mode='mean'"),
+        (
+            lambda: nn.ReLU(),
+            {"density": 0.5},
+            ConversionError,
+            r"no nn\.Linear, nn\.Embedding or nn\.EmbeddingBag",
+        ),
+        (lambda: sparsify(net(), 0.5), {"density": 0.5}, ConversionError, "it is sparse already"),
+    ],
+)
+def test_errors_leave_the_model_untouched(make, options, error, message) -> None:  # type: ignore[no-untyped-def]
+    model = make()
+    before = copy.deepcopy(model)
+    with pytest.raises(error, match=message):
+        sparsify(model, **options)
+    assert unchanged(model, before)
+
+
+def test_tied_weights_can_be_excluded() -> None:
+    model = tied()
+    assert swapped(sparsify(model, 0.5, exclude=["table", "head"])) == {"bag", "encoder.0", "encoder.2"}
+    assert model.head.weight is model.table.weight  # type: ignore[union-attr]
+
+
+def test_densify_needs_something_sparse() -> None:
+    with pytest.raises(ConversionError, match="no sparse module to make dense"):
+        densify(net())
+
+
+# ---------------------------------------------------------------- a model that we did not write
+
+
+def transformer(**options: bool) -> nn.TransformerEncoder:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=not options.get("norm_first", False))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("include", [None, "*.linear2"])
+def test_transformer_encoder(training: bool, padded: bool, norm_first: bool, include: str | None) -> None:
+    """In eval mode torch's encoder hands weights to one fused dense kernel; a sparse one must not go there."""
+    model = sparsify(transformer(norm_first=norm_first), 0.5, include).train(training)
+    assert len(swapped(model)) == (4 if include is None else 2)
+    reference = densify(copy.deepcopy(model))
+    x = torch.randn(3, 5, 16)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]]) if padded else None
+    with torch.set_grad_enabled(training):
+        ours, theirs = model(x, src_key_padding_mask=mask), reference(x, src_key_padding_mask=mask)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    if training:
+        ours.pow(2).sum().backward()
+        theirs.pow(2).sum().backward()
+        layer, dense = model.layers[0].linear2, reference.layers[0].linear2  # type: ignore[index, union-attr]
+        expected = dense.weight.grad.view(-1)[layer.pattern.positions()]
+        torch.testing.assert_close(layer.values.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_encoder_layer() -> None:
+    torch.manual_seed(0)
+    model = sparsify(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 0.5).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), densify(copy.deepcopy(model))(x), rtol=1e-5, atol=1e-5)

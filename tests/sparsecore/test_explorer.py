@@ -1,0 +1,378 @@
+"""The explorer: exact budgets, what moves and what stays, refusals, saving and continuing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsecore
+from sparsecore import DynamicSparsity, SparseEmbedding, SparseLinear, TopologyError
+from sparsecore.nn.base import SparseModule
+from sparsecore.topology.rewrite import Exchange, rewrite
+from sparsecore.topology.schedule import make_schedule
+
+
+def layer(rows: int = 12, cols: int = 10, density: float = 0.3, seed: int = 0) -> SparseLinear:
+    return SparseLinear(
+        cols, rows, bias=False, density=density, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def one_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    module(x).square().sum().backward()
+    optimizer.step()
+
+
+def test_prunes_the_smallest_and_grows_the_largest_gradient() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=0.0
+    )  # weights stand still: every decision can be checked
+    explorer = DynamicSparsity(
+        module, optimizer, interval=1, drop_fraction=0.25, schedule="constant", total_steps=9
+    )
+    x = torch.randn(7, 10)
+    before = module.pattern.to_dense(module.values.detach())
+    stored = module.pattern.to_mask()
+    dense = before.clone().requires_grad_()
+    (x @ dense.T).square().sum().backward()
+    assert dense.grad is not None
+    k = math.ceil(0.25 * module.nnz)
+    magnitudes = before[stored].abs().sort().values
+    one_step(module, optimizer, x)
+    report = explorer.step()
+    assert report is not None
+    pruned = stored & (before.abs() <= magnitudes[k - 1])
+    candidates = dense.grad.abs().masked_fill(stored & ~pruned, -1)
+    threshold = candidates.flatten().sort(descending=True).values[k - 1]
+    expected = (stored & ~pruned) | (candidates >= threshold)
+    assert torch.equal(module.pattern.to_mask(), expected)
+    after = module.pattern.to_dense(module.values.detach())
+    assert torch.equal(
+        after[expected & stored], before[expected & stored]
+    )  # survivors and regrown keep their value
+    assert not after[expected & ~stored].any()  # new ones start at zero
+    assert (report.pruned, report.grown, report.nnz) == (k, k, module.nnz)
+    assert report.regrown == int((expected & pruned).sum())
+    assert report.ever_active == pytest.approx(float((stored | expected).float().mean()))
+
+
+@pytest.mark.parametrize(
+    ("make", "fresh"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), {"momentum_buffer": 0.0}),
+        (lambda p: torch.optim.Adam(p, lr=0.1), {"exp_avg": 0.0, "exp_avg_sq": 0.0}),
+        (lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True), {"exp_avg": 0.0, "max_exp_avg_sq": 0.0}),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.25), {"sum": 0.25}),
+        (lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9), {"square_avg": 0.0, "momentum_buffer": 0.0}),
+    ],
+    ids=["sgd", "adam", "adamw", "adagrad", "rmsprop"],
+)
+def test_state_moves_with_its_weight(
+    make: Callable[..., torch.optim.Optimizer], fresh: dict[str, float]
+) -> None:
+    module = layer()
+    optimizer = make(module.parameters())
+    parameter = module.values
+    one_step(module, optimizer, torch.randn(7, 10))
+    state = optimizer.state[parameter]
+    identity = {key: id(value) for key, value in state.items()}
+    dense = {key: module.pattern.to_dense(state[key]) for key in fresh}
+    values, gradient = module.pattern.to_dense(parameter.detach()), module.pattern.to_dense(parameter.grad)
+    stored = module.pattern.to_mask()
+    survivors = torch.arange(module.nnz) % 3 != 0
+    leaving = int((~survivors).sum())
+    new = torch.nonzero(~stored.view(-1)).view(-1)[:leaving]
+    rewrite(module, Exchange(survivors, new, leaving), [optimizer])
+    module.check_invariants()
+    assert module.values is parameter
+    assert identity == {key: id(value) for key, value in state.items()}
+    now = module.pattern.to_mask()
+    stay, begun = now & stored, now & ~stored
+    assert int(begun.sum()) == leaving
+    for key, initial in fresh.items():
+        moved = module.pattern.to_dense(state[key])
+        assert torch.equal(moved[stay], dense[key][stay])
+        assert bool((moved[begun] == initial).all())
+    assert torch.equal(module.pattern.to_dense(parameter.detach())[stay], values[stay])
+    assert torch.equal(module.pattern.to_dense(parameter.grad)[stay], gradient[stay])
+    assert not module.pattern.to_dense(parameter.grad)[begun].any()
+
+
+def test_budget_does_not_drift() -> None:
+    """The authors' code loses weights where fewer rows have a gradient than must grow (49.6 to 28.0 % in 20 rounds)."""
+    table = SparseEmbedding(500, 16, density=0.5, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(table.parameters(), lr=1e-3)
+    explorer = DynamicSparsity(table, optimizer, interval=1, drop_fraction=0.5, total_steps=20)
+    assert table.nnz == 4000
+    for step in range(20):
+        optimizer.zero_grad()
+        table(
+            torch.arange(step, step + 8)
+        ).square().sum().backward()  # 8 of 500 rows: 128 positions for 2000 places
+        optimizer.step()
+        report = explorer.step()
+        assert report is not None
+        table.check_invariants()
+        assert report.nnz == table.pattern.nnz == int(table.pattern.to_mask().sum()) == 4000
+        assert report.grown == report.pruned
+        assert table.density == 0.5
+
+
+def test_random_growth_fills_where_gradients_end() -> None:
+    table = SparseEmbedding(200, 8, padding_idx=3, density=0.2, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    explorer = DynamicSparsity(table, optimizer, interval=1, drop_fraction=0.9, total_steps=10)
+    stored = table.pattern.to_mask()
+    optimizer.zero_grad()
+    table(torch.tensor([3, 5, 9])).sum().backward()
+    optimizer.step()
+    explorer.step()
+    now = table.pattern.to_mask()
+    assert bool(now[5].all())
+    assert bool(now[9].all())  # every position with a gradient is grown first
+    assert not now[3].any()  # never the padding row
+    elsewhere = now & ~stored
+    elsewhere[[5, 9]] = False
+    assert int(elsewhere.any(1).sum()) > 50  # the rest is spread over all rows
+
+
+def test_accumulated_rows_decide_growth() -> None:
+    table = SparseEmbedding(
+        100, 8, density=0.2, accumulate_rows=20, generator=torch.Generator().manual_seed(0)
+    )
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
+    explorer = DynamicSparsity(
+        table, optimizer, interval=5, drop_fraction=0.2, schedule="constant", total_steps=10
+    )
+    for step in range(5):  # five steps, four rows each; the last alone would know rows 16 to 19 only
+        optimizer.zero_grad()
+        (table(torch.arange(4 * step, 4 * step + 4)) * (5 - step)).sum().backward()
+        optimizer.step()
+        stored = table.pattern.to_mask()
+        report = explorer.step()
+    assert report is not None
+    new = table.pattern.to_mask() & ~stored
+    assert bool(new[:4].any())  # the first step's rows, whose gradients were the largest
+    assert not new[16:].any()
+    assert table.accumulator is not None
+    assert not table.accumulator.uses  # used up
+
+
+def test_micro_batches_add_up() -> None:
+    a, b = layer(), layer()
+    x = torch.randn(8, 10)
+    for module, parts in ((a, [x]), (b, list(x.split(2)))):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+        explorer = DynamicSparsity(module, optimizer, interval=1, drop_fraction=0.4, total_steps=4)
+        for part in parts:
+            module(part).square().sum().backward()
+        optimizer.step()
+        explorer.step()
+    assert torch.equal(a.pattern.positions(), b.pattern.positions())
+
+
+@pytest.mark.parametrize("where", ["gradient", "weights"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_not_finite_is_refused_before_anything_is_written(where: str, bad: float) -> None:
+    good, module = layer(seed=1, rows=10), layer(seed=2, rows=10)
+    model = nn.Sequential(good, module)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    explorer = DynamicSparsity(model, optimizer, interval=2, drop_fraction=0.5, total_steps=10)
+    one_step(model, optimizer, torch.randn(4, 10))
+    explorer.step()
+    one_step(model, optimizer, torch.randn(4, 10))
+    if where == "gradient":
+        model(torch.full((1, 10), bad)).sum().backward()  # values stay finite: no step follows
+        model.zero_grad()
+    else:
+        with torch.no_grad():
+            module.values[3] = bad
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), explorer.generator.get_state()))
+    with pytest.raises(TopologyError, match="NaN or infinite: nothing was rewritten"):
+        explorer.step()
+    now = (model.state_dict(), optimizer.state_dict(), explorer.generator.get_state())
+    torch.testing.assert_close(now, saved, rtol=0, atol=0, equal_nan=True)
+    # The run can go on: the next exploration works.
+    with torch.no_grad():
+        module.values.nan_to_num_(0.0, 0.0, 0.0)
+    for _ in range(2):
+        one_step(model, optimizer, torch.randn(4, 10))
+        report = explorer.step()
+    assert report is not None
+    assert report.pruned > 0
+
+
+def test_continues_bit_for_bit_after_saving() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(6, 10) for _ in range(12)]
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer, DynamicSparsity]:
+        model = nn.Sequential(layer(10, 10, seed=4), nn.Tanh(), layer(9, 10, seed=5))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(8)
+        explorer = DynamicSparsity(
+            model, optimizer, interval=3, total_steps=12, grow="random", generator=generator
+        )
+        return model, optimizer, explorer
+
+    whole = build()
+    for x in batches:
+        one_step(whole[0], whole[1], x)
+        whole[2].step()
+    first = build()
+    for x in batches[:5]:
+        one_step(first[0], first[1], x)
+        first[2].step()
+    states = [copy.deepcopy(part.state_dict()) for part in first]
+    second = build()
+    for part, state in zip(second, states, strict=True):
+        part.load_state_dict(state)
+    for x in batches[5:]:
+        one_step(second[0], second[1], x)
+        second[2].step()
+    torch.testing.assert_close(whole[0].state_dict(), second[0].state_dict(), rtol=0, atol=0)
+    assert {n: h.fraction for n, h in whole[2].history.items()} == {
+        n: h.fraction for n, h in second[2].history.items()
+    }
+
+
+def test_state_of_another_run_is_refused() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=3, total_steps=12)
+    other = DynamicSparsity(module, optimizer, interval=4, total_steps=12)
+    with pytest.raises(TopologyError, match="interval=3"):
+        other.load_state_dict(explorer.state_dict())
+    model = nn.Sequential(layer())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TopologyError, match="the saved explorer has weights"):
+        DynamicSparsity(model, optimizer, interval=3, total_steps=12).load_state_dict(explorer.state_dict())
+
+
+def test_schedules() -> None:
+    cosine = make_schedule("cosine", 0.5, 0.005, 100)
+    assert cosine(0) == 0.5
+    assert cosine(50) == pytest.approx(0.2525)
+    assert cosine(100) == pytest.approx(0.005)
+    assert cosine(1000) == pytest.approx(0.005)
+    assert make_schedule("linear", 0.4, 0.0, 10)(5) == pytest.approx(0.2)
+    assert make_schedule("constant", 0.3, 0.0, 10)(9) == pytest.approx(0.3)
+
+
+def test_interval_and_end() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=4, total_steps=40, stop_fraction=0.5)
+    explored = []
+    for step in range(1, 41):
+        one_step(module, optimizer, torch.randn(3, 10))
+        if explorer.step() is not None:
+            explored.append(step)
+    assert explored == [4, 8, 12, 16, 20]
+
+
+def test_without_exploration_nothing_is_recorded() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=3, total_steps=9)
+    assert module._recorder is None
+    for step in range(1, 7):
+        one_step(module, optimizer, torch.randn(3, 10))
+        explorer.step()
+        assert (module._recorder is not None) == ((step + 1) % 3 == 0)
+    static = DynamicSparsity(module, optimizer, interval=None)
+    assert static.step() is None
+
+
+def test_frozen_full_and_unused_weights_stay() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.frozen = layer(10, 10), layer(10, 10), layer(10, 10)
+            self.full = layer(10, 10, density=1.0)
+            self.frozen.values.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.full(self.frozen(self.used(x)))
+
+    model = Model()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    explorer = DynamicSparsity(model, optimizer, interval=1, total_steps=5)
+    before = {
+        name: m.pattern.positions() for name, m in model.named_children() if isinstance(m, SparseModule)
+    }
+    one_step(model, optimizer, torch.randn(5, 10))
+    report = explorer.step()
+    assert report is not None
+    now = {name: model.get_submodule(name).pattern.positions() for name in before}  # type: ignore[union-attr, operator]
+    moved = {name for name in before if not torch.equal(now[name], before[name])}
+    assert moved == {"used"}
+    assert {name for name, part in report.layers.items() if part.pruned} == {"used"}
+
+
+def test_evaluation_between_steps_leaves_no_trace() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    DynamicSparsity(module, optimizer, interval=1, total_steps=5)
+    assert module._recorder is not None
+    module.eval()
+    module(torch.randn(3, 10))
+    with torch.no_grad():
+        module(torch.randn(3, 10))
+    assert module._recorder.uses == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interval": 0, "total_steps": 5}, "interval must be a positive number"),
+        ({"interval": 5}, "total_steps is needed"),
+        ({"interval": 5, "total_steps": 0}, "total_steps must be at least 1"),
+        ({"total_steps": 5, "drop_fraction": 1.5}, r"drop_fraction must be in \[0, 1\], got 1.5"),
+        (
+            {"total_steps": 5, "schedule": "cos"},
+            "schedule must be one of cosine, linear, constant, got 'cos'",
+        ),
+        ({"total_steps": 5, "grow": "magic"}, "grow must be"),
+        ({"total_steps": 5, "stop_fraction": -1}, "stop_fraction must be"),
+    ],
+)
+def test_bad_settings(settings: dict, message: str) -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(TopologyError, match=message):
+        DynamicSparsity(module, optimizer, **settings)
+
+
+def test_bad_models() -> None:
+    dense = nn.Linear(3, 3)
+    with pytest.raises(TopologyError, match="no sparse weight; call sparsify"):
+        DynamicSparsity(dense, torch.optim.SGD(dense.parameters(), lr=0.1), total_steps=5)
+    model = nn.Sequential(nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # too early: these parameters are about to go
+    sparsecore.sparsify(model, 0.5)
+    with pytest.raises(TopologyError, match="does not hold the values of 0: build it after sparsify"):
+        DynamicSparsity(model, optimizer, total_steps=5)
+    with pytest.raises(TopologyError, match="masks name no parameter"):
+        sparsecore.MaskedSparsity(dense, optimizer, {"nope": torch.ones(3, 3)}, total_steps=5)
+    with pytest.raises(TopologyError, match="either masks or density"):
+        sparsecore.MaskedSparsity(dense, optimizer, total_steps=5)
+
+
+def test_several_optimizers() -> None:
+    model = nn.Sequential(layer(10, 10, seed=1), layer(10, 10, seed=2))
+    optimizers = [torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[1].parameters(), lr=0.1)]
+    explorer = DynamicSparsity(model, optimizers, interval=1, total_steps=5)
+    model(torch.randn(4, 10)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    report = explorer.step()
+    assert report is not None
+    assert report.nnz == sum(m.nnz for m in model)  # type: ignore[misc]

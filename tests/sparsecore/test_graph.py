@@ -1,0 +1,178 @@
+"""Graphs and propagation against dense formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import BACKENDS, masks, seeds
+from torch import Tensor, nn
+
+import sparsecore
+from sparsecore import (
+    Graph,
+    PatternError,
+    SparsecoreError,
+    SparseEmbedding,
+    normalized_bipartite,
+    propagate_mean,
+)
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def make(symmetric: bool, nodes: int = 9) -> tuple[Graph, Tensor]:
+    """A graph with an isolated node (4), a node with only outgoing edges (5), and its dense matrix."""
+    rng = np.random.default_rng(3)
+    a = rng.random((nodes, nodes)) * (rng.random((nodes, nodes)) < 0.4)
+    a = a + a.T if symmetric else a
+    a[4] = a[:, 4] = 0
+    a[:, 5] = 0 if not symmetric else a[:, 5]
+    return Graph.from_scipy(scipy.sparse.csr_array(a), torch.float64), torch.from_numpy(a)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@every_backend
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("d", [1, 10, 16, 50])
+def test_graph_multiplies(backend: str, symmetric: bool, d: int) -> None:
+    graph, a = make(symmetric)
+    assert graph.symmetric is symmetric
+    assert len(list(graph.buffers())) == (3 if symmetric else 6)
+    x = torch.randn(9, d, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(9, d, dtype=torch.float64)
+    with sparsecore.backend(backend):
+        out = graph(x)
+        close(out, a @ x)
+        (grad,) = torch.autograd.grad((out * weights).sum(), x)
+    close(grad, a.t() @ weights)
+
+
+@every_backend
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_propagate_mean_dense_and_sparse_agree_with_the_formula(
+    backend: str, symmetric: bool, hops: int
+) -> None:
+    graph, a = make(symmetric)
+    sparse = SparseEmbedding(
+        9, 17, density=0.3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    dense = sparse.to_dense()
+    e = dense.weight.detach().clone().requires_grad_()
+    expected = sum((torch.linalg.matrix_power(a, h) @ e for h in range(hops + 1)), torch.zeros_like(e)) / (
+        hops + 1
+    )
+    weights = torch.randn(9, 17, dtype=torch.float64)
+    (expected * weights).sum().backward()
+    assert e.grad is not None
+    with sparsecore.backend(backend):
+        for table in (sparse, dense):
+            out = propagate_mean(graph, table, hops)
+            close(out, expected.detach())
+            (out * weights).sum().backward()
+    close(dense.weight.grad, e.grad)  # type: ignore[arg-type]
+    close(sparse.values.grad, e.grad.view(-1)[sparse.pattern.positions()])  # type: ignore[arg-type]
+
+
+@given(masks(max_rows=7, widths=(1, 2, 7)), seeds, st.booleans())
+def test_normalized_bipartite_equals_the_dense_formula(mask: Tensor, seed: int, weighted: bool) -> None:
+    r = mask.to(torch.float64)
+    if weighted:
+        r = r * (
+            torch.rand(r.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+        )
+    users, items = r.shape
+    a = torch.zeros(users + items, users + items, dtype=torch.float64)
+    a[:users, users:], a[users:, :users] = r, r.t()
+    scale = a.sum(1).pow(-0.5)
+    scale[a.sum(1) == 0] = 0
+    graph = normalized_bipartite(scipy.sparse.csr_array(r.numpy()), torch.float64)
+    assert graph.n_nodes == users + items
+    assert graph.n_edges == 2 * int(mask.sum())
+    assert graph.symmetric, (
+        "rounding must not make the graph look asymmetric: its transpose would be stored too"
+    )
+    close(graph(torch.eye(users + items, dtype=torch.float64)), scale[:, None] * a * scale)
+
+
+def test_isolated_nodes_keep_their_embedding_divided() -> None:
+    matrix = scipy.sparse.csr_array(np.array([[1.0, 0, 0], [0, 0, 0]]))
+    graph = normalized_bipartite(matrix, torch.float64)
+    table = nn.Embedding(5, 2, dtype=torch.float64)
+    out = propagate_mean(graph, table, 3)
+    for node in (1, 3, 4):
+        close(out[node], table.weight[node] / 4)
+    close(out[0], (table.weight[0] * 2 + table.weight[2] * 2) / 4)
+
+
+@every_backend
+def test_a_graph_without_edges(backend: str) -> None:
+    graph = normalized_bipartite(scipy.sparse.csr_array((2, 3)), torch.float64)
+    assert graph.n_edges == 0
+    table = SparseEmbedding(5, 4, density=0.5, dtype=torch.float64)
+    with sparsecore.backend(backend):
+        close(propagate_mean(graph, table, 2).detach() * 3, table.to_dense().weight.detach())
+
+
+def test_source_matrix_is_neither_changed_nor_shared() -> None:
+    matrix = scipy.sparse.csr_array(np.array([[0.0, 2.0], [2.0, 0.0]]))
+    graph = Graph(matrix)
+    bipartite = normalized_bipartite(matrix)
+    matrix.data[:] = 9
+    matrix.indices[:] = 0
+    assert graph(torch.eye(2)).tolist() == [[0, 2], [2, 0]]
+    assert bipartite(torch.eye(4)).sum().item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize("form", ["coo_array", "csc_array", "csr_matrix"])
+def test_any_scipy_form_and_duplicates_add_up(form: str) -> None:
+    coo = scipy.sparse.coo_array(([1.0, 2.0, 5.0], ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
+    graph = Graph.from_scipy(getattr(scipy.sparse, form)(coo))
+    assert graph(torch.eye(2)).tolist() == [[0, 3], [5, 0]]
+    assert graph.n_edges == 2
+
+
+def test_buffers_move_and_are_not_saved() -> None:
+    graph, a = make(False)
+    assert graph.state_dict() == {}
+    x = torch.randn(9, 3)
+    torch.testing.assert_close(graph.to(torch.float32)(x), a.float() @ x)
+    assert graph.get_buffer("crow").dtype == torch.int32
+    assert graph.get_buffer("col").dtype == torch.int32
+    assert repr(graph) == f"Graph(n_nodes=9, n_edges={graph.n_edges}, symmetric=False)"
+
+
+def test_graphs_refuse() -> None:
+    with pytest.raises(PatternError, match=r"a graph is a square matrix, got \(2, 3\)"):
+        Graph(scipy.sparse.csr_array((2, 3)))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(PatternError, match="NaN or infinite"):
+            Graph(scipy.sparse.csr_array(np.array([[bad]])))
+        with pytest.raises(PatternError, match="NaN or infinite"):
+            normalized_bipartite(scipy.sparse.csr_array(np.array([[bad, 1.0]])))
+
+
+@pytest.mark.parametrize(
+    "table", [nn.Embedding(8, 2), SparseEmbedding(8, 2, density=0.5)], ids=["dense", "sparse"]
+)
+def test_propagation_refuses(table: Any) -> None:
+    graph, _ = make(True)
+    with pytest.raises(SparsecoreError, match="one row for each of the 9 nodes of the graph, got 8"):
+        propagate_mean(graph, table, 2)
+    with pytest.raises(SparsecoreError, match="hops must be at least 1, got 0"):
+        propagate_mean(graph, table, 0)
+    with pytest.raises(SparsecoreError, match="got 8"):
+        graph(torch.ones(8, 2, dtype=torch.float64))
+    with pytest.raises(SparsecoreError, match="propagate needs one floating-point type"):
+        graph(torch.ones(9, 2))
+    with pytest.raises(SparsecoreError, match="accumulate_rows sums looked-up rows only"):
+        propagate_mean(graph, SparseEmbedding(9, 2, density=0.5, accumulate_rows=3), 1)

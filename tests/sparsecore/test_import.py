@@ -1,0 +1,122 @@
+"""What an import costs, kernels on disk, and processes: each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+CASE = """
+import torch
+from sparsecore import Pattern, ops
+from sparsecore.backends.numba import linear
+
+torch.set_num_threads(2)
+pattern = Pattern.random((40, 50), 0.5, generator=torch.Generator().manual_seed(0))
+values = torch.randn(pattern.nnz, generator=torch.Generator().manual_seed(1))
+x = torch.randn(130, 50, generator=torch.Generator().manual_seed(2))
+arguments = (values, pattern.crow, pattern.col)
+
+def check(batch):
+    torch.testing.assert_close(
+        ops.spmm(*arguments, x[:batch]), x[:batch] @ pattern.to_dense(values).T, rtol=1e-4, atol=1e-4
+    )
+
+serial, parallel = lambda: check(2), lambda: check(130)
+
+def report():
+    for name in ("_serial", "_parallel"):
+        stats = getattr(linear._spmm, name).stats
+        print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def python(code: str, *flags: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter that runs this code in the repository."""
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty folder for compiled kernels, shared by the tests of this file so that they compile once."""
+    return str(tmp_path_factory.mktemp("kernels"))
+
+
+def test_import_is_quiet_and_loads_no_compiler() -> None:
+    """Neither numba nor scipy is imported, and nothing warns (torch's own import aside)."""
+    code = """
+import warnings
+import torch
+warnings.simplefilter("error")
+import sys
+before = set(sys.modules)
+import sparsecore
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(new & {"numba", "llvmlite", "scipy", "torch_sparse"}))
+model = sparsecore.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), 0.5)
+print("numba" in sys.modules, str(sparsecore.explain(model)).count("numba"))
+"""
+    assert python(code).splitlines() == ["[]", "False 1"]
+
+
+def test_import_under_strict_warnings() -> None:
+    python("import sparsecore", "-W", "error")
+
+
+def test_kernels_are_cached_on_disk_and_variants_do_not_collide(cache: str) -> None:
+    """Serial first, then both, then parallel alone: each is compiled exactly once over three processes."""
+    runs = [
+        ("serial(); report()", ["_serial 0 1", "_parallel 0 0"]),
+        ("parallel(); serial(); report()", ["_serial 1 0", "_parallel 0 1"]),
+        ("parallel(); report()", ["_serial 0 0", "_parallel 1 0"]),
+    ]
+    for code, expected in runs:
+        assert python(CASE + code, NUMBA_CACHE_DIR=cache).splitlines() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_runs_kernels_after_its_parent_did(cache: str) -> None:
+    """GNU OpenMP cannot start threads in a child of a process that used them; the child works serially."""
+    code = (
+        CASE
+        + """
+import faulthandler, os
+parallel()
+out = ops.spmm(*arguments, x).numpy()
+child = os.fork()
+if child == 0:
+    faulthandler.dump_traceback_later(60, exit=True)  # a child that hangs must not outlive the test
+    same = (ops.spmm(*arguments, x).numpy() == out).all()  # the kernel alone: torch may hang in a child itself
+    os._exit(0 if same and linear.threads(10**9) == 1 else 1)
+status = os.waitpid(child, 0)[1]
+parallel()
+print(status)
+"""
+    )
+    assert python(code, NUMBA_CACHE_DIR=cache).split() == ["0"]
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_torch_keeps_its_number_of_threads(cache: str, threads: int) -> None:
+    """numba starts its pool at the first parallel kernel, and that sets OpenMP's number, which is torch's."""
+    code = CASE + f"torch.set_num_threads({threads}); parallel(); print(torch.get_num_threads())"
+    assert python(code, NUMBA_CACHE_DIR=cache).split() == [str(threads)]
+
+
+def test_environment_chooses_the_backend() -> None:
+    code = """
+import sys, torch, sparsecore
+sparsecore.SparseLinear(4, 4, density=0.5)(torch.ones(1, 4))
+print("numba" in sys.modules)
+"""
+    assert python(code, SPARSECORE_BACKEND="torch").split() == ["False"]
