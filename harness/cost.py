@@ -10,9 +10,6 @@ runs is measured by ``harness.reproduce``.
 from __future__ import annotations
 
 import itertools
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +21,7 @@ import typer
 from rich.console import Console
 
 import sparsecore
-from harness.machine import describe_machine
+from harness.results import save_results
 from recsys.config import Config, load_config
 from recsys.data import Dataset
 from recsys.training.session import load_dataset, resident
@@ -134,7 +131,7 @@ def compare_steps(
     return rows
 
 
-def _markdown(document: dict[str, Any]) -> str:
+def _page(workloads: dict[str, Any]) -> list[str]:
     lines = [
         "# Cost of a training step",
         "",
@@ -142,7 +139,7 @@ def _markdown(document: dict[str, Any]) -> str:
         "include an exploration's share (one every `interval` steps); *bytes* are weights, indices, gradients,",
         "optimizer state, masks or history bits, and graphs. masked: dense tensors times masks, same decisions.",
     ]
-    for name, part in document["workloads"].items():
+    for name, part in workloads.items():
         facts = f"{part['dataset']}, batch {part['batch']}, exploration every {part['interval']} steps."
         lines += ["", f"## {name}", "", facts, "", HEAD, "|---|---|---|---|---|---|---|"]
         lines += [
@@ -151,17 +148,7 @@ def _markdown(document: dict[str, Any]) -> str:
             f"| {format(r['epoch s'], '.1f') if 'epoch s' in r else '-'} |"
             for r in part["rows"]
         ]
-    facts = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Command: `{document['command']}`",
-            "",
-            f"Machine: {facts}, threads {document['threads']}.",
-            "",
-        ]
-    )
+    return [*lines, "", f"Threads: {torch.get_num_threads()}."]
 
 
 def main(
@@ -191,16 +178,9 @@ def main(
             "rows": rows,
         }
         console.print(f"{preset}: " + ", ".join(f"{r['cell']} {r['time vs dense']:.2f}" for r in rows))
-    command = "python -m harness.cost " + shlex.join(a for a in sys.argv[1:] if not Path(a).is_absolute())
-    document = {
-        "command": command,
-        "machine": describe_machine(),
-        "threads": torch.get_num_threads(),
-        "workloads": workloads,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_name(output.name + ".json").write_text(json.dumps(document, indent=1) + "\n")
-    output.with_name(output.name + ".md").write_text(_markdown(document))
+    save_results(
+        output, "harness.cost", _page(workloads), {"threads": torch.get_num_threads(), "workloads": workloads}
+    )
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ and ``OUTPUT.md`` (mean and standard deviation). A run that has ended is not rep
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import shlex
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.machine import describe_machine
+from harness.results import save_results
 
 __all__ = ["main", "summarise", "train_one"]
 
@@ -68,7 +65,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _markdown(title: str, command: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _page(title: str, rows: list[dict[str, Any]]) -> list[str]:
     dense = next((row for row in rows if row["cell"] == "dense"), rows[0])
     lines = [
         f"# {title}",
@@ -89,8 +86,7 @@ def _markdown(title: str, command: str, machine: dict[str, Any], rows: list[dict
             f"| {row['cell']} | {row['seeds']} | {' | '.join(cells)} | {epochs} | {row['stored']:,} "
             f"| {row['bytes']:,} ({share:.0%}) |"
         )
-    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
-    return "\n".join([*lines, "", f"Command: `{command}`", "", f"Machine: {facts}.", ""])
+    return lines
 
 
 def main(
@@ -122,17 +118,8 @@ def main(
             test = "  ".join(f"{metric} {run['test'][metric]:.4f}" for metric in METRICS)
             console.print(f"{cell} seed {seed}: {test}  best epoch {run['best_epoch']} of {run['epochs']}")
     results.sort(key=lambda run: (cells.index(run["cell"]), run["seed"]))
-    command = "python -m harness.reproduce " + shlex.join(_public(sys.argv[1:]))
-    machine, rows = describe_machine(), summarise(results)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"command": command, "machine": machine, "summary": rows, "runs": results}
-    output.with_name(output.name + ".json").write_text(json.dumps(document, indent=1) + "\n")
-    output.with_name(output.name + ".md").write_text(_markdown(preset, command, machine, rows))
-
-
-def _public(arguments: list[str]) -> list[str]:
-    """The arguments without the place of this user's folders: a results file is for other machines too."""
-    return [Path(a).name if Path(a).is_absolute() else a for a in arguments]
+    rows = summarise(results)
+    save_results(output, "harness.reproduce", _page(preset, rows), {"summary": rows, "runs": results})
 
 
 if __name__ == "__main__":
