@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sparsecore.nn.base import SparseModule
 from sparsecore.pattern import Pattern
-from sparsecore.topology.blocks import merge_places, row_blocks
+from sparsecore.topology.blocks import row_blocks
 
 __all__ = ["Exchange", "fresh_state", "reconcile", "rewrite"]
 
@@ -38,13 +38,11 @@ def reconcile(pattern: Pattern, survivors: Tensor, grown: Tensor) -> Tensor:
     for block in row_blocks(pattern):
         low, high = block.within(grown)
         if high > low:
-            part = slice(block.start, block.stop)
-            pruned = torch.nonzero(~survivors[part]).view(-1)
+            pruned = torch.nonzero(~survivors[block.start : block.stop]).view(-1)
             wanted = grown[low:high] - block.base
-            place = torch.searchsorted(wanted, block.positions[pruned]).clamp_max_(wanted.numel() - 1)
-            again = wanted[place] == block.positions[pruned]
+            again = block.mark(wanted)[block.positions[pruned]]
             survivors[block.start + pruned[again]] = True
-            is_new[low + place[again]] = False
+            is_new[low:high] = ~block.mark(block.positions[pruned])[wanted]
     return grown[is_new]
 
 
@@ -87,17 +85,15 @@ def _new_order(module: SparseModule, exchange: Exchange) -> tuple[Tensor, Tensor
     for block in row_blocks(pattern):
         low, high = block.within(new)
         stays = torch.nonzero(exchange.survivors[block.start : block.stop]).view(-1)
-        old, fresh = block.positions[stays], new[low:high] - block.base
-        into_old, into_new = merge_places(old, fresh)
-        source[begin + into_old] = (block.start + stays).to(index)
-        is_new[begin + into_new] = True
-        for positions, into in ((old, into_old), (fresh, into_new)):
-            row = positions.div(cols, rounding_mode="floor")
-            col[begin + into] = (positions - row * cols).to(col.dtype)
-            counts[block.first + 1 : block.last + 1] += torch.bincount(
-                row, minlength=block.last - block.first
-            ).to(counts.dtype)
-        begin += old.numel() + fresh.numel()
+        fresh = block.mark(new[low:high] - block.base)
+        merged = torch.nonzero(fresh | block.mark(block.positions[stays])).view(-1)
+        part = slice(begin, begin + merged.numel())
+        is_new[part] = fresh[merged]
+        source[part][~is_new[part]] = (block.start + stays).to(index)
+        row = merged.div(cols, rounding_mode="floor")
+        col[part] = (merged - row * cols).to(col.dtype)
+        counts[block.first + 1 : block.last + 1] = torch.bincount(row, minlength=block.last - block.first)
+        begin += merged.numel()
     if begin != module.nnz:
         raise AssertionError(f"an exchange must keep nnz = {module.nnz}, but this one leads to {begin}")
     module.col_indices.copy_(col)
