@@ -142,8 +142,9 @@ def _taken(block: RowBlock, survivors: Tensor, grown: Tensor, skip_row: int | No
 
 
 def merge_sorted(a: Tensor, b: Tensor) -> Tensor:
-    """Two ascending tensors without common members, as one. O(n log m), and no sort."""
-    out = a.new_empty(a.numel() + b.numel())
-    out[torch.arange(a.numel(), device=a.device) + torch.searchsorted(b, a)] = a
-    out[torch.arange(b.numel(), device=b.device) + torch.searchsorted(a, b)] = b
-    return out
+    """Two ascending tensors without common members, as one. Cheapest where the first is the shorter one."""
+    from_a = torch.zeros(a.numel() + b.numel(), dtype=torch.bool, device=a.device)
+    from_a[torch.searchsorted(b, a) + torch.arange(a.numel(), device=a.device)] = True
+    out = a.new_empty(from_a.numel())
+    # Scattering by mask makes no index of every member, which would be as large as the result.
+    return out.masked_scatter_(from_a, a).masked_scatter_(from_a.logical_not_(), b)
