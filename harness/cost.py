@@ -24,7 +24,7 @@ import sparsecore
 from harness.results import save_results
 from recsys.config import Config, load_config
 from recsys.data import Dataset
-from recsys.training.session import load_dataset, resident
+from recsys.training.session import load_dataset
 from recsys.training.trainer import Trainer
 from sparsecore.measure import interleaved
 
@@ -109,7 +109,8 @@ def compare_steps(
     for name, subject in subjects.items():
         macs, interval = subject.macs(), subject.interval
         total = macs["forward"] + macs["backward"] + macs["exploration"] / interval
-        size = resident(subject.trainer)["total"]
+        trainer = subject.trainer
+        size = sparsecore.resident_bytes(trainer.model, trainer.optimizer, trainer.explorer).total
         if name == "dense":
             dense_macs, dense_bytes = total, size
         extra = max(0.0, exploring[name].minimum - times[name].minimum) if name in exploring else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +25,15 @@ def describe_machine() -> dict[str, str | int]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numba", "numpy", "scipy")},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Revision of the checkout that is running, "+" where files differ from it; "unknown" outside one."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _processor() -> str:

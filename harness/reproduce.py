@@ -32,17 +32,24 @@ def train_one(
     import torch
 
     from recsys.config import load_config
+    from recsys.errors import ConfigError
     from recsys.training import session
+    from recsys.training.run_folder import RunFolder
 
     torch.set_num_threads(threads)
+    method, _, density = cell.partition("@")
+    options: dict[str, Any] = {"sparsity.method": method, "train.seed": seed, "data.dir": data_dir}
+    if density:
+        options["sparsity.density"] = float(density)
+    config = load_config(preset, overrides=overrides, options=options)
     if Path(folder).exists():
+        made = RunFolder.open(folder).config()
+        if made.hash != config.hash:
+            raise ConfigError(
+                f"{folder} holds a run of other settings; name another --runs folder, or delete it"
+            )
         metrics = session.resume(folder, quiet=True)
     else:
-        method, _, density = cell.partition("@")
-        options: dict[str, Any] = {"sparsity.method": method, "train.seed": seed, "data.dir": data_dir}
-        if density:
-            options["sparsity.density"] = float(density)
-        config = load_config(preset, overrides=overrides, options=options)
         metrics = session.train(config, folder, quiet=True)
     kept = ("test", "validation", "best_epoch", "epochs", "steps", "seconds", "nnz", "resident_bytes")
     return {"cell": cell, "seed": seed, **{key: metrics[key] for key in kept}}

@@ -130,7 +130,9 @@ def train(
     else:
         config = _config(preset, config_file, dataset, data_dir, seed, overrides, plain)
         if output is None:
-            name = f"{config.data.name}-{config.model.name}-{config.sparsity.method}-seed{config.train.seed}"
+            data = Path(config.data.name)
+            short = data.name.partition(".")[0] if data.is_absolute() else config.data.name
+            name = f"{short}-{config.model.name}-{config.sparsity.method}-seed{config.train.seed}"
             output = Path("runs") / name.replace("/", "-")
     from recsys.training import session
     from recsys.training.run_folder import RunFolder
@@ -203,6 +205,8 @@ def _config(
 
     # Absolute: the settings are kept with the run, which may be evaluated from elsewhere.
     place = None if data_dir is None else str(data_dir.resolve())
+    if dataset is not None and dataset.endswith((".csv", ".csv.gz", ".npz")):
+        dataset = str(Path(dataset).resolve())
     plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
     return load_config(preset, path, overrides or [], plain)
 

@@ -80,6 +80,7 @@ class SparsityConfig(_Section):
     drop_fraction: float = Field(default=0.5, ge=0, le=1)
     end_drop_fraction: float = Field(default=0.005, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    stop_fraction: float = Field(default=1.0, ge=0, le=1)
     grow: Literal["gradient", "random"] = "gradient"
 
 

@@ -129,8 +129,8 @@ def count_macs(trainer: Trainer) -> dict[str, float]:
     The mean of a round of steps, see `_Twin`.
     """
     twin = _Twin(trainer)
-    with sparsecore.MacCounter() as counter:
-        twin.round(counter.phase)
+    counter = sparsecore.MacCounter()
+    twin.round(counter.phase)
     return {name: counter.macs.get(name, 0) / twin.steps for name in ("forward", "backward", "exploration")}
 
 

@@ -174,6 +174,11 @@ class SavedRecommender:
             assert user_id is not None
             row = _find(user_id, self._user_rows, self.user_ids, "user")
             seen = self.history[np.array([row])]
+            if seen.nnz == 0:
+                raise DataError(
+                    f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
+                    "give some items instead (items=, --item), if the model is MultVAE"
+                )
         else:
             row = -1
             columns = [_find(item, self._item_columns, self.item_ids, "item") for item in items]

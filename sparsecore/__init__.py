@@ -11,6 +11,7 @@ from sparsecore.accounting import MacCounter, ResidentBytes, resident_bytes
 from sparsecore.backends import backend
 from sparsecore.errors import ConversionError, DensityError, PatternError, SparsecoreError, TopologyError
 from sparsecore.explain import explain
+from sparsecore.interop import split
 from sparsecore.masked import MaskedSparsity, masks_of
 from sparsecore.nn import (
     Graph,
@@ -60,5 +61,6 @@ __all__ = [
     "propagate_mean",
     "resident_bytes",
     "sparsify",
+    "split",
     "weight_parameter",
 ]

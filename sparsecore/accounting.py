@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +79,6 @@ class MacCounter:
     def total(self) -> int:
         """Multiply-adds of all phases."""
         return sum(self.macs.values())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -164,4 +155,4 @@ def _topology_tensors(explorer: Any) -> list[Tensor]:
     if isinstance(explorer, DynamicSparsity):
         accumulated = [t for a in explorer.accumulators().values() for t in a.state_dict().values()]
         return [history.bits for history in explorer.history.values()] + accumulated
-    return [*explorer.masks.values(), *explorer.ever_active.values()]
+    return [*explorer.multipliers.values(), *explorer.ever_active.values()]

@@ -21,7 +21,7 @@ from sparsecore.nn.base import SparseModule
 from sparsecore.nn.bias import SparseBias
 from sparsecore.pattern import Pattern
 from sparsecore.sampling import sample_ranks
-from sparsecore.topology.explorer import Timetable, expect_names, own_generator
+from sparsecore.topology.explorer import Timetable, expect_names, own_generator, realignable
 from sparsecore.topology.report import ExplorationReport, LayerReport
 from sparsecore.topology.rewrite import fresh_state
 from sparsecore.topology.select import largest, smallest
@@ -77,7 +77,7 @@ class MaskedSparsity:
             interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow
         )
         self.generator = own_generator(generator)
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.optimizers = realignable(optimizer)
         parameters = dict(model.named_parameters())
         self._skip_row = {
             f"{name}.weight" if name else "weight": module.padding_idx
@@ -98,16 +98,22 @@ class MaskedSparsity:
             raise TopologyError(f"masks name no parameter of the model: {unknown or 'none given'}")
         # In the model's order: random growth draws weight by weight, as `DynamicSparsity` does.
         self.parameters = {name: p for name, p in parameters.items() if name in masks}
-        self.masks = {name: masks[name].to(p.device).clone() for name, p in self.parameters.items()}
-        self.ever_active = {name: mask.clone() for name, mask in self.masks.items()}
+        # In the weights' own type: a product with a boolean mask converts it every time and is three times slower.
+        self.multipliers = {name: masks[name].to(p.device, p.dtype) for name, p in self.parameters.items()}
+        self.ever_active = {name: mask.bool() for name, mask in self.multipliers.items()}
         self.steps = 0
         self._scores: dict[str, Tensor] = {}
         self._recording = False
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.mul_(self.masks[name])
+                parameter.mul_(self.multipliers[name])
                 parameter.register_hook(self._mask_gradient(name))
         self._arm()
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks now, boolean, by parameter name; copies."""
+        return {name: mask.bool() for name, mask in self.multipliers.items()}
 
     def _draw(self, name: str, parameter: Tensor, density: float) -> Tensor:
         shape = (1, parameter.numel()) if parameter.dim() == 1 else (parameter.shape[0], parameter.shape[1])
@@ -119,7 +125,7 @@ class MaskedSparsity:
             if self._recording:
                 seen = self._scores.get(name)
                 self._scores[name] = grad.clone() if seen is None else seen + grad
-            return grad * self.masks[name]
+            return grad * self.multipliers[name]
 
         return hook
 
@@ -129,15 +135,16 @@ class MaskedSparsity:
 
     @torch.no_grad()
     def step(self) -> ExplorationReport | None:
-        """Count one training step, explore if one is due, and multiply the weights by their masks.
+        """Count one training step; explore if one is due.
+
+        Gradients are masked in the backward pass, so weights and optimizer state outside the masks stay zero by
+        themselves; the product of weights and masks that others spend on every step is needed at explorations only.
 
         Raises:
             TopologyError: if weights or gradients are NaN or infinite; nothing has been changed then.
         """
         self.steps += 1
         if not self.timetable.due(self.steps):
-            for name, parameter in self.parameters.items():
-                parameter.mul_(self.masks[name])
             self._arm()
             return None
         fraction = self.timetable.drop_fraction(self.steps)
@@ -150,10 +157,10 @@ class MaskedSparsity:
             raise
         layers = {}
         for name, (mask, pruned, regrown) in plans.items():
-            parameter, old = self.parameters[name], self.masks[name]
-            self._reset_state(parameter, old & mask)
-            parameter.mul_(old & mask)
-            self.masks[name] = mask
+            parameter, survivors = self.parameters[name], self.multipliers[name].bool() & mask
+            self._reset_state(parameter, survivors)
+            parameter.mul_(survivors)
+            self.multipliers[name].copy_(mask)
             self.ever_active[name] |= mask
             layers[name] = LayerReport(
                 pruned=pruned, grown=pruned, regrown=regrown, nnz=int(mask.sum()), numel=mask.numel(),
@@ -164,7 +171,7 @@ class MaskedSparsity:
 
     def _plan(self, name: str, parameter: Tensor, fraction: float) -> tuple[Tensor, int, int]:
         """New mask, number pruned, number of them grown at once; by plain sorts of dense tensors."""
-        old, scores = self.masks[name], self._scores.get(name)
+        old, scores = self.multipliers[name].bool(), self._scores.get(name)
         nnz = int(old.sum())
         random = self.timetable.grow == "random"
         if nnz == old.numel() or (scores is None and not random):
@@ -181,6 +188,8 @@ class MaskedSparsity:
         mask[pruned] = False
         if scores is not None:
             candidates = scores.abs().view(-1).masked_fill(mask, 0)
+            if name in self._skip_row:
+                candidates.view(old.shape)[self._skip_row[name]] = 0
             count = min(k, int((candidates > 0).sum()))
             mask[largest(candidates, count)] = True
         fill = nnz - int(mask.sum())
@@ -208,16 +217,16 @@ class MaskedSparsity:
             "steps": self.steps,
             "generator": self.generator.get_state(),
             "timetable": self.timetable.settings(),
-            "masks": dict(self.masks),
+            "masks": self.masks,
             "ever_active": dict(self.ever_active),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self.timetable.expect(state["timetable"])
-        expect_names(state["masks"], self.masks)
-        for name, mask in self.masks.items():
-            mask.copy_(state["masks"][name])
+        expect_names(state["masks"], self.multipliers)
+        for name, multiplier in self.multipliers.items():
+            multiplier.copy_(state["masks"][name])
             self.ever_active[name].copy_(state["ever_active"][name])
         self.generator.set_state(state["generator"].cpu())
         self.steps = int(state["steps"])

@@ -12,6 +12,7 @@ plain 1-D tensor, and ``torch.sparse_csr_tensor(crow, col, values)`` is a view o
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,9 @@ def exact_nnz(shape: tuple[int, int], density: float) -> int:
         DensityError: if the density is outside (0, 1] or so low that nothing would be stored.
     """
     rows, cols = shape
-    if not isinstance(density, (int, float)) or isinstance(density, bool) or not 0.0 < density <= 1.0:
+    if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
         raise DensityError(f"density must be a number in (0, 1], got {density!r}")
-    nnz = round(density * rows * cols)
+    nnz = round(float(density) * rows * cols)
     if nnz < 1:
         raise DensityError(
             f"density {density:g} of a {rows} x {cols} weight leaves no nonzero at all; "
@@ -189,7 +190,7 @@ class Pattern:
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> Pattern:
-        """From a ``torch.sparse`` COO (coalesced on the way) or CSR matrix; explicit zeros stay stored."""
+        """From a ``torch.sparse`` COO (coalesced on the way: values by `split`) or CSR matrix; explicit zeros stay."""
         if matrix.layout == torch.sparse_coo:
             if matrix.dim() != 2 or matrix.dense_dim():
                 raise PatternError(
@@ -208,7 +209,7 @@ class Pattern:
 
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> Pattern:
-        """From any scipy.sparse matrix or array; duplicates are merged, explicit zeros stay stored."""
+        """From any scipy.sparse matrix or array; sorted, duplicates merged, explicit zeros stay (values: `split`)."""
         source: Any = matrix
         csr = source.tocsr(copy=True)
         csr.sum_duplicates()  # sorts as well

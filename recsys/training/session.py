@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset, load
 from recsys.errors import RecsysError
@@ -21,7 +19,7 @@ from recsys.recommender import SavedRecommender
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer, nnz_per_tensor
 
-__all__ = ["evaluate_run", "fit", "load_dataset", "resident", "resume", "saved_recommender", "train"]
+__all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
 
 Listener = Callable[[dict[str, Any]], object]
 
@@ -121,7 +119,6 @@ def fit(
             folder.save_checkpoint(trainer.state_dict())
         if on_epoch is not None:
             on_epoch(record)
-    sizes = resident(trainer)
     if trainer.best_weights is None and folder is not None:
         trainer.best_weights = folder.load_best()
     trainer.load_best()
@@ -137,7 +134,7 @@ def fit(
         "seconds": round(trainer.seconds, 3),
         "parameters_stored": sum(p.numel() for p in trainer.model.parameters()),
         "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
-        "resident_bytes": sizes,
+        "resident_bytes": trainer.resident,
         "config_hash": trainer.config.hash,
         "versions": _versions(),
     }
@@ -160,15 +157,6 @@ def saved_recommender(trainer: Trainer) -> SavedRecommender:
         item_ids=dataset.item_ids,
         dataset=dataset.name,
     )
-
-
-def resident(trainer: Trainer) -> dict[str, int]:
-    """Bytes that training holds between two steps, by what they are for; see `sparsecore.resident_bytes`.
-
-    Gradients are counted as they are after a step: call it after training, before anything clears them.
-    """
-    counted = sparsecore.resident_bytes(trainer.model, trainer.optimizer, trainer.explorer)
-    return {**dataclasses.asdict(counted), "total": counted.total}
 
 
 def _progress(trainer: Trainer, quiet: bool) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class Trainer:
         best_epoch, best_value, best_weights: by validation `config.train.metric`; None before the first
             evaluation.
         seconds: spent on training steps so far, without evaluation.
+        resident: bytes that training holds between two steps, by what they are for; see
+            `sparsecore.resident_bytes`.
     """
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -58,6 +61,7 @@ class Trainer:
         self.best_metrics: dict[str, float] = {}
         self.best_weights: dict[str, Tensor] | None = None
         self.seconds = 0.0
+        self.resident: dict[str, int] = {}
         self._report: Any = None
 
     def _make_explorer(
@@ -73,6 +77,7 @@ class Trainer:
             end_drop_fraction=settings.end_drop_fraction,
             schedule=settings.schedule,
             grow=settings.grow,
+            stop_fraction=settings.stop_fraction,
             total_steps=self.config.train.epochs * self.steps_per_epoch,
             generator=generator,
         )
@@ -130,6 +135,9 @@ class Trainer:
             explorations += self._report is not before
             on_step()
         self.epoch += 1
+        # Counted here, where gradients and optimizer state exist; a resumed run that is over has none.
+        counted = sparsecore.resident_bytes(self.model, self.optimizer, self.explorer)
+        self.resident = {**dataclasses.asdict(counted), "total": counted.total}
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
         loss = float(total) / count
@@ -189,6 +197,7 @@ class Trainer:
             "best_value": self.best_value,
             "best_metrics": self.best_metrics,
             "seconds": self.seconds,
+            "resident": self.resident,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,6 +221,7 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
         self.best_metrics, self.seconds = state["best_metrics"], state["seconds"]
+        self.resident = state["resident"]
 
 
 def _generators(model: nn.Module) -> dict[str, torch.Generator]:

@@ -40,6 +40,14 @@ class SparseModule(nn.Module):
         self.register_buffer("crow_indices", pattern.crow)
         self.register_buffer("col_indices", pattern.col)
 
+    def _from_values(self, pattern: Pattern, values: Tensor) -> None:
+        """Initialise with these values; for the ``from_*`` constructors."""
+        if pattern.nnz == 0:
+            raise ConversionError("the matrix stores nothing at all; leave this module dense")
+        SparseModule.__init__(self, pattern, values.device, values.dtype)
+        with torch.no_grad():
+            self.values.copy_(values)
+
     # ---- what is stored
 
     @property

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from sparsecore.errors import ConversionError
+from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.nn.base import SparseModule
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
 from sparsecore.nn.linear import SparseLinear
@@ -16,6 +16,8 @@ from sparsecore.pattern import Pattern, exact_nnz
 from sparsecore.topology.init import allocate
 
 __all__ = ["densify", "sparsify"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
     nn.Linear: SparseLinear.from_dense,
@@ -88,8 +90,8 @@ def sparsify(
                 swapped[id(module)] = convert(
                     module, mask=pattern.to_mask().to(_weight(module).device), **options
                 )
-        except ConversionError as error:
-            raise ConversionError(f"{name or 'the model'}: {error}") from None
+        except SparsecoreError as error:
+            raise type(error)(f"{name or 'the model'}: {error}") from None
     return _swap(model, lambda module: swapped.get(id(module)))
 
 
@@ -153,7 +155,17 @@ def _refuse_shared(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> Non
     for module_name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(module_name)
-    for _, module in chosen:
+    for name, module in chosen:
+        if "weight" not in module._parameters:
+            raise ConversionError(
+                f"{name or 'the model'}: its weight is computed (weight_norm, a parametrization, pruning); "
+                "remove that first, or exclude this module"
+            )
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            raise ConversionError(
+                f"{name or 'the model'}: hooks are registered on it and would be lost; register them after sparsify(), "
+                "or exclude this module"
+            )
         names = owners[id(module.weight)]
         if len(names) > 1:
             raise ConversionError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
+from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.pattern import Pattern
 from sparsecore.topology.accumulate import RowAccumulator
@@ -75,6 +76,22 @@ class _SparseTable(SparseModule):
         table.values.requires_grad_(module.weight.requires_grad)
         return table.train(module.training)
 
+    @classmethod
+    def from_sparse(cls, matrix: Any, padding_idx: int | None = None) -> Self:
+        """A table from an existing sparse matrix, (num_embeddings, embedding_dim), of torch (COO, CSR) or scipy.
+
+        Raises:
+            PatternError: if it is not a sparse matrix, or the padding row is not empty.
+            ConversionError: if it stores nothing.
+        """
+        pattern, values = split(matrix)
+        table = cls.__new__(cls)
+        SparseModule._from_values(table, pattern, values)
+        table.num_embeddings, table.embedding_dim = pattern.shape
+        table.padding_idx = _padding(padding_idx, pattern.shape[0])
+        table.check_invariants()
+        return table
+
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f"padding_idx={self.padding_idx}, "
         return f"{self.num_embeddings}, {self.embedding_dim}, {padding}{self._shape_repr()}"
@@ -105,6 +122,8 @@ class SparseEmbedding(_SparseTable):
         >>> table(torch.tensor([3, 7])).shape
         torch.Size([2, 64])
     """
+
+    accumulator: RowAccumulator | None = None
 
     def __init__(
         self,

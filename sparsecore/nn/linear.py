@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
+from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.nn.bias import SparseBias
 from sparsecore.pattern import Pattern
@@ -123,6 +125,28 @@ class SparseLinear(SparseModule):
                 layer.bias = nn.Parameter(module.bias.detach().clone(), module.bias.requires_grad)
         layer.values.requires_grad_(module.weight.requires_grad)
         layer.train(module.training)
+        return layer
+
+    @classmethod
+    def from_sparse(cls, matrix: Any, bias: Tensor | None = None) -> SparseLinear:
+        """A layer from an existing sparse weight, (out_features, in_features), of torch (COO, CSR) or scipy.
+
+        Args:
+            matrix: the weight; see `sparsecore.split` for what becomes of its order.
+            bias: dense bias, (out_features,); none if absent.
+
+        Raises:
+            PatternError: if it is not a sparse matrix.
+            ConversionError: if it stores nothing, or the bias has another length.
+        """
+        pattern, values = split(matrix)
+        rows, cols = pattern.shape
+        if bias is not None and bias.shape != (rows,):
+            raise ConversionError(f"bias must have shape ({rows},), got {tuple(bias.shape)}")
+        layer = cls.__new__(cls)
+        SparseModule._from_values(layer, pattern, values)
+        layer.in_features, layer.out_features = cols, rows
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
 
     def to_dense(self) -> nn.Linear:

@@ -34,6 +34,8 @@ def operator(
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
+    for device in ("cpu", "cuda"):  # kernels add up in float32: under autocast that is what they are given
+        torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
     packet = getattr(torch.ops.sparsecore, name)
 
     def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsecore.errors import TopologyError
+
 __all__ = ["RowAccumulator"]
 
 
@@ -40,7 +42,8 @@ class RowAccumulator:
         if padding_idx is not None:
             real = ids != padding_idx
             ids, grad = ids[real], grad[real]
-        if ids.numel() == 0:
+        # A step whose gradient is not finite is one that a gradient scaler skips; its sum would never be finite again.
+        if ids.numel() == 0 or not bool(torch.isfinite(grad.sum())):
             return
         sums = grad.new_empty((0, self.cols)) if self.sums is None else self.sums
         known = self.ids.to(ids.device)
@@ -81,4 +84,18 @@ class RowAccumulator:
         """Continue from a saved state."""
         self.reset()
         if state:
-            self.ids, self.sums = state["ids"], state["sums"]
+            self.ids, self.sums = state["ids"].clone(), state["sums"].clone()
+
+    def expect(self, state: dict[str, Tensor], name: str) -> None:
+        """Refuse sums of another table.
+
+        Raises:
+            TopologyError: if their shapes do not fit.
+        """
+        if state and (
+            state["sums"].shape != (state["ids"].numel(), self.cols) or len(state["ids"]) > self.capacity
+        ):
+            raise TopologyError(
+                f"the saved gradient sums of {name} have shape {tuple(state['sums'].shape)}, "
+                f"expected at most {self.capacity} rows of {self.cols}"
+            )

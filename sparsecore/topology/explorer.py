@@ -47,6 +47,8 @@ class DynamicSparsity:
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
         stop_fraction: explorations end after this fraction of ``total_steps``.
         grow: ``"gradient"`` or ``"random"``.
+        track_ever_active: remember which positions were ever stored, one bit a position (at low densities no longer
+            little: at 0.01 as much as half of the weights with Adam); without it the report says NaN.
         generator: CPU generator for random growth; the explorer owns it from then on. Seeded from torch's default
             generator if absent.
 
@@ -75,6 +77,7 @@ class DynamicSparsity:
         schedule: str = "cosine",
         stop_fraction: float = 1.0,
         grow: str = "gradient",
+        track_ever_active: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         self.timetable = Timetable(
@@ -85,7 +88,7 @@ class DynamicSparsity:
         }
         if not self.modules:
             raise TopologyError("the model has no sparse weight; call sparsify(model, density) first")
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.optimizers = realignable(optimizer)
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         missing = [
             name for name, m in self.modules.items() if m.values.requires_grad and id(m.values) not in held
@@ -96,7 +99,8 @@ class DynamicSparsity:
                 "from the parameters of the sparse model"
             )
         self.generator = own_generator(generator)
-        self.history = {name: EverActive(module.pattern) for name, module in self.modules.items()}
+        tracked = self.modules if track_ever_active else {}
+        self.history = {name: EverActive(module.pattern) for name, module in tracked.items()}
         self.steps = 0
         self._arm()
 
@@ -121,22 +125,21 @@ class DynamicSparsity:
             plans = {name: self._plan(name, module, fraction) for name, module in self.modules.items()}
         except TopologyError:
             self.generator.set_state(before)
-            self._arm()
+            self._begin_window()
             raise
         layers = {}
         for name, exchange in plans.items():
             module = self.modules[name]
             layers[name] = self._apply(name, module, exchange)
-        for accumulator in self.accumulators().values():
-            accumulator.reset()
-        self._arm()
+        self._begin_window()
         return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
 
     def _apply(self, name: str, module: SparseModule, exchange: Exchange | None) -> LayerReport:
         pruned = new = 0
         if exchange is not None:
             rewrite(module, exchange, self.optimizers)
-            self.history[name].add(exchange.new_positions)
+            if name in self.history:
+                self.history[name].add(exchange.new_positions)
             pruned, new = exchange.pruned, exchange.new_positions.numel()
         return LayerReport(
             pruned=pruned,
@@ -144,7 +147,7 @@ class DynamicSparsity:
             regrown=pruned - new,
             nnz=module.nnz,
             numel=math.prod(module.shape),
-            ever_active=self.history[name].fraction,
+            ever_active=self.history[name].fraction if name in self.history else math.nan,
         )
 
     def _plan(self, name: str, module: SparseModule, fraction: float) -> Exchange | None:
@@ -160,7 +163,7 @@ class DynamicSparsity:
         survivors = ~smallest_mask(module.values.detach().abs(), k)
         grown = torch.empty(0, dtype=torch.int64, device=survivors.device)
         if not isinstance(source, str):
-            grown = grow_by_gradient(source, pattern, survivors, k, name or "the model")
+            grown = grow_by_gradient(source, pattern, survivors, k, name or "the model", module.empty_row)
         if grown.numel() < k:
             missing = k - grown.numel()
             fill = grow_randomly(pattern, survivors, grown, missing, self.generator, module.empty_row)
@@ -174,6 +177,12 @@ class DynamicSparsity:
         accumulator = getattr(module, "accumulator", None)
         source = accumulator if accumulator is not None else module._recorder
         return source if source is not None and source.uses else None
+
+    def _begin_window(self) -> None:
+        """An exploration is over, or was refused: what was gathered for it is used up."""
+        for accumulator in self.accumulators().values():
+            accumulator.reset()
+        self._arm()
 
     def _arm(self) -> None:
         """Let modules record their uses exactly when the next step explores; drop older records."""
@@ -204,9 +213,11 @@ class DynamicSparsity:
             TopologyError: if names, sizes or settings differ; then nothing is changed.
         """
         self.timetable.expect(state["timetable"])
-        expect_names(state["ever_active"], self.modules)
+        expect_names(state["ever_active"], self.history)
         for name, bits in state["ever_active"].items():
             self.history[name].expect(bits, name)
+        for name, accumulator in self.accumulators().items():
+            accumulator.expect(state["accumulators"].get(name, {}), name)
         for name, bits in state["ever_active"].items():
             self.history[name].load(bits)
         for name, accumulator in self.accumulators().items():
@@ -260,6 +271,21 @@ class Timetable:
                     f"the saved explorer has {key}={saved.get(key)!r}, this one {key}={value!r}; "
                     "build it with the saved settings"
                 )
+
+
+def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """The optimizers as a list.
+
+    Raises:
+        TopologyError: for one whose state is not element by element, so that it cannot follow a weight.
+    """
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for one in optimizers:
+        if isinstance(one, torch.optim.LBFGS):
+            raise TopologyError(
+                "LBFGS keeps a history of whole steps that cannot be realigned; use another optimizer"
+            )
+    return optimizers
 
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:

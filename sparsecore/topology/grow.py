@@ -28,7 +28,12 @@ class GradientSource(Protocol):
 
 
 def grow_by_gradient(
-    source: GradientSource, pattern: Pattern, survivors: Tensor, k: int, name: str = "weight"
+    source: GradientSource,
+    pattern: Pattern,
+    survivors: Tensor,
+    k: int,
+    name: str = "weight",
+    skip_row: int | None = None,
 ) -> Tensor:
     """Positions of the k largest |gradient| outside the surviving weights; fewer if fewer are not zero.
 
@@ -41,6 +46,7 @@ def grow_by_gradient(
         survivors: bool, (nnz,): which of it stays.
         k: how many to grow.
         name: of the weight, for the error.
+        skip_row: a row that stays empty.
 
     Returns:
         Linear positions, int64, ascending, at most k.
@@ -61,6 +67,8 @@ def grow_by_gradient(
                 "(as a gradient scaler does), lower the learning rate, or clip gradients"
             )
         score[kept] = 0  # what stays is no candidate
+        if skip_row is not None:
+            score.view(-1, cols)[ids == skip_row] = 0
         found = torch.nonzero(score > threshold).view(-1)
         row = found.div(cols, rounding_mode="floor")
         best = torch.cat((best, ids[row] * cols + (found - row * cols)))

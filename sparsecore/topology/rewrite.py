@@ -50,8 +50,8 @@ def reconcile(pattern: Pattern, survivors: Tensor, grown: Tensor) -> Tensor:
 def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optimizer]) -> None:
     """Apply an exchange. The Parameter and every state tensor keep their identity; nnz does not change.
 
-    New weights start at 0 with fresh optimizer state. Every state tensor of the shape of the values is realigned, so
-    any torch optimizer will do.
+    New weights start at 0 with fresh optimizer state. Every state tensor of the shape of the values is realigned, which
+    serves all torch optimizers that keep their state element by element (LBFGS does not).
     """
     new = exchange.new_positions
     if new.numel() == 0:
@@ -69,8 +69,10 @@ def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optim
 
 
 def fresh_state(group: dict, key: str) -> float:
-    """What a torch optimizer's state holds for a weight that has just begun: 0, or Adagrad's initial accumulator."""
-    return group.get("initial_accumulator_value", 0.0) if key == "sum" else 0.0
+    """What a torch optimizer's state holds for a weight that has just begun: 0, but for Adagrad and Rprop."""
+    if key == "sum":
+        return float(group.get("initial_accumulator_value", 0.0))
+    return float(group["lr"]) if key == "step_size" else 0.0
 
 
 def _new_order(module: SparseModule, exchange: Exchange) -> tuple[Tensor, Tensor]:

@@ -64,9 +64,11 @@ class BagUse:
         # Ids of the range that were not asked for (another use's rows lie between) are left out.
         local = torch.searchsorted(rows, self.ids[part])
         asked = rows[local] == self.ids[part]
-        out = flat.new_zeros((rows.numel(), flat.shape[1]))
-        picked = flat[self.bags[part][asked]] * self.weights[part][asked, None]
-        return out.index_add_(0, local[asked], picked)
+        # The entries are a sparse (rows x bags) matrix in CSR order; its product with dOut is the gradient.
+        crow = torch.zeros(rows.numel() + 1, dtype=torch.int32, device=flat.device)
+        crow[1:] = torch.bincount(local[asked], minlength=rows.numel()).cumsum(0)
+        entries = (crow, self.bags[part][asked].to(torch.int32), self.weights[part][asked])
+        return ops.propagate(*entries, *entries, flat)
 
 
 class GatherUse(BagUse):

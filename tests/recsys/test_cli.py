@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -15,6 +17,7 @@ from recsys.cli import app
 from recsys.quickstart import Row, verdict
 from recsys.quickstart import run as run_quickstart
 from recsys.training import session
+from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
 
 SMALL = [
@@ -233,3 +236,34 @@ def test_quickstart_on_real_data(real_data):
     assert result.exit_code == 0, result.output
     assert "ml-100k: 943 users" in result.output
     assert "best possible" not in result.output
+
+
+def test_a_real_ctrl_c_in_the_middle_of_an_epoch(tmp_path):
+    """A process of its own gets SIGINT while it trains; what is on disk then continues to the same end."""
+    arguments = ["train", *map(str, SMALL), "--epochs", "400", "--set", "train.patience=0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from recsys.cli import main; main()",
+        *arguments,
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    for _ in range(1200):
+        if log.exists() and len(log.read_text().splitlines()) >= 3:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "train --resume" in stderr
+    done = len(log.read_text().splitlines())
+    assert 3 <= done < 400
+    folder = RunFolder.open(tmp_path / "run")
+    trainer = Trainer(folder.config(), session.load_dataset(folder.config()))
+    trainer.load_state_dict(folder.load_checkpoint())
+    assert trainer.epoch in (done, done - 1)
+    assert trainer.resident["gradients"] > 0

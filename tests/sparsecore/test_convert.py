@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
+import sparsecore
 from sparsecore import (
     ConversionError,
     DensityError,
@@ -283,3 +285,35 @@ def test_a_single_encoder_layer() -> None:
     x = torch.randn(2, 5, 16)
     with torch.no_grad():
         torch.testing.assert_close(model(x), densify(copy.deepcopy(model))(x), rtol=1e-5, atol=1e-5)
+
+
+def test_computed_weights_and_hooks_are_refused() -> None:
+    normed = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    sparsecore.sparsify(normed, 0.5)  # parametrized modules are of another type: left alone
+    assert isinstance(normed[1], sparsecore.SparseLinear)
+    pruned = nn.Sequential(nn.Linear(8, 8))
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(ConversionError, match="0: its weight is computed"):
+        sparsecore.sparsify(pruned, 0.5)
+    hooked = nn.Sequential(nn.Linear(8, 8))
+    hooked[0].register_forward_hook(lambda *args: None)
+    with pytest.raises(ConversionError, match="0: hooks are registered"):
+        sparsecore.sparsify(hooked, 0.5)
+
+
+def test_density_error_names_the_module() -> None:
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(3, 2))
+    with pytest.raises(sparsecore.DensityError, match=r"1: density 0.01 of a 2 x 3 weight"):
+        sparsecore.sparsify(model, 0.01)
+    assert type(model[0]) is nn.Linear
+
+
+def test_autocast_gives_the_kernels_float32() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    sparsecore.sparsify(model, 0.5, include="2")
+    x = torch.randn(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    torch.testing.assert_close(out, model(x), rtol=0.05, atol=0.05)

@@ -6,7 +6,9 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
@@ -376,3 +378,99 @@ def test_several_optimizers() -> None:
     report = explorer.step()
     assert report is not None
     assert report.nnz == sum(m.nnz for m in model)  # type: ignore[misc]
+
+
+def test_a_step_that_a_scaler_skips_does_not_spoil_accumulated_rows() -> None:
+    table = SparseEmbedding(
+        50, 8, density=0.3, accumulate_rows=10, generator=torch.Generator().manual_seed(0)
+    )
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    explorer = DynamicSparsity(table, optimizer, interval=2, total_steps=20)
+    reports = []
+    for step in range(6):
+        optimizer.zero_grad()
+        factor = math.inf if step == 1 else 1.0
+        (table(torch.tensor([step, step + 1])) * factor).sum().backward()
+        if step != 1:  # what torch.amp.GradScaler does with such a gradient
+            optimizer.step()
+        reports.append(explorer.step())
+    assert [r is not None for r in reports] == [False, True, False, True, False, True]
+    assert all(r is None or r.pruned > 0 for r in reports)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_propagation_never_grows_the_padding_row(masked: bool) -> None:
+    graph = sparsecore.Graph.from_scipy(scipy.sparse.csr_array(np.ones((6, 6))))
+    table = SparseEmbedding(6, 8, padding_idx=2, density=0.3, generator=torch.Generator().manual_seed(0))
+    model: nn.Module = table
+    options: dict = {"interval": 1, "total_steps": 9, "drop_fraction": 0.5}
+    if masked:
+        model = table.to_dense()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        masks = {"weight": table.pattern.to_mask()}
+        explorer: object = sparsecore.MaskedSparsity(model, optimizer, masks, **options)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        explorer = DynamicSparsity(model, optimizer, **options)
+    for _ in range(4):
+        optimizer.zero_grad()
+        sparsecore.propagate_mean(graph, model, 1).square().sum().backward()  # type: ignore[arg-type]
+        optimizer.step()
+        explorer.step()  # type: ignore[attr-defined]
+    if masked:
+        assert not explorer.masks["weight"][2].any()  # type: ignore[attr-defined]
+    else:
+        table.check_invariants()
+
+
+def test_rprop_begins_anew_and_lbfgs_is_refused() -> None:
+    module = layer()
+    optimizer = torch.optim.Rprop(module.parameters(), lr=0.01)
+    explorer = DynamicSparsity(module, optimizer, interval=1, total_steps=5)
+    one_step(module, optimizer, torch.randn(5, 10))
+    report = explorer.step()
+    assert report is not None
+    assert report.grown > report.regrown
+    assert bool((optimizer.state[module.values]["step_size"] > 0).all())
+    with pytest.raises(TopologyError, match="LBFGS"):
+        DynamicSparsity(module, torch.optim.LBFGS(module.parameters()), interval=1, total_steps=5)
+
+
+def test_exploration_of_a_bag_is_counted() -> None:
+    bag = sparsecore.SparseEmbeddingBag(20, 8, density=0.3, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(bag.parameters(), lr=0.1)
+    explorer = DynamicSparsity(bag, optimizer, interval=1, total_steps=5)
+    bag(torch.tensor([[1, 2, 3], [3, 4, 5]])).sum().backward()
+    optimizer.step()
+    counter = sparsecore.MacCounter()
+    with counter.phase("exploration"):
+        explorer.step()
+    assert counter.macs["exploration"] == 6 * 8  # six looked-up entries, eight columns each
+
+
+def test_history_can_be_left_out() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=1, total_steps=5, track_ever_active=False)
+    assert sparsecore.resident_bytes(module, optimizer, explorer).topology == 0
+    one_step(module, optimizer, torch.randn(5, 10))
+    report = explorer.step()
+    assert report is not None
+    assert math.isnan(report.ever_active)
+    explorer.load_state_dict(explorer.state_dict())
+
+
+def test_saved_gradient_sums_are_checked_and_copied() -> None:
+    table = SparseEmbedding(50, 8, density=0.3, accumulate_rows=10)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    explorer = DynamicSparsity(table, optimizer, interval=5, total_steps=20)
+    table(torch.tensor([1, 2])).sum().backward()
+    explorer.step()
+    state = copy.deepcopy(explorer.state_dict())
+    explorer.load_state_dict(state)
+    before = state["accumulators"][""]["sums"].clone()
+    table(torch.tensor([1, 2])).sum().backward()
+    assert torch.equal(state["accumulators"][""]["sums"], before)
+    state["accumulators"][""]["sums"] = torch.zeros(2, 5)
+    with pytest.raises(TopologyError, match="saved gradient sums"):
+        explorer.load_state_dict(state)

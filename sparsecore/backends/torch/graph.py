@@ -19,9 +19,9 @@ def propagate(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
 def propagate_table(
     crow: Tensor, col: Tensor, weight: Tensor, values: Tensor, t_crow: Tensor, t_col: Tensor, n_cols: int
 ) -> Tensor:
-    """``A E`` for a sparse table E. torch has no sparse x sparse -> dense product: hop 0 is expanded for the call."""
-    n_rows = t_crow.numel() - 1
-    return propagate(crow, col, weight, Pattern(t_crow, t_col, (n_rows, n_cols)).to_dense(values))
+    """``A E`` for a sparse table E. torch has no such product: hop 0, an activation, is expanded."""
+    hop = values.new_zeros((t_crow.numel() - 1, n_cols))
+    return propagate(crow, col, weight, add_rows_(hop, values, t_crow, t_col))
 
 
 def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:

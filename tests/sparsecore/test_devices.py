@@ -1,0 +1,79 @@
+"""The torch backend on whatever device there is: the same tests on the CPU and, marked ``gpu``, on CUDA."""
+
+from __future__ import annotations
+
+import pytest
+import scipy.sparse
+import torch
+from torch import Tensor, nn
+
+import sparsecore
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
+]
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.table = sparsecore.SparseEmbedding(30, 16, padding_idx=1, density=0.3, generator=g)
+        self.bag = sparsecore.SparseEmbeddingBag(30, 16, density=0.3, generator=g)
+        self.linear = sparsecore.SparseLinear(16, 12, density=0.3, bias_density=0.5, generator=g)
+        self.graph = sparsecore.Graph.from_scipy(scipy.sparse.random_array((30, 30), density=0.2, rng=0))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hops = sparsecore.propagate_mean(self.graph, self.table, 2)
+        return self.linear(torch.tanh(self.table(ids).sum(1) + self.bag(ids) + hops[ids[:, 0]]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_equals_masked_dense(device: str) -> None:
+    """All operations, gradients, explorations and optimizer state on the device, in float64, against dense tensors."""
+    ids = torch.randint(0, 30, (6, 3), generator=torch.Generator().manual_seed(2)).to(device)
+    sparse, dense = Model().double().to(device), Model().double().to(device)
+    masks = sparsecore.masks_of(dense)
+    sparsecore.densify(dense)
+    settings: dict = {"interval": 3, "total_steps": 12, "drop_fraction": 0.4}
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (sparse, dense)]
+    explorers = [
+        sparsecore.DynamicSparsity(
+            sparse, optimizers[0], generator=torch.Generator().manual_seed(1), **settings
+        ),
+        sparsecore.MaskedSparsity(
+            dense, optimizers[1], masks, generator=torch.Generator().manual_seed(1), **settings
+        ),
+    ]
+    with sparsecore.backend("torch"):
+        for _ in range(12):
+            for model, optimizer, explorer in zip((sparse, dense), optimizers, explorers, strict=True):
+                optimizer.zero_grad()
+                model(ids).square().sum().backward()
+                optimizer.step()
+                explorer.step()
+    final = sparsecore.masks_of(sparse)
+    for name, mask in explorers[1].masks.items():  # type: ignore[union-attr]
+        assert torch.equal(final[name], mask), name
+        assert final[name].device.type == device
+    sparsecore.densify(sparse)
+    torch.testing.assert_close(
+        {n: p.detach() for n, p in sparse.named_parameters()}, {n: p.detach() for n, p in dense.named_parameters()},
+        rtol=1e-9, atol=1e-12,
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_devices_agree_and_numba_is_refused_on_cuda() -> None:
+    model = Model()
+    ids = torch.randint(0, 30, (6, 3))
+    expected = model(ids)
+    moved = model.to("cuda")(ids.to("cuda"))
+    torch.testing.assert_close(moved.cpu(), expected, rtol=1e-4, atol=1e-5)
+    with sparsecore.backend("numba"), pytest.raises(sparsecore.SparsecoreError, match="runs on the CPU"):
+        model(ids.to("cuda"))

@@ -1,0 +1,72 @@
+"""Existing sparse matrices become layers: values stay with their places, however the matrix is ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from torch import nn
+
+import sparsecore
+from sparsecore import ConversionError, PatternError, SparseEmbedding, SparseEmbeddingBag, SparseLinear, split
+
+# torch's own notice on CSR matrices is about the caller's matrix here, not about us.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+
+DENSE = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 3.0, 4.0]])
+
+
+def unsorted_csr() -> scipy.sparse.csr_array:
+    data, columns = np.array([1, 2, 3, 4, 5], np.float32), np.array([3, 1, 2, 3, 0])
+    return scipy.sparse.csr_array((data, columns, np.array([0, 2, 2, 5])), shape=(3, 4))
+
+
+def with_duplicates() -> torch.Tensor:
+    places = torch.tensor([[2, 0, 2, 0, 2, 2], [0, 1, 3, 3, 2, 0]])
+    parts = torch.tensor([2.0, 2.0, 4.0, 1.0, 3.0, 3.0])
+    with torch.sparse.check_sparse_tensor_invariants():  # torch warns where nothing is said about the checks
+        return torch.sparse_coo_tensor(places, parts, (3, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        unsorted_csr,
+        lambda: scipy.sparse.coo_array(DENSE.numpy()),
+        lambda: scipy.sparse.csc_matrix(DENSE.numpy()),
+        DENSE.to_sparse_coo,
+        with_duplicates,
+        DENSE.to_sparse_csr,
+    ],
+    ids=["unsorted csr", "scipy coo", "scipy csc", "torch coo", "torch coo with duplicates", "torch csr"],
+)
+def test_split_and_layers(make: Callable[[], object]) -> None:
+    matrix = make()
+    pattern, values = split(matrix)
+    pattern.check(values)
+    assert torch.equal(pattern.to_dense(values), DENSE)
+    layer = SparseLinear.from_sparse(matrix, bias=torch.ones(3))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), x @ DENSE.T + 1)
+    table = SparseEmbedding.from_sparse(matrix, padding_idx=1)
+    assert torch.equal(table(torch.arange(3)), DENSE)
+    bag = SparseEmbeddingBag.from_sparse(matrix)
+    assert torch.equal(bag(torch.tensor([[0, 2]])), DENSE[[0, 2]].sum(0, keepdim=True))
+    assert isinstance(layer.to_dense(), nn.Linear)
+    sparsecore.explain(layer)
+
+
+def test_refusals() -> None:
+    with pytest.raises(PatternError, match="expected a torch or scipy sparse matrix, got ndarray"):
+        split(DENSE.numpy())
+    with pytest.raises(PatternError, match="got 2-D with layout"):
+        split(DENSE)
+    with pytest.raises(ConversionError, match="stores nothing"):
+        SparseLinear.from_sparse(scipy.sparse.csr_array((3, 4), dtype=np.float32))
+    with pytest.raises(ConversionError, match="bias must have shape"):
+        SparseLinear.from_sparse(DENSE.to_sparse_csr(), bias=torch.ones(4))
+    with pytest.raises(PatternError, match="padding row 2 must be empty"):
+        SparseEmbedding.from_sparse(DENSE.to_sparse_csr(), padding_idx=2)
