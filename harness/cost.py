@@ -9,10 +9,6 @@ runs is measured by ``harness.reproduce``.
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,66 +16,15 @@ import torch
 import typer
 from rich.console import Console
 
-import sparsecore
 from harness.results import save_results
 from recsys.config import Config, load_config
 from recsys.data import Dataset
+from recsys.training.probe import StepProbe, time_steps
 from recsys.training.session import load_dataset
-from recsys.training.trainer import Trainer
-from sparsecore.measure import interleaved
 
 HEAD = "| method@density | time | MACs | bytes | step ms (min / median) | exploration ms | epoch s |"
 
-__all__ = ["Subject", "compare_steps", "main"]
-
-
-class Subject:
-    """One way to train a model, ready to take single steps."""
-
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        self.trainer = Trainer(config, dataset)
-        self.trainer.model.train()
-        self.batches = self._endless(config.train.batch_size)
-        self.interval = config.sparsity.interval
-        self.step()  # gradients and optimizer state exist from here on
-
-    def step(self) -> None:
-        """A training step on the next batch, without exploration."""
-        if self.trainer.explorer is not None:
-            self.trainer.explorer.steps = 0
-        self.trainer.train_step(next(self.batches))
-
-    def exploring_step(self, phase: Callable[[str], AbstractContextManager] = nullcontext) -> None:
-        """A training step that ends with an exploration, at the drop fraction of the middle of the run."""
-        explorer = self.trainer.explorer
-        assert explorer is not None
-        run = self.trainer.config.train.epochs * self.trainer.steps_per_epoch
-        explorer.steps = max(1, run // 2 // self.interval) * self.interval - 1
-        explorer._arm()
-        self.trainer.train_step(next(self.batches), phase)
-
-    def macs(self) -> dict[str, int]:
-        """Multiply-adds of one step by phase, and of one exploration."""
-        counter = sparsecore.MacCounter()
-        if self.trainer.explorer is None:
-            self.trainer.train_step(next(self.batches), counter.phase)
-        else:
-            self.exploring_step(counter.phase)
-        return {name: counter.macs.get(name, 0) for name in ("forward", "backward", "exploration")}
-
-    def epoch_seconds(self) -> float:
-        """Wall-clock seconds of one whole epoch, sampling and explorations included."""
-        begin = time.perf_counter()
-        trainer = self.trainer
-        for batch in trainer.model.batches(trainer.dataset, trainer.config.train.batch_size, trainer.order):
-            trainer.train_step(batch)
-        return time.perf_counter() - begin
-
-    def _endless(self, size: int) -> Iterator[Any]:
-        for _ in itertools.count():
-            for batch in self.trainer.model.batches(self.trainer.dataset, size, self.trainer.order):
-                if batch.size == size or self.trainer.steps_per_epoch == 1:
-                    yield batch
+__all__ = ["compare_steps", "main"]
 
 
 def compare_steps(
@@ -91,45 +36,31 @@ def compare_steps(
     are exact, as bytes are.
     """
     cells = [("dense", 1.0), *((method, f) for f in densities for method in ("masked", "dsl"))]
-    subjects = {
-        f"{method}@{density:g}" if method != "dense" else method: Subject(
+    probes = {
+        f"{method}@{density:g}" if method != "dense" else method: StepProbe(
             config.replace(sparsity={"method": method, "density": density}), dataset
         )
         for method, density in cells
     }
-    steps: dict[str, Callable[[], object]] = {name: subject.step for name, subject in subjects.items()}
-    times = interleaved(steps, seconds=seconds)
-    explorers: dict[str, Callable[[], object]] = {
-        name: s.exploring_step for name, s in subjects.items() if s.trainer.explorer is not None
-    }
-    exploring = interleaved(explorers, seconds=seconds / 2)
-    rows = []
-    dense_macs = dense_bytes = 0.0
-    base = times["dense"].minimum
-    for name, subject in subjects.items():
-        macs, interval = subject.macs(), subject.interval
-        total = macs["forward"] + macs["backward"] + macs["exploration"] / interval
-        trainer = subject.trainer
-        size = sparsecore.resident_bytes(trainer.model, trainer.optimizer, trainer.explorer).total
-        if name == "dense":
-            dense_macs, dense_bytes = total, size
-        extra = max(0.0, exploring[name].minimum - times[name].minimum) if name in exploring else 0.0
-        rows.append(
-            {
-                "cell": name,
-                "macs": macs,
-                "macs vs dense": total / dense_macs,
-                "bytes": size,
-                "bytes vs dense": size / dense_bytes,
-                "step ms": 1e3 * times[name].minimum,
-                "step ms median": 1e3 * times[name].median,
-                "exploration ms": 1e3 * extra,
-                "time vs dense": (times[name].minimum + extra / interval) / base,
-                "samples": times[name].samples,
-                **({"epoch s": subject.epoch_seconds()} if epoch else {}),
-            }
-        )
-    return rows
+    times = time_steps(probes, seconds)
+    macs = {name: probe.macs() for name, probe in probes.items()}
+    size = {name: probe.resident_bytes().total for name, probe in probes.items()}
+    return [
+        {
+            "cell": name,
+            "macs": macs[name],
+            "macs vs dense": sum(macs[name].values()) / sum(macs["dense"].values()),
+            "bytes": size[name],
+            "bytes vs dense": size[name] / size["dense"],
+            "step ms": 1e3 * times[name].step.minimum,
+            "step ms median": 1e3 * times[name].step.median,
+            "exploration ms": 1e3 * times[name].exploration,
+            "time vs dense": times[name].mean / times["dense"].mean,
+            "samples": times[name].step.samples,
+            **({"epoch s": probe.epoch_seconds()} if epoch else {}),
+        }
+        for name, probe in probes.items()
+    ]
 
 
 def _page(workloads: dict[str, Any]) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from rich.table import Table
 from scipy.sparse import csr_array
 from torch import Tensor
 
-import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset
 from recsys.evaluation import evaluate, evaluate_oracle
-from recsys.models.base import Interactions, Triples
 from recsys.recommender import SavedRecommender
+from recsys.training.probe import StepProbe, time_steps
 from recsys.training.run_folder import RunFolder
 from recsys.training.session import fit, load_dataset, saved_recommender
 from recsys.training.trainer import Trainer
@@ -32,7 +30,8 @@ __all__ = ["Row", "run"]
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one way to train. MACs are per step; `step_ms` and `recommend_ms` are medians."""
+    """What was found of one way to train. MACs and `step_ms` are per step, with its share of one
+    exploration; times are the fastest of interleaved samples."""
 
     name: str
     recall: float
@@ -92,10 +91,11 @@ def run(
             folder = RunFolder.create(output, trainer.config, trainer.state_dict(), overwrite)
         found[name] = fit(trainer, folder, quiet=quiet)
         trainers[name] = trainer
-    macs = {name: count_macs(trainer) for name, trainer in trainers.items()}
+    probes = {name: StepProbe(trainer.config, dataset) for name, trainer in trainers.items()}
+    macs = {name: probe.macs() for name, probe in probes.items()}
     servers = {name: saved_recommender(trainer) for name, trainer in trainers.items()}
     user = _typical_user(dataset)
-    steps = time_steps(trainers, timing_seconds)
+    steps = time_steps(probes, timing_seconds)
     answers = time_recommendations(servers, user, timing_seconds / 3)
     k = config.train.ks[0]
     rows = [
@@ -106,7 +106,7 @@ def run(
             weights=_weights(trainer),
             resident=found[name]["resident_bytes"]["total"],
             macs=macs[name],
-            step_ms=steps[name],
+            step_ms=1e3 * steps[name].mean,
             recommend_ms=answers[name],
             train_seconds=found[name]["seconds"],
         )
@@ -123,56 +123,6 @@ def run(
     return rows
 
 
-def count_macs(trainer: Trainer) -> dict[str, float]:
-    """Multiply-adds per training step, {"forward", "backward", "exploration"}, counted from what ran.
-
-    The mean of a round of steps, see `_Twin`.
-    """
-    twin = _Twin(trainer)
-    counter = sparsecore.MacCounter()
-    twin.round(counter.phase)
-    return {name: counter.macs.get(name, 0) / twin.steps for name in ("forward", "backward", "exploration")}
-
-
-def time_steps(trainers: dict[str, Trainer], seconds: float) -> dict[str, float]:
-    """Milliseconds per training step (batch, loss, gradient, update, exploration), of rounds in turns."""
-    twins = {name: _Twin(trainer) for name, trainer in trainers.items()}
-    timings = interleaved({name: twin.round for name, twin in twins.items()}, seconds=seconds)
-    return {name: 1e3 * timing.median / twins[name].steps for name, timing in timings.items()}
-
-
-class _Twin:
-    """A trainer in the state of another, to be worked to death without the other noticing.
-
-    `round` takes as many steps as lie between two explorations, one of them with an exploration, whose drop
-    fraction is that of the middle of the run: after its end there would be none.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = Trainer(trainer.config, trainer.dataset)
-        self.trainer.load_state_dict(trainer.state_dict())
-        self.trainer.model.train()
-        self.steps = trainer.config.sparsity.interval
-        run = trainer.config.train.epochs * trainer.steps_per_epoch
-        self.middle = run // 2 // self.steps * self.steps
-        self.batches = self._endless()
-
-    def round(self, phase: Callable[[str], AbstractContextManager] = nullcontext) -> None:
-        if self.trainer.explorer is not None:
-            self.trainer.explorer.steps = self.middle
-        for _ in range(self.steps):
-            self.trainer.train_step(next(self.batches), phase)
-
-    def _endless(self) -> Iterator[Interactions | Triples]:
-        """Full batches (all batches, if there is but one)."""
-        trainer = self.trainer
-        size = trainer.config.train.batch_size
-        while True:
-            for batch in trainer.model.batches(trainer.dataset, size, trainer.order):
-                if batch.size == size or trainer.steps_per_epoch == 1:
-                    yield batch
-
-
 def time_recommendations(
     servers: dict[str, SavedRecommender], user: int | str, seconds: float
 ) -> dict[str, float]:
@@ -182,7 +132,7 @@ def time_recommendations(
         return lambda: server.recommend(user)
 
     timings = interleaved({name: asker(server) for name, server in servers.items()}, seconds=seconds)
-    return {name: 1e3 * timing.median for name, timing in timings.items()}
+    return {name: 1e3 * timing.minimum for name, timing in timings.items()}
 
 
 def verdict(rows: list[Row], k: int) -> list[str]:
@@ -229,7 +179,7 @@ def _table(rows: list[Row], k: int, config: Config) -> Table:
     table = Table(
         title=f"{config.model.name}, weights of density {config.sparsity.density:g}",
         caption="fwd + bwd + exp: forward, backward and exploration's share.\n"
-        "Resident in training; times are medians, taken in turns in one process.",
+        "Resident in training; times: the fastest, in turns in one process.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

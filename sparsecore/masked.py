@@ -169,6 +169,11 @@ class MaskedSparsity:
         self._arm()
         return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
 
+    def rewind(self, steps: int) -> None:
+        """Go on as if this many steps had been taken: to measure a step of a certain kind; not for training."""
+        self.steps = steps
+        self._arm()
+
     def _plan(self, name: str, parameter: Tensor, fraction: float) -> tuple[Tensor, int, int]:
         """New mask, number pruned, number of them grown at once; by plain sorts of dense tensors."""
         old, scores = self.multipliers[name].bool(), self._scores.get(name)

@@ -150,6 +150,11 @@ class DynamicSparsity:
             ever_active=self.history[name].fraction if name in self.history else math.nan,
         )
 
+    def rewind(self, steps: int) -> None:
+        """Go on as if this many steps had been taken: to measure a step of a certain kind; not for training."""
+        self.steps = steps
+        self._arm()
+
     def _plan(self, name: str, module: SparseModule, fraction: float) -> Exchange | None:
         """Decide the exchange of one weight without touching it."""
         source = self._source(module)
