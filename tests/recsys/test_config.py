@@ -34,11 +34,12 @@ def test_preset_multvae_has_the_settings_of_the_authors():
 
 
 def test_presets_lightgcn_have_the_settings_of_the_authors():
-    for name in ("lightgcn-lastfm", "lightgcn-gowalla"):
+    # On lastfm 1e-3 had not converged after 400 epochs; see the preset.
+    for name, lr in (("lightgcn-lastfm", 3e-3), ("lightgcn-gowalla", 1e-3)):
         config = load_config(name)
         assert isinstance(config.model, LightGCNConfig)
         assert (config.model.dim, config.model.hops, config.model.regularization) == (64, 3, 1e-4)
-        assert (config.train.batch_size, config.train.lr) == (2048, 1e-3)
+        assert (config.train.batch_size, config.train.lr) == (2048, lr)
 
 
 def test_later_sources_win(tmp_path):
