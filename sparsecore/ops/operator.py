@@ -34,7 +34,9 @@ def operator(
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
-    for device in ("cpu", "cuda"):  # kernels add up in float32: under autocast that is what they are given
+    # Kernels add up in float32: under autocast that is what they are given. (Early torch 2.x cannot register it: there
+    # the layers' own error on mixed types says what to do.)
+    for device in ("cpu", "cuda") if hasattr(torch.library, "register_autocast") else ():
         torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
     packet = getattr(torch.ops.sparsecore, name)
 
