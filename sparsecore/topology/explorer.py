@@ -47,8 +47,8 @@ class DynamicSparsity:
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
         stop_fraction: explorations end after this fraction of ``total_steps``.
         grow: ``"gradient"`` or ``"random"``.
-        track_ever_active: remember which positions were ever stored, one bit a position (at low densities no longer
-            little: at 0.01 as much as half of the weights with Adam); without it the report says NaN.
+        track_ever_active: remember which positions were ever stored, one bit a position. At density 0.01 that is
+            0.125 bytes beside 0.16 for weight, gradient and Adam's moments; without it the report says NaN.
         generator: CPU generator for random growth; the explorer owns it from then on. Seeded from torch's default
             generator if absent.
 
