@@ -1,11 +1,14 @@
-"""How kernels are compiled, split over threads, and handed torch's memory."""
+"""How kernels are compiled, cached, split over threads, and handed torch's memory."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import types
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,6 +28,19 @@ _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": _FASTMATH,
 # milliseconds on busy ones).
 _SERIAL_WORK = 50_000
 
+# What compiled kernels depend on besides their own file: numba's cache does not notice edits of inlined helpers, nor
+# (where installers keep a wheel's file times) that another version was installed.
+_SOURCES = hashlib.sha256(
+    b"".join(path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+_SIMD = os.environ.get("SPARSECORE_SIMD", "native")
+if _SIMD not in ("native", "portable"):
+    raise SparsecoreError(f"SPARSECORE_SIMD must be native or portable, got {_SIMD!r}")
+if _SIMD == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
+    # What a processor without AVX-512 gets, to test it anywhere. The cache tells processors apart by these two.
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = "haswell", ""
+
 _forked = False
 
 
@@ -43,6 +59,13 @@ def device_function(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", **_OPTIONS)(function)
 
 
+def _compiled(function: Any, parallel: bool) -> Any:
+    dispatcher = numba.njit(parallel=parallel, **_OPTIONS)(function)
+    file = dispatcher._cache._cache_file
+    file._source_stamp = (file._source_stamp, _SOURCES)
+    return dispatcher
+
+
 class kernel:
     """Decorator: one function, compiled lazily as a parallel and as a serial kernel.
 
@@ -51,11 +74,11 @@ class kernel:
     """
 
     def __init__(self, function: Any) -> None:
-        self._parallel = numba.njit(parallel=True, **_OPTIONS)(function)
+        self._parallel = _compiled(function, parallel=True)
         # numba's disk cache is keyed by the qualified name, not by the options: the serial form needs its own.
         serial = types.FunctionType(function.__code__, function.__globals__, function.__name__ + "_serial")
         serial.__qualname__ = function.__qualname__ + "_serial"
-        self._serial = numba.njit(parallel=False, **_OPTIONS)(serial)
+        self._serial = _compiled(serial, parallel=False)
 
     def __call__(self, *arguments: Any) -> Any:
         if arguments[-1] == 1:

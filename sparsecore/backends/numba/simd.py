@@ -3,9 +3,11 @@
 numba cannot prove that two arrays do not overlap, so it keeps sums of an inner loop in memory instead of in registers.
 These intrinsics emit LLVM vector code directly: a 16-lane value lives in registers (one AVX-512 register for float32,
 two for float64, two AVX2 or four NEON ones elsewhere; LLVM splits it), and is loaded or stored as a whole. Only
-portable LLVM operations are used.
+portable LLVM operations are used: where the processor has no instruction for one (expanding and compressing need
+AVX-512), LLVM writes it out lane by lane.
 
-Indices count elements from the start of a C-contiguous array and are **not** checked.
+A *mask* is a uint16: bit i belongs to lane i. Indices count elements from the start of a C-contiguous array and are
+**not** checked.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-__all__ = ["LANES", "add", "fma", "horizontal_sum", "load", "mul", "splat", "store", "zeros"]
+__all__ = [
+    "LANES", "absolute", "add", "at", "at_least", "bits", "compress", "count", "div", "expand", "first_lanes", "fma",
+    "greater", "horizontal_sum", "load", "load_masked", "lowest", "mul", "prefetch", "put", "splat", "sqrt", "store",
+    "store_masked", "sub", "sum_of_each", "transpose", "zeros",
+]  # fmt: skip
 
 LANES = 16
+_I1, _I8, _I16, _I32 = (ir.IntType(n) for n in (1, 8, 16, 32))
+_MASK = ir.VectorType(_I1, LANES)
 
 
 class VectorType(types.Type):
@@ -35,13 +43,140 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(), LANES))
 
 
-def _pointer(context, builder, signature, arguments, vector):
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
+def _element(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
 
 
-def _align(array_type: types.Array) -> int:
+def _vectors(context, builder, array_type, array, index, vector):
+    return builder.bitcast(_element(context, builder, array_type, array, index), vector.as_pointer())
+
+
+def _align(array_type) -> int:
     return array_type.dtype.bitwidth // 8
+
+
+def _call(builder, name, result, arguments):
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _suffix(vector) -> str:
+    return f"v{LANES}f{64 if isinstance(vector.element, ir.DoubleType) else 32}"
+
+
+def _lanes(builder, mask):
+    return builder.bitcast(mask, _MASK)
+
+
+# ---------------------------------------------------------------- single numbers
+
+
+@intrinsic
+def at(typing_context, array, index):
+    """``array.flat[index]``, without the check for negative indices."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.load(
+            _element(context, builder, signature.args[0], *arguments),
+            typ=context.get_value_type(signature.return_type),
+        )
+
+    return array.dtype(array, types.intp), emit
+
+
+@intrinsic
+def put(typing_context, array, index, number):
+    """``array.flat[index] = number``."""
+
+    def emit(context, builder, signature, arguments):
+        builder.store(arguments[2], _element(context, builder, signature.args[0], *arguments[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), emit
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of an element; the index may lie beyond the array."""
+
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, signature.args[0], *arguments)
+        _call(
+            builder,
+            "llvm.prefetch.p0",
+            ir.VoidType(),
+            [builder.bitcast(place, _I8.as_pointer()), _I32(0), _I32(3), _I32(1)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+# ---------------------------------------------------------------- masks
+
+
+@intrinsic
+def count(typing_context, mask):
+    """Number of set bits of an unsigned integer."""
+
+    def emit(context, builder, signature, arguments):
+        kind = arguments[0].type
+        found = _call(builder, f"llvm.ctpop.i{kind.width}", kind, arguments)
+        return found if kind.width == 64 else builder.zext(found, ir.IntType(64))
+
+    return types.intp(mask), emit
+
+
+@intrinsic
+def lowest(typing_context, mask):
+    """Place of the lowest set bit of an unsigned integer that is not 0."""
+
+    def emit(context, builder, signature, arguments):
+        kind = arguments[0].type
+        found = _call(builder, f"llvm.cttz.i{kind.width}", kind, [arguments[0], _I1(1)])
+        return found if kind.width == 64 else builder.zext(found, ir.IntType(64))
+
+    return types.intp(mask), emit
+
+
+@intrinsic
+def first_lanes(typing_context, n):
+    """Mask of the first n lanes; n in 0 .. 16."""
+
+    def emit(context, builder, signature, arguments):
+        n = builder.trunc(arguments[0], _I32)
+        return builder.trunc(builder.sub(builder.shl(_I32(1), n), _I32(1)), _I16)
+
+    return types.uint16(types.intp), emit
+
+
+@intrinsic
+def bits(typing_context, words, index):
+    """The uint16 at a place of a uint16 array: a mask of 16 positions."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.load(_element(context, builder, signature.args[0], *arguments), typ=_I16)
+
+    return types.uint16(words, types.intp), emit
+
+
+def _compare(operation):
+    @intrinsic
+    def compare(typing_context, a, b):
+        def emit(context, builder, signature, arguments):
+            return builder.bitcast(builder.fcmp_ordered(operation, *arguments), _I16)
+
+        return types.uint16(a, b), emit
+
+    return compare
+
+
+greater = _compare(">")  # mask of lanes with a > b; NaN never is
+at_least = _compare(">=")
+
+
+# ---------------------------------------------------------------- memory
 
 
 @intrinsic
@@ -51,7 +186,8 @@ def load(typing_context, array, index):
 
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(result)
-        instruction = builder.load(_pointer(context, builder, signature, arguments, vector), typ=vector)
+        place = _vectors(context, builder, signature.args[0], *arguments, vector)
+        instruction = builder.load(place, typ=vector)
         instruction.align = _align(array)
         return instruction
 
@@ -64,11 +200,145 @@ def store(typing_context, array, index, value):
 
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(value)
-        instruction = builder.store(arguments[2], _pointer(context, builder, signature, arguments, vector))
-        instruction.align = _align(array)
+        place = _vectors(context, builder, signature.args[0], *arguments[:2], vector)
+        builder.store(arguments[2], place).align = _align(array)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), emit
+
+
+@intrinsic
+def load_masked(typing_context, array, index, mask):
+    """The elements of the mask's lanes, 0 in the others: memory of those is not touched."""
+    result = VectorType(array.dtype)
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(result)
+        place = _vectors(context, builder, signature.args[0], *arguments[:2], vector)
+        zero = ir.Constant(vector, [0.0] * LANES)
+        return _call(
+            builder,
+            f"llvm.masked.load.{_suffix(vector)}.p0",
+            vector,
+            [place, _I32(_align(array)), _lanes(builder, arguments[2]), zero],
+        )
+
+    return result(array, types.intp, types.uint16), emit
+
+
+@intrinsic
+def store_masked(typing_context, array, index, value, mask):
+    """Write the mask's lanes only."""
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(value)
+        place = _vectors(context, builder, signature.args[0], *arguments[:2], vector)
+        _call(
+            builder,
+            f"llvm.masked.store.{_suffix(vector)}.p0",
+            ir.VoidType(),
+            [arguments[2], place, _I32(_align(array)), _lanes(builder, arguments[3])],
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.uint16), emit
+
+
+@intrinsic
+def expand(typing_context, array, index, mask):
+    """The next ``count(mask)`` elements from ``index``, in order, in the mask's lanes; 0 in the others."""
+    result = VectorType(array.dtype)
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(result)
+        place = _element(context, builder, signature.args[0], *arguments[:2])
+        zero = ir.Constant(vector, [0.0] * LANES)
+        return _call(
+            builder,
+            f"llvm.masked.expandload.{_suffix(vector)}",
+            vector,
+            [place, _lanes(builder, arguments[2]), zero],
+        )
+
+    return result(array, types.intp, types.uint16), emit
+
+
+@intrinsic
+def compress(typing_context, value, mask):
+    """The mask's lanes, moved together to the front; the lanes behind them are undefined."""
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(value)
+        if value.dtype.bitwidth == 64:  # LLVM's own splitting of 16 doubles crashes (seen with LLVM 22)
+            return _compress_by_lane(builder, vector, *arguments)
+        return _call(
+            builder,
+            f"llvm.experimental.vector.compress.{_suffix(vector)}",
+            vector,
+            [arguments[0], _lanes(builder, arguments[1]), ir.Constant(vector, ir.Undefined)],
+        )
+
+    return value(value, types.uint16), emit
+
+
+def _compress_by_lane(builder, vector, value, mask):
+    """Store every lane; the place moves on where the mask's bit is set."""
+    buffer = cgutils.alloca_once(builder, ir.ArrayType(vector.element, LANES + 1))
+    place = _I32(0)
+    for lane in range(LANES):
+        number = builder.extract_element(value, _I32(lane))
+        builder.store(number, builder.gep(buffer, [_I32(0), place]))
+        bit = builder.and_(builder.lshr(mask, _I16(lane)), _I16(1))
+        place = builder.add(place, builder.zext(bit, _I32))
+    packed = builder.load(builder.bitcast(buffer, vector.as_pointer()), typ=vector)
+    packed.align = 8
+    return packed
+
+
+@intrinsic
+def transpose(typing_context, source, index, stride, target, place, target_stride):
+    """16 x 16 block: ``target.flat[place + i * target_stride + j] = source.flat[index + j * stride + i]``."""
+    kind = VectorType(source.dtype)
+
+    def emit(context, builder, signature, arguments):
+        a, start, step, b, place, leap = arguments
+        vector = context.get_value_type(kind)
+        rows = []
+        for _ in range(LANES):
+            row = builder.load(_vectors(context, builder, signature.args[0], a, start, vector), typ=vector)
+            row.align = _align(source)
+            rows.append(row)
+            start = builder.add(start, step)
+        # Exchange off-diagonal blocks of 8, 4, 2 and 1: after each stage rows and lanes have swapped one index bit.
+        for half in (8, 4, 2, 1):
+            swapped = list(rows)
+            for k in range(LANES):
+                if not k & half:
+                    swapped[k] = _interleave(builder, rows[k], rows[k + half], half, high=False)
+                    swapped[k + half] = _interleave(builder, rows[k], rows[k + half], half, high=True)
+            rows = swapped
+        for row in rows:
+            to = _vectors(context, builder, signature.args[3], b, place, vector)
+            builder.store(row, to).align = _align(target)
+            place = builder.add(place, leap)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), emit
+
+
+def _interleave(builder, a, b, half, high):
+    """Blocks of ``half`` lanes, one of a and one of b in turn: the low or the high block of each pair."""
+    chosen = []
+    for lane in range(LANES):
+        if high:
+            chosen.append(lane + half if not lane & half else LANES + lane)
+        else:
+            chosen.append(lane if not lane & half else LANES + lane - half)
+    order = ir.Constant(ir.VectorType(_I32, LANES), chosen)
+    return builder.shuffle_vector(a, b, order)
+
+
+# ---------------------------------------------------------------- arithmetic
 
 
 @intrinsic
@@ -78,8 +348,8 @@ def splat(typing_context, scalar):
 
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(result)
-        first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[0], ir.IntType(32)(0))
-        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[0], _I32(0))
+        order = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
         return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), order)
 
     return result(scalar), emit
@@ -102,31 +372,36 @@ def fma(typing_context, a, b, c):
 
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(a)
-        name = f"llvm.fmuladd.v{LANES}f{a.dtype.bitwidth}"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        return builder.call(function, arguments)
+        return _call(builder, f"llvm.fmuladd.{_suffix(vector)}", vector, arguments)
 
     return a(a, a, a), emit
 
 
-@intrinsic
-def add(typing_context, a, b):
-    """``a + b``."""
+def _binary(instruction):
+    @intrinsic
+    def operate(typing_context, a, b):
+        def emit(context, builder, signature, arguments):
+            return getattr(builder, instruction)(*arguments)
 
-    def emit(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
+        return a(a, a), emit
 
-    return a(a, a), emit
+    return operate
 
 
-@intrinsic
-def mul(typing_context, a, b):
-    """``a * b``."""
+def _unary(name):
+    @intrinsic
+    def operate(typing_context, a):
+        def emit(context, builder, signature, arguments):
+            vector = context.get_value_type(a)
+            return _call(builder, f"llvm.{name}.{_suffix(vector)}", vector, arguments)
 
-    def emit(context, builder, signature, arguments):
-        return builder.fmul(*arguments)
+        return a(a), emit
 
-    return a(a, a), emit
+    return operate
+
+
+add, sub, mul, div = (_binary(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+absolute, sqrt = _unary("fabs"), _unary("sqrt")
 
 
 @intrinsic
@@ -136,10 +411,31 @@ def horizontal_sum(typing_context, a):
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(a)
         scalar = vector.element
-        name = f"llvm.vector.reduce.fadd.v{LANES}f{a.dtype.bitwidth}"
+        name = f"llvm.vector.reduce.fadd.{_suffix(vector)}"
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(scalar, [scalar, vector]), name
         )
         return builder.call(function, [ir.Constant(scalar, -0.0), arguments[0]], fastmath=("reassoc",))
 
     return a.dtype(a), emit
+
+
+@intrinsic
+def sum_of_each(typing_context, vectors):
+    """A tuple of 16 vectors -> one vector: lane i is the sum of the i-th's lanes. 15 additions, not 16 trees."""
+    result = vectors.dtype
+
+    def emit(context, builder, signature, arguments):
+        parts = cgutils.unpack_tuple(builder, arguments[0], LANES)
+        for half in (8, 4, 2, 1):
+            # parts[k] and parts[k + half] become one vector whose lanes with bit `half` belong to the second.
+            parts = [
+                builder.fadd(
+                    _interleave(builder, parts[k], parts[k + half], half, high=False),
+                    _interleave(builder, parts[k], parts[k + half], half, high=True),
+                )
+                for k in range(half)
+            ]
+        return parts[0]
+
+    return result(vectors), emit
