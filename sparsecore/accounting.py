@@ -135,9 +135,7 @@ def resident_bytes(
                     total += storage.nbytes()
         return total
 
-    indices = [
-        t for m in model.modules() if isinstance(m, SparseModule) for t in (m.crow_indices, m.col_indices)
-    ]
+    indices = [t for m in model.modules() if isinstance(m, SparseModule) for t in m.index]
     parameters = list(model.parameters())
     return ResidentBytes(
         weights=size([p.data for p in parameters]),

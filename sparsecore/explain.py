@@ -85,15 +85,15 @@ def explain(model: nn.Module) -> Explanation:
     for name, module in model.named_modules():
         if isinstance(module, SparseModule):
             element = module.values.element_size()
-            types = [str(t.dtype).removeprefix("torch.") for t in (module.crow_indices, module.col_indices)]
+            types = [str(t.dtype).removeprefix("torch.") for t in module.index if t is not None]
             layers.append(
                 LayerExplanation(
                     name=name,
                     kind=type(module).__name__,
                     shape=module.shape,
                     nnz=module.nnz,
-                    encoding="csr " + "/".join(types),
-                    bytes=module.nnz * element + module.pattern.nbytes,
+                    encoding=f"{module.encoding} {'/'.join(types)}",
+                    bytes=module.nnz * element + module.index_bytes,
                     dense_bytes=module.shape[0] * module.shape[1] * element,
                     backend=backend_name(module.values.device),
                 )

@@ -146,6 +146,12 @@ class Pattern:
         return cls(crow.cumsum(0).to(pointer_dtype(nnz)), col, (rows, cols))
 
     @classmethod
+    def meta(cls, nnz: int, shape: tuple[int, int]) -> Pattern:
+        """Shapes and types of a pattern on the meta device, without data."""
+        crow = torch.empty(shape[0] + 1, dtype=pointer_dtype(nnz), device="meta")
+        return cls(crow, torch.empty(nnz, dtype=column_dtype(shape[1]), device="meta"), shape)
+
+    @classmethod
     def from_coo(cls, row: Tensor, col: Tensor, shape: tuple[int, int]) -> Pattern:
         """From coordinates that are sorted by row, then by column, and unique.
 
@@ -320,7 +326,12 @@ class Pattern:
 
 
 def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64."""
+    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64.
+
+    ``crow`` may be a bitmap index: its first column is the row pointers.
+    """
+    if crow.dim() == 2:
+        crow = crow[:, 0]
     start = crow[ids].to(torch.int64)
     length = crow[ids + 1].to(torch.int64) - start
     which = torch.repeat_interleave(length)

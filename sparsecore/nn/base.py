@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparsecore.errors import ConversionError, PatternError
+from sparsecore.encoding import (
+    ENCODINGS,
+    check_bitmap,
+    choose_encoding,
+    decode,
+    encode,
+)  # fmt: skip
+from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.pattern import Pattern
 from sparsecore.topology.use import Recorder, Use
 
@@ -20,13 +27,18 @@ class SparseModule(nn.Module):
     Attributes:
         values: ``nn.Parameter``, shape ``(nnz,)``: the stored weights, row-major, ascending columns. It is never
             replaced: a topology update writes into it, so optimizers keep holding it.
-        crow_indices: buffer, shape ``(rows + 1,)``: row pointers.
-        col_indices: buffer, shape ``(nnz,)``: columns, in the narrowest integer type.
+        crow_indices: shape ``(rows + 1,)``: row pointers.
+        col_indices: shape ``(nnz,)``: columns, in the narrowest integer type.
+        bitmap: int32, shape ``(rows + 1, words)``, see `sparsecore.encoding`.
+
+    Either the first two of the index arrays are buffers or the third, as `encoding` says. In the bitmap encoding the
+    first two can still be read, but are decoded at every access.
     """
 
     values: nn.Parameter
     crow_indices: Tensor
     col_indices: Tensor
+    bitmap: Tensor
     _recorder: Recorder | None
 
     def __init__(
@@ -37,8 +49,7 @@ class SparseModule(nn.Module):
         self._recorder = None
         pattern = pattern if device is None else pattern.to(device)
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
-        self.register_buffer("crow_indices", pattern.crow)
-        self.register_buffer("col_indices", pattern.col)
+        self._store(pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device))
 
     def _from_values(self, pattern: Pattern, values: Tensor) -> None:
         """Initialise with these values; for the ``from_*`` constructors."""
@@ -56,9 +67,80 @@ class SparseModule(nn.Module):
         return self._shape
 
     @property
+    def encoding(self) -> str:
+        """How the index set is stored: ``"csr"`` or ``"bitmap"``."""
+        return "bitmap" if "bitmap" in self._buffers else "csr"
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor | None]:
+        """The index set as operators take it: ``(crow, col)``, or ``(bitmap, None)``."""
+        buffers: Any = self._buffers
+        bitmap = buffers.get("bitmap")
+        return (buffers["crow_indices"], buffers["col_indices"]) if bitmap is None else (bitmap, None)
+
+    @property
     def pattern(self) -> Pattern:
-        """The index set, as a view of the buffers."""
-        return Pattern(self.crow_indices, self.col_indices, self._shape)
+        """The index set: a view of the buffers, or decoded from the bitmap."""
+        crow, col = self.index
+        if col is None:
+            crow, col = decode(crow, self._shape[1])
+        return Pattern(crow, col, self._shape)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the stored index set."""
+        return sum(t.numel() * t.element_size() for t in self.index if t is not None)
+
+    def set_encoding(self, encoding: str) -> None:
+        """Store the index set as ``"csr"`` or ``"bitmap"`` from now on; values and their order stay as they are.
+
+        A new module chooses by itself (`sparsecore.encoding.choose_encoding`); one that is moved away from the CPU
+        becomes csr.
+
+        Raises:
+            SparsecoreError: for another name, or a bitmap on another device than the CPU.
+        """
+        if encoding not in ENCODINGS:
+            raise SparsecoreError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
+        if encoding == "bitmap" and self.values.device.type != "cpu":
+            raise SparsecoreError(f"bitmaps are read by CPU kernels only, not on {self.values.device.type}")
+        if encoding != self.encoding:
+            self._store(self.pattern, encoding)
+
+    def _store(self, pattern: Pattern, encoding: str) -> None:
+        for name in ("crow_indices", "col_indices", "bitmap"):
+            self._buffers.pop(name, None)
+        if encoding == "bitmap":
+            self.register_buffer("bitmap", encode(pattern.crow, pattern.col, pattern.shape[1]))
+        else:
+            self.register_buffer("crow_indices", pattern.crow)
+            self.register_buffer("col_indices", pattern.col)
+
+    @torch.no_grad()
+    def write_index(self, crow: Tensor, col: Tensor) -> None:
+        """Replace the index set, given as CSR, in place: nnz and encoding stay. It is trusted."""
+        if self.encoding == "bitmap":
+            self.bitmap.copy_(encode(crow, col, self._shape[1]))
+        else:
+            self.crow_indices.copy_(crow)
+            self.col_indices.copy_(col)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("crow_indices", "col_indices") and "bitmap" in self.__dict__.get("_buffers", ()):
+            pattern = self.pattern
+            return pattern.crow if name == "crow_indices" else pattern.col
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        bitmap = self._buffers.get("bitmap")
+        if bitmap is not None and bitmap.device.type != "cpu":
+            if bitmap.is_meta:  # nothing to decode: only shapes are left
+                empty = Pattern.meta(self.nnz, self._shape)
+                self._store(empty, "csr")
+            else:
+                self.set_encoding("csr")
+        return self
 
     @property
     def nnz(self) -> int:
@@ -117,20 +199,46 @@ class SparseModule(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Refuse a damaged or partial weight before anything is copied: kernels read without bounds checks."""
-        names = ("crow_indices", "col_indices", "values")
+        names: tuple[str, ...] = ("crow_indices", "col_indices", "values")
+        if prefix + "bitmap" in state_dict:
+            names = ("bitmap", "values")
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         try:
             if 0 < len(found) < len(names):
                 raise PatternError(f"{', '.join(names)} belong together, got only {', '.join(found)}")
             if found and not any(tensor.is_meta for tensor in found.values()):
-                pattern = Pattern(found["crow_indices"], found["col_indices"], self._shape)
-                self._check_weight(pattern, found["values"])
+                state_dict = self._checked_state(state_dict, prefix, found)
         except PatternError as error:
             error_msgs.append(f"{prefix.rstrip('.') or 'module'}: {error}")
             return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _checked_state(
+        self, state: dict[str, Tensor], prefix: str, found: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The state with its index set in this module's encoding.
+
+        Raises:
+            PatternError: if it is damaged, or of another shape or number of nonzeros.
+        """
+        if "bitmap" in found:
+            check_bitmap(found["bitmap"], self._shape)
+            crow, col = decode(found["bitmap"], self._shape[1])
+            saved = "bitmap"
+        else:
+            crow, col, saved = found["crow_indices"], found["col_indices"], "csr"
+        self._check_weight(Pattern(crow, col, self._shape), found["values"])
+        if saved == self.encoding:
+            return state
+        kept = {key: t for key, t in state.items() if key not in {prefix + name for name in found}}
+        kept[prefix + "values"] = found["values"]
+        if self.encoding == "bitmap":
+            kept[prefix + "bitmap"] = encode(crow.cpu(), col.cpu(), self._shape[1])
+        else:
+            kept[prefix + "crow_indices"], kept[prefix + "col_indices"] = crow, col
+        return kept
 
     def _shape_repr(self) -> str:
         return f"nnz={self.nnz}, density={self.density:.4g}"

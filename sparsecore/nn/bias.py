@@ -40,7 +40,7 @@ class SparseBias(SparseModule):
     def forward(self, input: Tensor) -> Tensor:
         """x (*, features) -> (*, features)."""
         ids = torch.zeros(1, dtype=torch.int64, device=input.device)
-        row = ops.gather(self.values, self.crow_indices, self.col_indices, ids, self.shape[1])
+        row = ops.gather(self.values, *self.index, ids, self.shape[1])
         if self._recorder is not None:
             self._record(row, GatherUse(ids, row.dtype))
         return input + row[0]

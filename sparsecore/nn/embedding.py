@@ -145,7 +145,7 @@ class SparseEmbedding(_SparseTable):
     def forward(self, input: Tensor) -> Tensor:
         """ids (*) -> rows (*, embedding_dim)."""
         ids = _as_ids(input).reshape(-1)
-        output = ops.gather(self.values, self.crow_indices, self.col_indices, ids, self.embedding_dim)
+        output = ops.gather(self.values, *self.index, ids, self.embedding_dim)
         if self._recorder is not None:
             self._record(output, GatherUse(ids, output.dtype, self.padding_idx))
         if self.accumulator is not None and output.requires_grad:
@@ -225,8 +225,7 @@ class SparseEmbeddingBag(_SparseTable):
             )
         else:
             weights = per_sample_weights.reshape(-1)
-        indices = (self.crow_indices, self.col_indices)
-        output = ops.bag(self.values, *indices, ids, ends, weights, self.embedding_dim)
+        output = ops.bag(self.values, *self.index, ids, ends, weights, self.embedding_dim)
         if self._recorder is not None:
             bags = torch.repeat_interleave(ends[1:] - ends[:-1], output_size=ids.numel())
             self._record(output, BagUse(ids, bags, weights, self.padding_idx))

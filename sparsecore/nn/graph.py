@@ -131,9 +131,7 @@ def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: in
                 "accumulate_rows sums looked-up rows only; leave it out of a propagated table"
             )
         arrays = graph.arrays()
-        output = ops.propagate_mean(
-            *arrays, table.values, table.crow_indices, table.col_indices, table.embedding_dim, hops
-        )
+        output = ops.propagate_mean(*arrays, table.values, *table.index, table.embedding_dim, hops)
         if table._recorder is not None:
             table._record(output, PropagateUse(arrays, hops))
         return output

@@ -85,7 +85,7 @@ class SparseLinear(SparseModule):
                 f"expected input with {self.in_features} features in its last dimension, got shape {tuple(input.shape)}"
             )
         flat = input.reshape(-1, self.in_features)
-        output = ops.spmm(self.values, self.crow_indices, self.col_indices, flat)
+        output = ops.spmm(self.values, *self.index, flat)
         if self._recorder is not None:
             self._record(output, LinearUse(flat))
         if isinstance(self.bias, SparseBias):

@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import WEIGHT, check_ids, nonzeros_of, operator, same_dtype
+from sparsecore.ops.operator import INDEX, WEIGHT, check_ids, nonzeros_of, operator, same_dtype
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather", "scatter_grad"]
 
 
-def _gather(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, n_cols: int) -> Tensor:
-    check_ids(ids, crow.numel() - 1)
+def _gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
+    check_ids(ids, crow.shape[0] - 1)
     return load(values.device).gather(values, crow, col, ids, n_cols)
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, crow, col, ids, _ = inputs
+    values, crow, col, ids, _ = inputs
     ctx.save_for_backward(crow, col, ids)
+    ctx.nnz = values.shape[0]
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return scatter_grad(*ctx.saved_tensors, grad), None, None, None, None
+    return scatter_grad(*ctx.saved_tensors, grad, ctx.nnz), None, None, None, None
 
 
 gather = operator(
@@ -37,25 +38,24 @@ gather = operator(
 )
 
 
-def _scatter_grad(crow: Tensor, col: Tensor, ids: Tensor, grad: Tensor) -> Tensor:
-    entries = torch.arange(ids.numel(), device=ids.device)
-    return load(grad.device).bag_grad(crow, col, ids, entries, grad.new_ones(ids.numel()), grad)
+def _scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
+    return load(grad.device).scatter_grad(crow, col, ids, grad, nnz)
 
 
 def _scatter_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    crow, col, ids, grad = inputs
+    crow, col, ids, grad, _ = inputs
     ctx.save_for_backward(crow, col, ids)
     ctx.n_cols = grad.shape[1]
 
 
 def _scatter_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return None, None, None, gather(grad, *ctx.saved_tensors, ctx.n_cols)
+    return None, None, None, gather(grad, *ctx.saved_tensors, ctx.n_cols), None
 
 
 scatter_grad = operator(
-    "scatter_grad(Tensor crow, Tensor col, Tensor ids, Tensor grad) -> Tensor",
+    f"scatter_grad({INDEX}, Tensor ids, Tensor grad, int nnz) -> Tensor",
     _scatter_grad,
-    fake=lambda crow, col, ids, grad: grad.new_empty((col.shape[0],)),
+    fake=lambda crow, col, ids, grad, nnz: grad.new_empty((nnz,)),
     setup=_scatter_grad_setup,
     backward=_scatter_grad_backward,
     macs=lambda *args: 0,
@@ -68,10 +68,16 @@ def _bags(offsets: Tensor, n_entries: int) -> Tensor:
 
 
 def _bag(
-    values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, n_cols: int
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    n_cols: int,
 ) -> Tensor:
     same_dtype("bag", values=values, weights=weights)
-    check_ids(ids, crow.numel() - 1)
+    check_ids(ids, crow.shape[0] - 1)
     return load(values.device).bag(values, crow, col, ids, offsets, weights, n_cols)
 
 
@@ -79,11 +85,12 @@ def _bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, crow, col, ids, offsets, weights, _ = inputs
     # The values are needed for the gradient of the weights alone.
     ctx.save_for_backward(values if weights.requires_grad else None, crow, col, ids, offsets, weights)
+    ctx.nnz = values.shape[0]
 
 
 def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, crow, col, ids, offsets, weights = ctx.saved_tensors
-    d_values = bag_grad(crow, col, ids, offsets, weights, grad) if ctx.needs_input_grad[0] else None
+    d_values = bag_grad(crow, col, ids, offsets, weights, grad, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_weights = bag_dot(values, crow, col, ids, offsets, grad) if ctx.needs_input_grad[5] else None
     return d_values, None, None, None, None, d_weights, None
 
@@ -101,43 +108,46 @@ bag = operator(
 
 
 def _bag_grad(
-    crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor
+    crow: Tensor, col: Tensor | None, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor, nnz: int
 ) -> Tensor:
-    return load(grad.device).bag_grad(crow, col, ids, _bags(offsets, ids.numel()), weights, grad)
+    return load(grad.device).bag_grad(crow, col, ids, _bags(offsets, ids.numel()), weights, grad, nnz)
 
 
 def _bag_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:6])
 
 
 def _bag_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, ids, offsets, weights, outer = ctx.saved_tensors
     d_weights = bag_dot(grad, crow, col, ids, offsets, outer) if ctx.needs_input_grad[4] else None
     d_outer = bag(grad, crow, col, ids, offsets, weights, outer.shape[1]) if ctx.needs_input_grad[5] else None
-    return None, None, None, None, d_weights, d_outer
+    return None, None, None, None, d_weights, d_outer, None
 
 
 bag_grad = operator(
-    "bag_grad(Tensor crow, Tensor col, Tensor ids, Tensor offsets, Tensor weights, Tensor grad) -> Tensor",
+    f"bag_grad({INDEX}, Tensor ids, Tensor offsets, Tensor weights, Tensor grad, int nnz) -> Tensor",
     _bag_grad,
-    fake=lambda crow, col, ids, offsets, weights, grad: grad.new_empty((col.shape[0],)),
+    fake=lambda crow, col, ids, offsets, weights, grad, nnz: grad.new_empty((nnz,)),
     setup=_bag_grad_setup,
     backward=_bag_grad_backward,
     macs=lambda crow, col, ids, *rest: nonzeros_of(crow, ids),
 )
 
 
-def _bag_dot(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, grad: Tensor) -> Tensor:
+def _bag_dot(
+    values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, offsets: Tensor, grad: Tensor
+) -> Tensor:
     return load(grad.device).bag_dot(values, crow, col, ids, _bags(offsets, ids.numel()), grad)
 
 
 def _bag_dot_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
+    ctx.nnz = inputs[0].shape[0]
 
 
 def _bag_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, crow, col, ids, offsets, outer = ctx.saved_tensors
-    d_values = bag_grad(crow, col, ids, offsets, grad, outer) if ctx.needs_input_grad[0] else None
+    d_values = bag_grad(crow, col, ids, offsets, grad, outer, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_outer = bag(values, crow, col, ids, offsets, grad, outer.shape[1]) if ctx.needs_input_grad[5] else None
     return d_values, None, None, None, None, d_outer
 

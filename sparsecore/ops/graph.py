@@ -48,7 +48,7 @@ def _propagate_mean(
     weight_t: Tensor,
     values: Tensor,
     table_crow: Tensor,
-    table_col: Tensor,
+    table_col: Tensor | None,
     n_cols: int,
     hops: int,
 ) -> Tensor:
@@ -70,15 +70,15 @@ def _mean_macs(crow: Tensor, col: Tensor, *rest: Any) -> int:
 
 def _propagate_mean_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:6], *inputs[7:9])
-    ctx.hops = inputs[10]
+    ctx.hops, ctx.nnz = inputs[10], inputs[6].shape[0]
 
 
 def _propagate_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*[None] * 6, propagate_mean_grad(*ctx.saved_tensors, grad, ctx.hops), *[None] * 4)
+    return (*[None] * 6, propagate_mean_grad(*ctx.saved_tensors, grad, ctx.hops, ctx.nnz), *[None] * 4)
 
 
 propagate_mean = operator(
-    f"propagate_mean({GRAPH}, Tensor values, Tensor table_crow, Tensor table_col, int n_cols, int hops) -> Tensor",
+    f"propagate_mean({GRAPH}, Tensor values, Tensor table_crow, Tensor? table_col, int n_cols, int hops) -> Tensor",
     _propagate_mean,
     fake=lambda *args: args[6].new_empty((args[0].shape[0] - 1, args[9])),
     setup=_propagate_mean_setup,
@@ -95,15 +95,16 @@ def _propagate_mean_grad(
     col_t: Tensor,
     weight_t: Tensor,
     table_crow: Tensor,
-    table_col: Tensor,
+    table_col: Tensor | None,
     grad: Tensor,
     hops: int,
+    nnz: int,
 ) -> Tensor:
     kernels = load(grad.device)
     out = grad
     for _ in range(hops):
         out = kernels.propagate(crow_t, col_t, weight_t, out).add_(grad)
-    return kernels.sample(table_crow, table_col, out).div_(hops + 1)
+    return kernels.sample(table_crow, table_col, out, nnz).div_(hops + 1)
 
 
 def _propagate_mean_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -113,13 +114,14 @@ def _propagate_mean_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _propagate_mean_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *graph, table_crow, table_col = ctx.saved_tensors
-    return (*[None] * 8, propagate_mean(*graph, grad, table_crow, table_col, ctx.n_cols, ctx.hops), None)
+    inner = propagate_mean(*graph, grad, table_crow, table_col, ctx.n_cols, ctx.hops)
+    return (*[None] * 8, inner, None, None)
 
 
 propagate_mean_grad = operator(
-    f"propagate_mean_grad({GRAPH}, Tensor table_crow, Tensor table_col, Tensor grad, int hops) -> Tensor",
+    f"propagate_mean_grad({GRAPH}, Tensor table_crow, Tensor? table_col, Tensor grad, int hops, int nnz) -> Tensor",
     _propagate_mean_grad,
-    fake=lambda *args: args[8].new_empty((args[7].shape[0],)),
+    fake=lambda *args: args[8].new_empty((args[10],)),
     setup=_propagate_mean_grad_setup,
     backward=_propagate_mean_grad_backward,
     macs=lambda *args: args[9] * args[1].shape[0] * args[8].shape[1],

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import WEIGHT, check_rows, operator, same_dtype
+from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, operator, same_dtype
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 
-def _spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+def _spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     same_dtype("spmm", values=values, x=x)
     return load(values.device).spmm(values, crow, col, x)
 
@@ -21,12 +21,12 @@ def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, crow, col, x = inputs[:4]
     # Each gradient needs the other factor only.
     ctx.save_for_backward(values if x.requires_grad else None, crow, col, x if values.requires_grad else None)
-    ctx.n_cols = x.shape[1]
+    ctx.n_cols, ctx.nnz = x.shape[1], values.shape[0]
 
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, crow, col, x = ctx.saved_tensors
-    d_values = sddmm(crow, col, grad, x) if ctx.needs_input_grad[0] else None
+    d_values = sddmm(crow, col, grad, x, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_x = spmm_t(values, crow, col, grad, ctx.n_cols) if ctx.needs_input_grad[3] else None
     return d_values, None, None, d_x
 
@@ -37,11 +37,11 @@ spmm = operator(
     fake=lambda values, crow, col, x: x.new_empty((x.shape[0], crow.shape[0] - 1)),
     setup=_product_setup,
     backward=_spmm_backward,
-    macs=lambda values, crow, col, x: x.shape[0] * col.shape[0],
+    macs=lambda values, crow, col, x: x.shape[0] * values.shape[0],
 )
 
 
-def _spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) -> Tensor:
+def _spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     same_dtype("spmm_t", values=values, dy=dy)
     check_rows("spmm_t", crow, dy)
     return load(values.device).spmm_t(values, crow, col, dy, n_cols)
@@ -49,7 +49,7 @@ def _spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) 
 
 def _spmm_t_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, crow, col, dy = ctx.saved_tensors
-    d_values = sddmm(crow, col, dy, grad) if ctx.needs_input_grad[0] else None
+    d_values = sddmm(crow, col, dy, grad, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_dy = spmm(values, crow, col, grad) if ctx.needs_input_grad[3] else None
     return d_values, None, None, d_dy, None
 
@@ -60,32 +60,32 @@ spmm_t = operator(
     fake=lambda values, crow, col, dy, n_cols: dy.new_empty((dy.shape[0], n_cols)),
     setup=_product_setup,
     backward=_spmm_t_backward,
-    macs=lambda values, crow, col, dy, n_cols: dy.shape[0] * col.shape[0],
+    macs=lambda values, crow, col, dy, n_cols: dy.shape[0] * values.shape[0],
 )
 
 
-def _sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+def _sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     same_dtype("sddmm", dy=dy, x=x)
     check_rows("sddmm", crow, dy)
-    return load(x.device).sddmm(crow, col, dy, x)
+    return load(x.device).sddmm(crow, col, dy, x, nnz)
 
 
 def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:4])
 
 
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     crow, col, dy, x = ctx.saved_tensors
     d_dy = spmm(grad, crow, col, x) if ctx.needs_input_grad[2] else None
     d_x = spmm_t(grad, crow, col, dy, x.shape[1]) if ctx.needs_input_grad[3] else None
-    return None, None, d_dy, d_x
+    return None, None, d_dy, d_x, None
 
 
 sddmm = operator(
-    "sddmm(Tensor crow, Tensor col, Tensor dy, Tensor x) -> Tensor",
+    f"sddmm({INDEX}, Tensor dy, Tensor x, int nnz) -> Tensor",
     _sddmm,
-    fake=lambda crow, col, dy, x: x.new_empty((col.shape[0],)),
+    fake=lambda crow, col, dy, x, nnz: x.new_empty((nnz,)),
     setup=_sddmm_setup,
     backward=_sddmm_backward,
-    macs=lambda crow, col, dy, x: x.shape[0] * col.shape[0],
+    macs=lambda crow, col, dy, x, nnz: x.shape[0] * nnz,
 )

@@ -11,11 +11,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["GRAPH", "WEIGHT", "check_ids", "check_rows", "nonzeros_of", "operator", "same_dtype"]
+__all__ = ["GRAPH", "INDEX", "WEIGHT", "check_ids", "check_rows", "nonzeros_of", "operator", "same_dtype"]
 
 # Every reader of an operator's schema sees these as three and as six arguments.
 _library = torch.library.Library("sparsecore", "DEF")
-WEIGHT = "Tensor values, Tensor crow, Tensor col"
+INDEX = "Tensor crow, Tensor? col"  # without columns, crow is a bitmap index (sparsecore.encoding)
+WEIGHT = f"Tensor values, {INDEX}"
 GRAPH = "Tensor crow, Tensor col, Tensor weight, Tensor crow_t, Tensor col_t, Tensor weight_t"
 
 
@@ -67,12 +68,13 @@ def check_ids(ids: Tensor, n_rows: int) -> None:
 
 def check_rows(name: str, crow: Tensor, grad: Tensor) -> None:
     """A gradient must have one column for each row of the weight."""
-    if grad.dim() != 2 or grad.shape[1] != crow.numel() - 1:
+    if grad.dim() != 2 or grad.shape[1] != crow.shape[0] - 1:
         raise SparsecoreError(
-            f"{name} needs dy of shape (batch, {crow.numel() - 1}), got {tuple(grad.shape)}"
+            f"{name} needs dy of shape (batch, {crow.shape[0] - 1}), got {tuple(grad.shape)}"
         )
 
 
 def nonzeros_of(crow: Tensor, ids: Tensor) -> int:
     """How many nonzeros these rows have, repeated ids counted each time."""
+    crow = crow[:, 0] if crow.dim() == 2 else crow
     return int((crow[ids + 1].to(torch.int64) - crow[ids]).sum())

@@ -98,8 +98,7 @@ def _new_order(module: SparseModule, exchange: Exchange) -> tuple[Tensor, Tensor
         begin += merged.numel()
     if begin != module.nnz:
         raise AssertionError(f"an exchange must keep nnz = {module.nnz}, but this one leads to {begin}")
-    module.col_indices.copy_(col)
-    module.crow_indices.copy_(counts.cumsum(0))
+    module.write_index(counts.cumsum(0), col)
     return source, is_new
 
 

@@ -38,6 +38,7 @@ def train_step(model: nn.Module, x: torch.Tensor) -> torch.optim.Optimizer:
 
 def test_resident_bytes_of_a_sparse_linear_with_adam() -> None:
     model = SparseLinear(300, 40, density=0.1)
+    model.set_encoding("csr")
     optimizer = train_step(model, torch.ones(2, 300))
     nnz, bias = 1200, 40
     count = resident_bytes(model, optimizer)
@@ -48,6 +49,10 @@ def test_resident_bytes_of_a_sparse_linear_with_adam() -> None:
     )  # two moments, and a step count for each parameter
     assert count.topology == count.other == 0
     assert count.total == 16 * (nnz + bias) + 8 + count.indices
+    model.set_encoding("bitmap")
+    assert (
+        resident_bytes(model, optimizer).indices == 4 * 41 * 12
+    )  # a pointer, ten words of bits and one of padding
 
 
 def test_resident_bytes_of_the_dense_counterpart() -> None:
@@ -69,6 +74,7 @@ def test_shared_storage_counts_once_and_buffers_count_as_other() -> None:
             super().__init__()
             self.graph = Graph(scipy.sparse.csr_array(np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 0]])))
             self.a = SparseEmbedding(3, 4, density=0.5)
+            self.a.set_encoding("csr")
             self.b = self.a
 
     count = resident_bytes(Model())
@@ -160,6 +166,7 @@ def test_a_network_costs_its_density(density: float) -> None:
 def test_explain() -> None:
     model = nn.Sequential(nn.Linear(300, 40), nn.Linear(40, 8), nn.LayerNorm(8))
     sparsify(model, 0.1, exclude="1")
+    model[0].set_encoding("csr")
     explanation = explain(model)
     (layer,) = explanation.layers
     assert (layer.name, layer.kind, layer.shape, layer.nnz) == ("0", "SparseLinear", (40, 300), 1200)
@@ -171,11 +178,16 @@ def test_explain() -> None:
     assert explanation.dense_parameters == 40 + 320 + 8 + 16
     with sparsecore.backend("torch"):
         assert explain(model).layers[0].backend == "torch"
+    model[0].set_encoding("bitmap")
+    (layer,) = explain(model).layers
+    assert layer.encoding == "bitmap int32"
+    assert layer.bytes == 4 * 1200 + 4 * 41 * 12
 
 
 def test_explain_prints_a_table() -> None:
     model = nn.Sequential(nn.Linear(300, 40, bias=False))
-    lines = str(explain(sparsify(model, 0.1))).splitlines()
+    sparsify(model, 0.1)[0].set_encoding("csr")
+    lines = str(explain(model)).splitlines()
     assert lines[0].split() == [
         "layer",
         "type",

@@ -100,7 +100,7 @@ def test_keep_random_follows_its_generator() -> None:
         sparsify(net(), 0.3, generator=torch.Generator().manual_seed(s)).state_dict() for s in (1, 1, 2)
     )
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert not torch.equal(a["table.col_indices"], c["table.col_indices"])
+    assert any(not torch.equal(a[k], c[k]) for k in a if k.startswith("table.") and k != "table.values")
 
 
 def test_full_density_computes_the_same() -> None:

@@ -28,6 +28,7 @@ from sparsecore import (
     SparseModule,
     weight_parameter,
 )
+from sparsecore.encoding import ENCODINGS, encode
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.use import Recorder
 
@@ -257,6 +258,7 @@ def test_padding_row_is_never_stored() -> None:
     assert not table(torch.tensor([2])).any()
     assert table.padding_idx == 2
     damaged = copy.deepcopy(table)
+    damaged.set_encoding("csr")
     damaged.crow_indices[3:] += 0
     damaged.crow_indices[2] -= 1
     with pytest.raises(PatternError, match="the padding row 2 must be empty"):
@@ -423,16 +425,58 @@ def another(module: SparseModule) -> SparseModule:
             pattern = sparsecore.Pattern.random(
                 m.shape, nnz=m.nnz, skip_row=m.empty_row, generator=seeded(99)
             )
-            m.crow_indices.copy_(pattern.crow)
-            m.col_indices.copy_(pattern.col)
+            m.write_index(pattern.crow, pattern.col)
             nn.init.normal_(m.values)
     return fresh
 
 
+def encoded(module: SparseModule, encoding: str) -> SparseModule:
+    """A copy with every weight in this encoding."""
+    twin = copy.deepcopy(module)
+    for m in twin.modules():
+        if isinstance(m, SparseModule):
+            m.set_encoding(encoding)
+    return twin
+
+
+every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
+
+
 @every_module
-def test_state_dict_round_trip(module: SparseModule) -> None:
+def test_encodings_hold_the_same_weight(module: SparseModule) -> None:
+    csr, bitmap = encoded(module, "csr"), encoded(module, "bitmap")
+    assert (csr.encoding, bitmap.encoding) == ("csr", "bitmap")
+    assert set(csr.state_dict()) - set(bitmap.state_dict()) >= {"crow_indices", "col_indices"}
+    assert "bitmap" in bitmap.state_dict()
+    assert torch.equal(csr.crow_indices, bitmap.crow_indices)
+    assert torch.equal(csr.col_indices, bitmap.col_indices)
+    assert csr.col_indices.dtype == bitmap.col_indices.dtype
+    assert torch.equal(csr.weight.to_dense(), bitmap.weight.to_dense())
+    close(run(csr), run(bitmap))
+    for loaded, source in ((csr, bitmap), (bitmap, csr)):
+        changed = another(source)
+        loaded.load_state_dict(changed.state_dict(), strict=True)
+        loaded.check_invariants()
+        close(run(loaded), run(changed))
+    with pytest.raises(SparsecoreError, match="encoding must be one of csr, bitmap, got 'coo'"):
+        csr.set_encoding("coo")
+
+
+def test_a_bitmap_leaves_the_cpu_as_csr() -> None:
+    module = encoded(SparseLinear(40, 30, density=0.5), "bitmap")
+    nnz = module.nnz
+    module.to("meta")
+    assert module.encoding == "csr"
+    assert module.col_indices.device.type == "meta"
+    assert module.col_indices.shape == (nnz,)
+
+
+@every_module
+@every_encoding
+def test_state_dict_round_trip(module: SparseModule, encoding: str) -> None:
+    module = encoded(module, encoding)
     state = module.state_dict()
-    assert {"values", "crow_indices", "col_indices"} <= set(state)
+    assert {"values", "bitmap"} <= set(state) or {"values", "crow_indices", "col_indices"} <= set(state)
     assert all(t.layout == torch.strided and t.is_contiguous() for t in state.values())
     fresh = another(module)
     kept = fresh.values
@@ -444,8 +488,11 @@ def test_state_dict_round_trip(module: SparseModule) -> None:
 
 
 @every_module
-def test_safetensors_and_weights_only_round_trip(module: SparseModule) -> None:
+@every_encoding
+def test_safetensors_and_weights_only_round_trip(module: SparseModule, encoding: str) -> None:
     from safetensors.torch import load, save
+
+    module = encoded(module, encoding)
 
     for saved in (load(save(module.state_dict())), reload(module.state_dict())):
         fresh = another(module)
@@ -477,15 +524,28 @@ def drop_indices(state: dict[str, Tensor]) -> None:
 
 
 def other_density(state: dict[str, Tensor]) -> None:
-    state.update(SparseEmbedding(8, 5, padding_idx=3, density=0.6).state_dict())
+    state.update(encoded(SparseEmbedding(8, 5, padding_idx=3, density=0.6), "csr").state_dict())
 
 
 def other_shape(state: dict[str, Tensor]) -> None:
-    state.update(SparseEmbedding(9, 5, padding_idx=3, density=0.4).state_dict())
+    state.update(encoded(SparseEmbedding(9, 5, padding_idx=3, density=0.4), "csr").state_dict())
 
 
 def filled_padding(state: dict[str, Tensor]) -> None:
-    state.update(SparseEmbedding.from_dense(nn.Embedding(8, 5), density=0.4).state_dict())
+    state.update(encoded(SparseEmbedding.from_dense(nn.Embedding(8, 5), density=0.4), "csr").state_dict())
+
+
+def bitmap_with(change: Any) -> Any:
+    def damage(state: dict[str, Tensor]) -> None:
+        bitmap = encode(state.pop("crow_indices"), state.pop("col_indices"), 5)
+        state["bitmap"] = change(bitmap)
+
+    return damage
+
+
+def set_bit(bitmap: Tensor, row: int, bit: int) -> Tensor:
+    bitmap[row, 1] |= 1 << bit
+    return bitmap
 
 
 @pytest.mark.parametrize(
@@ -501,15 +561,24 @@ def filled_padding(state: dict[str, Tensor]) -> None:
         (other_density, "table: expected nnz = 16 values, got 24: the densities differ"),
         (other_shape, r"table: crow must have rows \+ 1 = 9 entries, got 10"),
         (filled_padding, "table: the padding row 3 must be empty"),
+        (bitmap_with(lambda b: b[1:]), r"bitmap must be int32 of shape \(9, 2\), got torch.int32 \(8, 2\)"),
+        (bitmap_with(lambda b: b.long()), r"bitmap must be int32 of shape \(9, 2\), got torch.int64"),
+        (bitmap_with(lambda b: set_bit(b, 8, 0)), "padding must be 0"),
+        (bitmap_with(lambda b: set_bit(b, 2, 5)), "bits beyond column 4"),
+        (bitmap_with(lambda b: set_bit(b, 3, 2)), "row pointers must count its bits"),
     ],
     ids=lambda p: getattr(p, "__name__", ""),
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_damaged_state_is_refused_before_anything_is_copied(damage: Any, message: str, strict: bool) -> None:
+@every_encoding
+def test_damaged_state_is_refused_before_anything_is_copied(
+    damage: Any, message: str, strict: bool, encoding: str
+) -> None:
     torch.manual_seed(5)
-    model = nn.ModuleDict({"table": SparseEmbedding(8, 5, padding_idx=3, density=0.4, generator=seeded(3))})
+    table = SparseEmbedding(8, 5, padding_idx=3, density=0.4, generator=seeded(3))
+    model = nn.ModuleDict({"table": encoded(table, encoding)})
     before = copy.deepcopy(model["table"].state_dict())
-    state = {name: t.clone() for name, t in another(model["table"]).state_dict().items()}  # type: ignore[arg-type]
+    state = {name: t.clone() for name, t in encoded(another(table), "csr").state_dict().items()}
     damage(state)
     with pytest.raises(RuntimeError, match=message):
         model.load_state_dict({f"table.{name}": t for name, t in state.items()}, strict=strict)
@@ -530,7 +599,7 @@ def test_deepcopy_and_pickle_leave_the_recorder_behind(module: SparseModule) -> 
         twin.check_invariants()
         with torch.no_grad():
             twin.values.add_(1)
-            twin.col_indices.zero_()
+            twin.index[0].zero_()
         module.check_invariants()
     assert module._recorder.uses
 
@@ -540,7 +609,9 @@ def test_to_another_type(module: SparseModule) -> None:
     module = copy.deepcopy(module)
     values, expected = module.values, run(module)
     types = (module.crow_indices.dtype, module.col_indices.dtype)
+    encoding = module.encoding
     module.to(torch.float64)
+    assert module.encoding == encoding
     assert module.values is values
     assert module.values.dtype == torch.float64
     assert (module.crow_indices.dtype, module.col_indices.dtype) == types

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparsecore
 from sparsecore import MacCounter, Pattern, SparsecoreError, ops
+from sparsecore.encoding import encode
 
 # ---------------------------------------------------------------- the operators in plain dense torch
 
@@ -51,13 +52,13 @@ def bag(
 
 
 def bag_grad(
-    crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor
+    crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor, nnz: int
 ) -> Tensor:
     out = grad.new_zeros(crow.numel() - 1, grad.shape[1])
     return at(out.index_add(0, ids, weights[:, None] * grad[bag_of(offsets)]), crow, col)
 
 
-def scatter_grad(crow: Tensor, col: Tensor, ids: Tensor, grad: Tensor) -> Tensor:
+def scatter_grad(crow: Tensor, col: Tensor, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
     return at(grad.new_zeros(crow.numel() - 1, grad.shape[1]).index_add(0, ids, grad), crow, col)
 
 
@@ -82,7 +83,7 @@ def propagate_mean(*args: Any) -> Tensor:
 
 
 def propagate_mean_grad(*args: Any) -> Tensor:
-    crow, col, grad, hops = args[6:]
+    crow, col, grad, hops, _ = args[6:]
     return at(mean_of_hops(adjacency(*args[:3]).t(), grad, hops), crow, col)
 
 
@@ -107,7 +108,7 @@ OPERATORS = [
     Operator("bag_dot", bag_dot, (0, 5)),
     Operator("spmm", lambda v, crow, col, x: x @ dense(v, crow, col, x.shape[1]).t(), (0, 3)),
     Operator("spmm_t", lambda v, crow, col, dy, n: dy @ dense(v, crow, col, n), (0, 3)),
-    Operator("sddmm", lambda crow, col, dy, x: at(dy.t() @ x, crow, col), (2, 3)),
+    Operator("sddmm", lambda crow, col, dy, x, nnz: at(dy.t() @ x, crow, col), (2, 3)),
     Operator("propagate", lambda *a: adjacency(*a[:3]) @ a[6], (6,)),
     Operator("propagate_mean", propagate_mean, (6,)),
     Operator("propagate_mean_grad", propagate_mean_grad, (8,)),
@@ -151,22 +152,42 @@ def arguments(
         return {
             "propagate": [*edges, randn(rows, cols)],
             "propagate_mean": [*edges, values, *index, cols, 3],
-            "propagate_mean_grad": [*edges, *index, randn(rows, cols), 3],
+            "propagate_mean_grad": [*edges, *index, randn(rows, cols), 3, pattern.nnz],
         }[name]
     return {
         "gather": [values, *index, ids, cols],
-        "scatter_grad": [*index, ids, randn(batch, cols)],
+        "scatter_grad": [*index, ids, randn(batch, cols), pattern.nnz],
         "bag": [values, *index, *bags, randn(batch), cols],
-        "bag_grad": [*index, *bags, randn(batch), randn(n_bags, cols)],
+        "bag_grad": [*index, *bags, randn(batch), randn(n_bags, cols), pattern.nnz],
         "bag_dot": [values, *index, *bags, randn(n_bags, cols)],
         "spmm": [values, *index, randn(batch, cols)],
         "spmm_t": [values, *index, randn(batch, rows), cols],
-        "sddmm": [*index, randn(batch, rows), randn(batch, cols)],
+        "sddmm": [*index, randn(batch, rows), randn(batch, cols), pattern.nnz],
     }[name]
 
 
 def with_gradients(args: list[Any], wanted: tuple[int, ...]) -> list[Any]:
     return [a.detach().clone().requires_grad_() if i in wanted else a for i, a in enumerate(args)]
+
+
+INDEX_AT = {
+    "gather": 1, "bag": 1, "bag_dot": 1, "spmm": 1, "spmm_t": 1, "scatter_grad": 0, "bag_grad": 0, "sddmm": 0,
+    "propagate_mean": 7, "propagate_mean_grad": 6,
+}  # fmt: skip
+COLUMNS = {
+    "gather": lambda a: a[4], "bag": lambda a: a[6], "bag_dot": lambda a: a[5].shape[1],
+    "spmm": lambda a: a[3].shape[1], "spmm_t": lambda a: a[4], "scatter_grad": lambda a: a[3].shape[1],
+    "bag_grad": lambda a: a[5].shape[1], "sddmm": lambda a: a[3].shape[1], "propagate_mean": lambda a: a[9],
+    "propagate_mean_grad": lambda a: a[8].shape[1],
+}  # fmt: skip
+
+
+def as_bitmap(name: str, args: list[Any]) -> list[Any]:
+    """The same arguments with the weight's index set as a bitmap (graphs have none)."""
+    if name not in INDEX_AT:
+        return args
+    i = INDEX_AT[name]
+    return [*args[:i], encode(args[i], args[i + 1], COLUMNS[name](args)), None, *args[i + 2 :]]
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -175,7 +196,15 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def check_against_reference(operator: Operator, args: list[Any], wanted: tuple[int, ...]) -> None:
-    ours, theirs = with_gradients(args, wanted), with_gradients(args, wanted)
+    check_one_encoding(operator, args, args, wanted)
+    if operator.name in INDEX_AT:
+        check_one_encoding(operator, as_bitmap(operator.name, args), args, wanted)
+
+
+def check_one_encoding(
+    operator: Operator, args: list[Any], reference_args: list[Any], wanted: tuple[int, ...]
+) -> None:
+    ours, theirs = with_gradients(args, wanted), with_gradients(reference_args, wanted)
     out, expected = operator.run(*ours), operator.reference(*theirs)
     assert out.dtype == expected.dtype
     assert out.is_contiguous()
@@ -244,11 +273,21 @@ def test_gradient_of_one_argument_alone(operator: Operator, backend: str) -> Non
         check_against_reference(operator, arguments(operator.name, pattern, 11), ())
 
 
+def as_csr(name: str, args: list[Any]) -> list[Any]:
+    return args
+
+
+every_encoding = pytest.mark.parametrize("encoding", [as_csr, as_bitmap], ids=["csr", "bitmap"])
+
+
 @every_operator
 @every_backend
-def test_gradcheck_and_gradgradcheck(operator: Operator, backend: str) -> None:
+@every_encoding
+def test_gradcheck_and_gradgradcheck(operator: Operator, backend: str, encoding: Any) -> None:
     pattern = Pattern.random((4, 5), 0.5, generator=torch.Generator().manual_seed(1))
-    args = with_gradients(arguments(operator.name, pattern, 6), operator.differentiable)
+    args = with_gradients(
+        encoding(operator.name, arguments(operator.name, pattern, 6)), operator.differentiable
+    )
     with sparsecore.backend(backend):
         assert torch.autograd.gradcheck(operator.run, args)
         assert torch.autograd.gradgradcheck(operator.run, args)
@@ -256,10 +295,13 @@ def test_gradcheck_and_gradgradcheck(operator: Operator, backend: str) -> None:
 
 @every_operator
 @every_backend
-def test_opcheck(operator: Operator, backend: str) -> None:
+@every_encoding
+def test_opcheck(operator: Operator, backend: str, encoding: Any) -> None:
     """Schema, fake implementation, autograd registration, and tracing with dynamic shapes."""
     pattern = Pattern.random((4, 5), 0.5, generator=torch.Generator().manual_seed(1))
-    args = with_gradients(arguments(operator.name, pattern, 6), operator.differentiable)
+    args = with_gradients(
+        encoding(operator.name, arguments(operator.name, pattern, 6)), operator.differentiable
+    )
     with sparsecore.backend(backend):
         torch.library.opcheck(operator.run, tuple(args))
 
@@ -269,7 +311,7 @@ def test_repeated_ids_add_up(backend: str) -> None:
     pattern = Pattern.from_mask(torch.tensor([[1, 1], [0, 1]]))
     ids = torch.zeros(1000, dtype=torch.int64)
     with sparsecore.backend(backend):
-        out = ops.scatter_grad(pattern.crow, pattern.col, ids, torch.ones(1000, 2, dtype=torch.float64))
+        out = ops.scatter_grad(pattern.crow, pattern.col, ids, torch.ones(1000, 2, dtype=torch.float64), 3)
     assert out.tolist() == [1000, 1000, 0]
 
 
@@ -288,8 +330,9 @@ def large(name: str, dtype: torch.dtype) -> list[Any]:
 
 @every_operator
 @every_dtype
+@every_encoding
 def test_threads_do_not_change_a_bit(
-    operator: Operator, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    operator: Operator, dtype: torch.dtype, encoding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sparsecore.backends.numba import jit
 
@@ -299,7 +342,8 @@ def test_threads_do_not_change_a_bit(
             f"sparsecore.backends.numba.{module}.threads",
             lambda work: chunks.add(jit.threads(work)) or jit.threads(work),
         )
-    args = large(operator.name, dtype)
+    reference_args = large(operator.name, dtype)
+    args = encoding(operator.name, reference_args)
     results = []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
@@ -308,7 +352,7 @@ def test_threads_do_not_change_a_bit(
             results.append(operator.run(*args))
         assert chunks == {n}, "the case is too small to run in parallel"
         assert torch.get_num_threads() == n
-    close(results[0], operator.reference(*args))
+    close(results[0], operator.reference(*reference_args))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -352,12 +396,13 @@ def strided(tensor: Tensor) -> Tensor:
 
 @every_operator
 @every_backend
+@every_encoding
 @pytest.mark.parametrize("layout", [misaligned, strided])
 def test_memory_layout_does_not_matter(
-    operator: Operator, backend: str, layout: Callable[[Tensor], Tensor]
+    operator: Operator, backend: str, encoding: Any, layout: Callable[[Tensor], Tensor]
 ) -> None:
     pattern = Pattern.random((9, 14), 0.4, generator=torch.Generator().manual_seed(0))
-    args = arguments(operator.name, pattern, 18)
+    args = encoding(operator.name, arguments(operator.name, pattern, 18))
     with sparsecore.backend(backend):
         expected = operator.run(*args)
         awkward = [layout(a) if isinstance(a, Tensor) else a for a in args]
@@ -522,7 +567,7 @@ def backward_macs(operator: Operator, args: list[Any], i: int) -> int:
     kind = BACKWARD[operator.name][i]
     if kind == "propagate_mean_grad":
         return brute_force_macs(
-            kind, [*args[:6], args[7], args[8], torch.empty(args[0].numel() - 1, args[9]), args[10]]
+            kind, [*args[:6], args[7], args[8], torch.empty(args[0].numel() - 1, args[9]), args[10], 0]
         )
     if kind == "propagate_mean":
         return brute_force_macs(kind, [*args[:6], None, args[6], args[7], args[8].shape[1], args[9]])

@@ -12,29 +12,48 @@ from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, kernel, split, threads
+from sparsecore.encoding import decode
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather"]
 
 
-def gather(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, n_cols: int) -> Tensor:
+def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
+    if col is None:
+        crow, col = decode(crow, n_cols)
     out = torch.empty((ids.numel(), n_cols), dtype=values.dtype)
     _gather(array(values), array(crow), array(col), array(ids), out.numpy(), threads(out.numel()))
     return out
 
 
 def bag(
-    values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, n_cols: int
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    n_cols: int,
 ) -> Tensor:
     """``out[b] = sum of weights[e] * table[ids[e]]`` over the entries e of bag b: dense (bags, cols)."""
+    if col is None:
+        crow, col = decode(crow, n_cols)
     out = torch.empty((offsets.numel() - 1, n_cols), dtype=values.dtype)
     n = threads(_work(values, crow, ids) + out.numel())
     _bag(*map(array, (values, crow, col, ids, offsets, weights)), out.numpy(), n)
     return out
 
 
-def bag_grad(crow: Tensor, col: Tensor, ids: Tensor, bags: Tensor, weights: Tensor, grad: Tensor) -> Tensor:
+def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
+    return bag_grad(crow, col, ids, torch.arange(ids.numel()), grad.new_ones(ids.numel()), grad, nnz)
+
+
+def bag_grad(
+    crow: Tensor, col: Tensor | None, ids: Tensor, bags: Tensor, weights: Tensor, grad: Tensor, nnz: int
+) -> Tensor:
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
+    if col is None:
+        crow, col = decode(crow, grad.shape[1])
     out = torch.zeros(col.numel(), dtype=grad.dtype)
     ids, order = torch.sort(ids, stable=True)
     n = threads(_work(out, crow, ids))
@@ -42,8 +61,12 @@ def bag_grad(crow: Tensor, col: Tensor, ids: Tensor, bags: Tensor, weights: Tens
     return out
 
 
-def bag_dot(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, bags: Tensor, grad: Tensor) -> Tensor:
+def bag_dot(
+    values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, bags: Tensor, grad: Tensor
+) -> Tensor:
     """``out[e] = table[ids[e]] . grad[bags[e]]``: gradient of the entries' weights."""
+    if col is None:
+        crow, col = decode(crow, grad.shape[1])
     out = torch.empty(ids.numel(), dtype=values.dtype)
     n = threads(_work(values, crow, ids))
     _bag_dot(*map(array, (values, crow, col, ids, bags, grad)), out.numpy(), n)
@@ -51,7 +74,7 @@ def bag_dot(values: Tensor, crow: Tensor, col: Tensor, ids: Tensor, bags: Tensor
 
 
 def _work(values: Tensor, crow: Tensor, ids: Tensor) -> int:
-    return ids.numel() * (1 + values.numel() // (crow.numel() - 1))
+    return ids.numel() * (1 + values.numel() // (crow.shape[0] - 1))
 
 
 @kernel

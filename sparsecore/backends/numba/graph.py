@@ -10,6 +10,7 @@ from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.encoding import decode
 
 __all__ = ["add_rows_", "propagate", "propagate_table", "sample"]
 
@@ -25,23 +26,35 @@ def propagate(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def propagate_table(
-    crow: Tensor, col: Tensor, weight: Tensor, values: Tensor, t_crow: Tensor, t_col: Tensor, n_cols: int
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    t_crow: Tensor,
+    t_col: Tensor | None,
+    n_cols: int,
 ) -> Tensor:
     """``A E`` for a sparse table E (values, t_crow, t_col): reads E's nonzeros only. Dense (M, n_cols)."""
+    if t_col is None:
+        t_crow, t_col = decode(t_crow, n_cols)
     out = torch.empty((crow.numel() - 1, n_cols), dtype=values.dtype)
     n = threads(col.numel() * n_cols)
     _propagate_table(*map(array, (crow, col, weight, values, t_crow, t_col)), out.numpy(), n)
     return out
 
 
-def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:
     """``X += E`` in place, for a sparse E of X's shape."""
+    if col is None:
+        crow, col = decode(crow, x.shape[1])
     _add_rows(array(values), array(crow), array(col), x.numpy(), threads(values.numel()))
     return x
 
 
-def sample(crow: Tensor, col: Tensor, dense: Tensor) -> Tensor:
+def sample(crow: Tensor, col: Tensor | None, dense: Tensor, nnz: int) -> Tensor:
     """Entries of a dense (rows, cols) matrix at the nonzeros of a pattern: (nnz,)."""
+    if col is None:
+        crow, col = decode(crow, dense.shape[1])
     out = torch.empty(col.numel(), dtype=dense.dtype)
     _sample(array(crow), array(col), array(dense), out.numpy(), threads(col.numel()))
     return out

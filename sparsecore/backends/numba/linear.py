@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.simd import LANES, add, fma, horizontal_sum, load, mul, splat, store, zeros
+from sparsecore.encoding import decode
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
@@ -21,8 +22,10 @@ _LANES = 64  # batch lanes of a panel: 600 inputs x 64 lanes x 4 bytes stay in a
 _ROWS = 16  # output rows that are buffered before they are written batch-major
 
 
-def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
+    if col is None:
+        crow, col = decode(crow, x.shape[1])
     batch, n_out = x.shape[0], crow.numel() - 1
     y = torch.empty((batch, n_out), dtype=x.dtype)
     n = threads(batch * values.numel())
@@ -33,8 +36,10 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) -> Tensor:
+def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
+    if col is None:
+        crow, col = decode(crow, n_cols)
     batch = dy.shape[0]
     dx = torch.empty((batch, n_cols), dtype=dy.dtype)
     if batch:
@@ -44,8 +49,10 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) -
     return dx
 
 
-def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
+    if col is None:
+        crow, col = decode(crow, x.shape[1])
     out = torch.zeros(col.numel(), dtype=x.dtype)
     if x.shape[0]:
         n = threads(x.shape[0] * col.numel())

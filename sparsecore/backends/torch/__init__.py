@@ -1,6 +1,6 @@
 """The same operations through torch.sparse and torch indexing: CUDA, and the CPU reference."""
 
-from sparsecore.backends.torch.embedding import bag, bag_dot, bag_grad, gather
+from sparsecore.backends.torch.embedding import bag, bag_dot, bag_grad, gather, scatter_grad
 from sparsecore.backends.torch.graph import add_rows_, propagate, propagate_table, sample
 from sparsecore.backends.torch.linear import sddmm, spmm, spmm_t
 
@@ -13,6 +13,7 @@ __all__ = [
     "propagate",
     "propagate_table",
     "sample",
+    "scatter_grad",
     "sddmm",
     "spmm",
     "spmm_t",

@@ -7,7 +7,14 @@ import warnings
 import torch
 from torch import Tensor
 
-__all__ = ["csr"]
+from sparsecore.encoding import decode
+
+__all__ = ["csr", "indices"]
+
+
+def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
+    """Row pointers and columns; a bitmap (made for CPU kernels) is decoded for the call."""
+    return decode(crow, n_cols) if col is None else (crow, col)
 
 
 def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import csr
+from sparsecore.backends.torch.csr import csr, indices
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 
-def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     if x.shape[0] == 0:
-        return x.new_empty((0, crow.numel() - 1))
-    return torch.sparse.mm(csr(values, crow, col, x.shape[1]), x.t()).t().contiguous()
+        return x.new_empty((0, crow.shape[0] - 1))
+    return torch.sparse.mm(csr(values, *indices(crow, col, x.shape[1]), x.shape[1]), x.t()).t().contiguous()
 
 
-def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int) -> Tensor:
+def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
     if dy.shape[0] == 0:
         return dy.new_empty((0, n_cols))
-    return torch.mm(dy, csr(values, crow, col, n_cols)).contiguous()
+    return torch.mm(dy, csr(values, *indices(crow, col, n_cols), n_cols)).contiguous()
 
 
-def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
-    zeros = x.new_zeros(col.numel())
+    zeros = x.new_zeros(nnz)
     if x.shape[0] == 0:
         return zeros
-    return torch.sparse.sampled_addmm(csr(zeros, crow, col, x.shape[1]), dy.t(), x, beta=0.0).values()
+    where = csr(zeros, *indices(crow, col, x.shape[1]), x.shape[1])
+    return torch.sparse.sampled_addmm(where, dy.t(), x, beta=0.0).values()
