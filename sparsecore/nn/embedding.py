@@ -144,13 +144,14 @@ class SparseEmbedding(_SparseTable):
 
     def forward(self, input: Tensor) -> Tensor:
         """ids (*) -> rows (*, embedding_dim)."""
-        ids = _as_ids(input).reshape(-1)
+        ids = _as_ids(input)
+        ids = ids if input.dim() == 1 else ids.reshape(-1)
         output = ops.gather(self.values, *self.index, ids, self.embedding_dim)
         if self._recorder is not None:
             self._record(output, GatherUse(ids, output.dtype, self.padding_idx))
         if self.accumulator is not None and output.requires_grad:
             self.accumulator.watch(output, ids, self.padding_idx)
-        return output.view(*input.shape, self.embedding_dim)
+        return output if input.dim() == 1 else output.view(*input.shape, self.embedding_dim)
 
     @classmethod
     def from_dense(
@@ -269,6 +270,8 @@ def _padding(padding_idx: int | None, rows: int) -> int | None:
 
 
 def _as_ids(input: Tensor) -> Tensor:
-    if input.dtype not in (torch.int64, torch.int32):
+    if input.dtype is torch.int64:
+        return input
+    if input.dtype is not torch.int32:
         raise SparsecoreError(f"ids must be int64 or int32, got {input.dtype}")
     return input.to(torch.int64)

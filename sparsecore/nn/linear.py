@@ -84,15 +84,15 @@ class SparseLinear(SparseModule):
             raise SparsecoreError(
                 f"expected input with {self.in_features} features in its last dimension, got shape {tuple(input.shape)}"
             )
-        flat = input.reshape(-1, self.in_features)
-        output = ops.spmm(self.values, *self.index, flat)
+        flat = input if input.dim() == 2 else input.reshape(-1, self.in_features)
+        bias = self.bias
+        dense_bias = None if isinstance(bias, SparseBias) else bias
+        output = ops.spmm(self.values, *self.index, flat, dense_bias)
         if self._recorder is not None:
             self._record(output, LinearUse(flat))
-        if isinstance(self.bias, SparseBias):
-            output = self.bias(output)
-        elif self.bias is not None:
-            output = output + self.bias
-        return output.view(*input.shape[:-1], self.out_features)
+        if isinstance(bias, SparseBias):
+            output = bias(output)
+        return output if input.dim() == 2 else output.view(*input.shape[:-1], self.out_features)
 
     @classmethod
     def from_dense(

@@ -12,9 +12,13 @@ from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, operator, same_dt
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 
-def _spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
-    same_dtype("spmm", values=values, x=x)
-    return load(values.device).spmm(values, crow, col, x)
+def _spmm(
+    values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    if values.dtype is not x.dtype:
+        same_dtype("spmm", values=values, x=x)
+    out = load(values.device).spmm(values, crow, col, x)
+    return out if bias is None else out.add_(bias)
 
 
 def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -28,21 +32,23 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, crow, col, x = ctx.saved_tensors
     d_values = sddmm(crow, col, grad, x, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_x = spmm_t(values, crow, col, grad, ctx.n_cols) if ctx.needs_input_grad[3] else None
-    return d_values, None, None, d_x
+    d_bias = grad.sum(0) if len(ctx.needs_input_grad) > 4 and ctx.needs_input_grad[4] else None
+    return (d_values, None, None, d_x, d_bias)[: len(ctx.needs_input_grad)]
 
 
 spmm = operator(
-    f"spmm({WEIGHT}, Tensor x) -> Tensor",
+    f"spmm({WEIGHT}, Tensor x, Tensor? bias=None) -> Tensor",
     _spmm,
-    fake=lambda values, crow, col, x: x.new_empty((x.shape[0], crow.shape[0] - 1)),
+    fake=lambda values, crow, col, x, bias=None: x.new_empty((x.shape[0], crow.shape[0] - 1)),
     setup=_product_setup,
     backward=_spmm_backward,
-    macs=lambda values, crow, col, x: x.shape[0] * values.shape[0],
+    macs=lambda values, crow, col, x, bias=None: x.shape[0] * values.shape[0],
 )
 
 
 def _spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
-    same_dtype("spmm_t", values=values, dy=dy)
+    if values.dtype is not dy.dtype:
+        same_dtype("spmm_t", values=values, dy=dy)
     check_rows("spmm_t", crow, dy)
     return load(values.device).spmm_t(values, crow, col, dy, n_cols)
 
@@ -65,7 +71,8 @@ spmm_t = operator(
 
 
 def _sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
-    same_dtype("sddmm", dy=dy, x=x)
+    if dy.dtype is not x.dtype:
+        same_dtype("sddmm", dy=dy, x=x)
     check_rows("sddmm", crow, dy)
     return load(x.device).sddmm(crow, col, dy, x, nnz)
 

@@ -303,7 +303,7 @@ def test_opcheck(operator: Operator, backend: str, encoding: Any) -> None:
         encoding(operator.name, arguments(operator.name, pattern, 6)), operator.differentiable
     )
     with sparsecore.backend(backend):
-        torch.library.opcheck(operator.run, tuple(args))
+        torch.library.opcheck(operator.run.op, tuple(args))
 
 
 @every_backend
