@@ -14,29 +14,30 @@ __all__ = ["gaussian_kl", "multinomial_nll"]
 
 
 class _MultinomialNLL(torch.autograd.Function):
-    """-(1/B) sum_u sum_{i in u} log softmax(logits_u)_i, with one (B, n) buffer in backward and none in
-    forward.
+    """-(1/B) sum_u sum_{i in u} log softmax(logits_u)_i, and its gradient at once, in one (B, n) buffer.
 
-    `F.log_softmax` would keep a second (B, n) tensor from forward to backward and autograd would make a
-    third; here only the logits and one number per user are kept.
+    Autograd's own steps would keep the log-probabilities and make two more buffers of that size backward; writing
+    the gradient over them in forward takes about half the time of a logsumexp and a separate softmax.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, items: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
-        normaliser = logits.logsumexp(dim=1)
-        ctx.save_for_backward(logits, normaliser, items, rows, counts)
-        return (torch.dot(counts, normaliser) - logits[rows, items].sum()) / logits.shape[0]
+        users = logits.shape[0]
+        log_p = logits.log_softmax(dim=1)
+        loss = -log_p[rows, items].sum() / users
+        if ctx.needs_input_grad[0]:
+            # (softmax * n_u - x) / B
+            grad = log_p.exp_().mul_((counts / users).unsqueeze(1))
+            flat = rows * logits.shape[1] + items
+            grad.view(-1).scatter_add_(0, flat, grad.new_full((), -1 / users).expand(flat.numel()))
+            ctx.save_for_backward(grad)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, normaliser, items, rows, counts = ctx.saved_tensors
-        scale = grads[0] / logits.shape[0]
-        # (softmax * n_u - x) / B
-        out = torch.sub(logits, normaliser.unsqueeze(1)).exp_().mul_((counts * scale).unsqueeze(1))
-        flat = rows * logits.shape[1] + items
-        out.view(-1).scatter_add_(0, flat, (-scale).expand(flat.numel()))
-        return out, None, None, None
+        (grad,) = ctx.saved_tensors
+        return grad if bool(grads[0] == 1) else grad * grads[0], None, None, None
 
 
 def multinomial_nll(logits: Tensor, batch: Interactions) -> Tensor:
