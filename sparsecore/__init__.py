@@ -7,6 +7,7 @@ explorer = DynamicSparsity(model, optimizer, interval=100, total_steps=10_000)
 optimizer.step(); explorer.step()
 """
 
+from sparsecore import optim
 from sparsecore.accounting import MacCounter, ResidentBytes, resident_bytes
 from sparsecore.backends import backend
 from sparsecore.errors import ConversionError, DensityError, PatternError, SparsecoreError, TopologyError
@@ -21,8 +22,10 @@ from sparsecore.nn import (
     SparseLinear,
     SparseModule,
     densify,
+    gather_dot,
     normalized_bipartite,
     propagate_mean,
+    score_topk,
     sparsify,
     weight_parameter,
 )
@@ -56,10 +59,13 @@ __all__ = [
     "backend",
     "densify",
     "explain",
+    "gather_dot",
     "masks_of",
     "normalized_bipartite",
+    "optim",
     "propagate_mean",
     "resident_bytes",
+    "score_topk",
     "sparsify",
     "split",
     "weight_parameter",

@@ -92,7 +92,8 @@ class LightGCN(Recommender):
     def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
         assert isinstance(batch, Triples)
         rows = torch.cat([batch.users, self.n_users + batch.positives, self.n_users + batch.negatives])
-        user, positive, negative = self.propagate()[rows].chunk(3)
+        # index_select: its backward adds rows in parallel, that of [] goes one by one.
+        user, positive, negative = self.propagate().index_select(0, rows).chunk(3)
         ranking = F.softplus((user * (negative - positive)).sum(dim=1)).mean()
         penalty = self.table(rows).square().sum() / (2 * batch.size)
         return ranking + self.regularization * penalty

@@ -3,9 +3,11 @@
 from sparsecore.nn.base import SparseModule, weight_parameter
 from sparsecore.nn.bias import SparseBias
 from sparsecore.nn.convert import densify, sparsify
+from sparsecore.nn.dot import gather_dot
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
 from sparsecore.nn.graph import Graph, normalized_bipartite, propagate_mean
 from sparsecore.nn.linear import SparseLinear
+from sparsecore.nn.topk import score_topk
 
 __all__ = [
     "Graph",
@@ -15,8 +17,10 @@ __all__ = [
     "SparseLinear",
     "SparseModule",
     "densify",
+    "gather_dot",
     "normalized_bipartite",
     "propagate_mean",
+    "score_topk",
     "sparsify",
     "weight_parameter",
 ]

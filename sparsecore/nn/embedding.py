@@ -18,7 +18,7 @@ from sparsecore.topology.use import BagUse, GatherUse
 __all__ = ["SparseEmbedding", "SparseEmbeddingBag"]
 
 # Options of torch's tables that change what a row is worth, and the value under which they do nothing.
-_NEUTRAL = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False, "mode": "sum"}
+_NEUTRAL = {"max_norm": None, "scale_grad_by_freq": False, "mode": "sum"}
 
 
 class _SparseTable(SparseModule):
@@ -106,6 +106,9 @@ class SparseEmbedding(_SparseTable):
         padding_idx: a row that is always zero: it holds no weights and never grows any.
         device, dtype: as in torch.
         density: fraction of the table that is stored, in (0, 1].
+        sparse: as in ``nn.Embedding``: the gradient of ``values`` becomes a ``torch.sparse_coo`` vector of the nonzeros
+            that were looked up, for an optimizer that updates those alone (`sparsecore.optim`, lazily; torch's
+            SparseAdam, SGD, Adagrad). A step then costs what its batch touches, not what the table holds.
         accumulate_rows: sum the gradients of up to this many rows over the steps between two explorations and score
             growth by the sum, not by the last step alone; costs ``accumulate_rows * embedding_dim`` numbers. Rows are
             admitted in the order in which they are looked up.
@@ -124,12 +127,14 @@ class SparseEmbedding(_SparseTable):
     """
 
     accumulator: RowAccumulator | None = None
+    sparse: bool = False
 
     def __init__(
         self,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
+        sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -140,13 +145,15 @@ class SparseEmbedding(_SparseTable):
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, device, dtype, density=density, generator=generator
         )
+        self.sparse = sparse
         self.accumulator = RowAccumulator(accumulate_rows, embedding_dim) if accumulate_rows else None
 
     def forward(self, input: Tensor) -> Tensor:
         """ids (*) -> rows (*, embedding_dim)."""
         ids = _as_ids(input)
         ids = ids if input.dim() == 1 else ids.reshape(-1)
-        output = ops.gather(self.values, *self.index, ids, self.embedding_dim)
+        lookup = ops.gather_touched if self.sparse else ops.gather
+        output = lookup(self.values, *self.index, ids, self.embedding_dim)
         if self._recorder is not None:
             self._record(output, GatherUse(ids, output.dtype, self.padding_idx))
         if self.accumulator is not None and output.requires_grad:
@@ -172,13 +179,14 @@ class SparseEmbedding(_SparseTable):
                 f"SparseEmbedding.from_dense needs an nn.Embedding, got {type(module).__name__}"
             )
         table = cls._from_table(module, density, mask)
+        table.sparse = module.sparse
         table.accumulator = RowAccumulator(accumulate_rows, table.embedding_dim) if accumulate_rows else None
         return table
 
     def to_dense(self) -> nn.Embedding:
         """An ``nn.Embedding`` with the same rows."""
         dense = nn.Embedding(
-            self.num_embeddings, self.embedding_dim, self.padding_idx,
+            self.num_embeddings, self.embedding_dim, self.padding_idx, sparse=self.sparse,
             device=self.values.device, dtype=self.values.dtype,
         )  # fmt: skip
         with torch.no_grad():
@@ -247,6 +255,8 @@ class SparseEmbeddingBag(_SparseTable):
             )
         if module.include_last_offset:
             raise ConversionError("SparseEmbeddingBag does not support include_last_offset=True")
+        if module.sparse:
+            raise ConversionError("SparseEmbeddingBag does not support sparse=True")
         return cls._from_table(module, density, mask)
 
     def to_dense(self) -> nn.EmbeddingBag:

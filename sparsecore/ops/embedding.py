@@ -6,11 +6,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import INDEX, WEIGHT, check_ids, nonzeros_of, operator, same_dtype
+from sparsecore.ops.operator import (
+    INDEX,
+    WEIGHT,
+    check_ids,
+    define,
+    nonzeros_of,
+    operator,
+    same_dtype,
+)  # fmt: skip
 
-__all__ = ["bag", "bag_dot", "bag_grad", "gather", "scatter_grad"]
+__all__ = [
+    "bag",
+    "bag_dot",
+    "bag_grad",
+    "gather",
+    "gather_touched",
+    "scatter_grad",
+    "sparse_vector",
+    "touched",
+]
 
 
 def _gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
@@ -36,6 +54,63 @@ gather = operator(
     backward=_gather_backward,
     macs=lambda *args: 0,
 )
+
+
+def _touched(
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    nnz: int,
+    sources: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return load(grad.device).touched(crow, col, ids, grad.contiguous(), nnz, sources, weights)
+
+
+def _touched_fake(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, *rest: Any) -> Any:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return ids.new_empty((size,)), grad.new_empty((size,))
+
+
+touched = define(
+    f"touched({INDEX}, Tensor ids, Tensor grad, int nnz, Tensor? sources=None, Tensor? weights=None)"
+    " -> (Tensor, Tensor)",
+    _touched,
+    _touched_fake,
+    macs=lambda crow, col, ids, *rest: nonzeros_of(crow, ids) if len(rest) == 4 else 0,
+).default
+"""``scatter_grad``, or with sources and weights ``sum of weights[e] grad[sources[e]]``, at the nonzeros of those rows
+alone that occur: their places (t,), int64 and ascending, and the values there (t,). Not differentiable.
+"""
+
+
+def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
+    """A gradient of some of the values: ``torch.sparse_coo`` of shape (nnz,)."""
+    return torch.sparse_coo_tensor(
+        places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
+    )
+
+
+class _GatherTouched(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int
+    ) -> Tensor:
+        ctx.save_for_backward(crow, col, ids)
+        ctx.nnz = values.shape[0]
+        return _gather(values, crow, col, ids, n_cols)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        places, values = _touched(*ctx.saved_tensors, grads[0], ctx.nnz)
+        return sparse_vector(places, values, ctx.nnz), None, None, None, None
+
+
+def gather_touched(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
+    """`gather` whose gradient in the values is a sparse vector, see `touched`. torch's compiler cannot handle these."""
+    return _GatherTouched.apply(values, crow, col, ids, n_cols)
 
 
 def _scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:

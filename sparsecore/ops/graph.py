@@ -53,13 +53,14 @@ def _propagate_mean(
     hops: int,
 ) -> Tensor:
     """Horner's rule: E + A(E + A(E + ..)). One hop is live at a time, and the first reads E's nonzeros only."""
-    same_dtype("propagate_mean", weight=weight, values=values)
+    if weight.dtype is not values.dtype:
+        same_dtype("propagate_mean", weight=weight, values=values)
     kernels = load(values.device)
-    table = (values, table_crow, table_col)
-    out = kernels.propagate_table(crow, col, weight, *table, n_cols)
-    for _ in range(hops - 1):
-        out = kernels.propagate(crow, col, weight, kernels.add_rows_(out, *table))
-    return kernels.add_rows_(out, *table).div_(hops + 1)
+    graph, table, mean = (crow, col, weight), (values, table_crow, table_col), 1 / (hops + 1)
+    out = kernels.propagate_table(*graph, *table, n_cols, add=True, scale=mean if hops == 1 else 1.0)
+    for hop in range(2, hops + 1):
+        out = kernels.propagate(*graph, out, table=table, scale=mean if hop == hops else 1.0)
+    return out
 
 
 def _mean_macs(crow: Tensor, col: Tensor, *rest: Any) -> int:
@@ -101,10 +102,10 @@ def _propagate_mean_grad(
     nnz: int,
 ) -> Tensor:
     kernels = load(grad.device)
-    out = grad
-    for _ in range(hops):
-        out = kernels.propagate(crow_t, col_t, weight_t, out).add_(grad)
-    return kernels.sample(table_crow, table_col, out, nnz).div_(hops + 1)
+    transpose, out = (crow_t, col_t, weight_t), grad
+    for _ in range(hops - 1):
+        out = kernels.propagate(*transpose, out, base=grad)
+    return kernels.propagate_sample(*transpose, out, grad, table_crow, table_col, nnz, 1 / (hops + 1))
 
 
 def _propagate_mean_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -12,9 +12,7 @@ from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, operator, same_dt
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 
-def _spmm(
-    values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def _spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor, bias: Tensor | None = None) -> Tensor:
     if values.dtype is not x.dtype:
         same_dtype("spmm", values=values, x=x)
     out = load(values.device).spmm(values, crow, col, x)

@@ -11,7 +11,17 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["GRAPH", "INDEX", "WEIGHT", "check_ids", "check_rows", "nonzeros_of", "operator", "same_dtype"]
+__all__ = [
+    "GRAPH",
+    "INDEX",
+    "WEIGHT",
+    "check_ids",
+    "check_rows",
+    "define",
+    "nonzeros_of",
+    "operator",
+    "same_dtype",
+]
 
 # Every reader of an operator's schema sees these as three and as six arguments.
 _library = torch.library.Library("sparsecore", "DEF")
@@ -37,22 +47,29 @@ def operator(
         backward call; plain eager code takes a `torch.autograd.Function` instead, a fifth of that. Its attribute ``op``
         is the registered operator itself.
     """
-    name = schema[: schema.index("(")]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
+    packet = define(schema, run, fake, macs)
+    name = packet.__name__
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
     # Kernels add up in float32: under autocast that is what they are given. (Early torch 2.x cannot register it: there
     # the layers' own error on mixed types says what to do.)
     for device in ("cpu", "cuda") if hasattr(torch.library, "register_autocast") else ():
         torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
+    return _with_direct_path(name, packet.default, run, setup, backward)
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], macs: Callable[..., int]) -> Any:
+    """Register an operator without derivative: schema, implementation, shapes, multiply-adds."""
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
     packet = getattr(torch.ops.sparsecore, name)
 
     def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
         return 2 * macs(*args, **kwargs)
 
     register_flop_formula(packet, get_raw=True)(flops)
-    return _with_direct_path(name, packet.default, run, setup, backward)
+    return packet
 
 
 def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -> Any:

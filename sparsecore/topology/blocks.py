@@ -39,12 +39,6 @@ class RowBlock:
         bitmap[positions] = True
         return bitmap
 
-    def within(self, positions: Tensor) -> tuple[int, int]:
-        """Range of the members of an ascending tensor of global positions that fall into this block."""
-        edges = torch.tensor([self.base, self.base + self.numel], device=positions.device)
-        low, high = torch.searchsorted(positions, edges).tolist()
-        return low, high
-
 
 def block_height(shape: tuple[int, int]) -> int:
     """Rows of a block."""

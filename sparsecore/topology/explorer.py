@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
+from sparsecore.ops.explore import GradientSource
 from sparsecore.topology.accumulate import RowAccumulator
-from sparsecore.topology.grow import GradientSource, grow_by_gradient, grow_randomly, merge_sorted
+from sparsecore.topology.grow import plan_exchange
 from sparsecore.topology.history import EverActive
 from sparsecore.topology.report import ExplorationReport, LayerReport
-from sparsecore.topology.rewrite import Exchange, reconcile, rewrite
+from sparsecore.topology.rewrite import Exchange, rewrite
 from sparsecore.topology.schedule import make_schedule
-from sparsecore.topology.select import smallest_mask
 from sparsecore.topology.use import Recorder
 
 __all__ = ["DynamicSparsity"]
@@ -100,7 +100,7 @@ class DynamicSparsity:
             )
         self.generator = own_generator(generator)
         tracked = self.modules if track_ever_active else {}
-        self.history = {name: EverActive(module.pattern) for name, module in tracked.items()}
+        self.history = {name: EverActive(module.index, module.shape) for name, module in tracked.items()}
         self.steps = 0
         self._arm()
 
@@ -137,10 +137,9 @@ class DynamicSparsity:
     def _apply(self, name: str, module: SparseModule, exchange: Exchange | None) -> LayerReport:
         pruned = new = 0
         if exchange is not None:
-            rewrite(module, exchange, self.optimizers)
+            pruned, new = exchange.pruned, rewrite(module, exchange, self.optimizers)
             if name in self.history:
-                self.history[name].add(exchange.new_positions)
-            pruned, new = exchange.pruned, exchange.new_positions.numel()
+                self.history[name].add(module.index)
         return LayerReport(
             pruned=pruned,
             grown=pruned,
@@ -160,20 +159,9 @@ class DynamicSparsity:
         source = self._source(module)
         if source is None or not module.values.requires_grad or module.nnz == math.prod(module.shape):
             return None
-        if not bool(torch.isfinite(module.values).all()):
-            raise TopologyError(
-                f"weights of {name or 'the model'} are NaN or infinite: nothing was rewritten"
-            )
-        pattern, k = module.pattern, math.ceil(fraction * module.nnz)
-        survivors = ~smallest_mask(module.values.detach().abs(), k)
-        grown = torch.empty(0, dtype=torch.int64, device=survivors.device)
-        if not isinstance(source, str):
-            grown = grow_by_gradient(source, pattern, survivors, k, name or "the model", module.empty_row)
-        if grown.numel() < k:
-            missing = k - grown.numel()
-            fill = grow_randomly(pattern, survivors, grown, missing, self.generator, module.empty_row)
-            grown = merge_sorted(grown, fill)
-        return Exchange(survivors, reconcile(pattern, survivors, grown), k)
+        k = math.ceil(fraction * module.nnz)
+        gradient = None if isinstance(source, str) else source
+        return plan_exchange(module, k, gradient, self.generator, name or "the model")
 
     def _source(self, module: SparseModule) -> GradientSource | str | None:
         """Where growth scores come from; None if the weight has seen no gradient since the last exploration."""

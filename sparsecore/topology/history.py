@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import TopologyError
-from sparsecore.pattern import Pattern
-from sparsecore.topology.blocks import row_blocks
+from sparsecore.ops import explore
 
 __all__ = ["EverActive"]
 
@@ -18,24 +17,17 @@ class EverActive:
     Costs rows * cols / 8 bytes: 1/128 of what a dense weight takes with its gradient and Adam's moments.
     """
 
-    def __init__(self, pattern: Pattern) -> None:
-        self.size = pattern.shape[0] * pattern.shape[1]
-        self.bits = torch.zeros(-(-self.size // 8), dtype=torch.uint8, device=pattern.col.device)
+    def __init__(self, index: explore.Index, shape: tuple[int, int]) -> None:
+        self.shape, self.size = shape, shape[0] * shape[1]
+        self.bits = torch.zeros(-(-self.size // 8), dtype=torch.uint8, device=index[0].device)
         self.count = 0
-        for block in row_blocks(pattern):
-            self.add(block.positions + block.base)
+        self.add(index)
 
-    def add(self, positions: Tensor) -> None:
-        """Mark linear positions, each named once."""
-        if positions.device != self.bits.device:  # the model has moved since
-            self.bits = self.bits.to(positions.device)
-        byte = positions.div(8, rounding_mode="floor")
-        bit = (positions - byte * 8).to(torch.uint8)
-        unseen = (self.bits[byte] >> bit) & 1 == 0
-        byte, bit = byte[unseen], bit[unseen]
-        # Bits of one byte are distinct and not set: adding them is or-ing them.
-        self.bits.index_add_(0, byte, torch.ones_like(bit) << bit)
-        self.count += byte.numel()
+    def add(self, index: explore.Index) -> None:
+        """Mark all positions that an index has."""
+        if index[0].device != self.bits.device:  # the model has moved since
+            self.bits = self.bits.to(index[0].device)
+        self.count += explore.record_(self.bits, index, self.shape)
 
     @property
     def fraction(self) -> float:

@@ -1,4 +1,4 @@
-"""Exchange some of a weight's positions in place: indices, values, gradient, optimizer state, by one permutation."""
+"""Exchange some of a weight's positions in place: index, values, gradient, optimizer state."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsecore.nn.base import SparseModule
-from sparsecore.pattern import Pattern
-from sparsecore.topology.blocks import row_blocks
+from sparsecore.ops import explore
 
-__all__ = ["Exchange", "fresh_state", "reconcile", "rewrite"]
+__all__ = ["Exchange", "fresh_state", "rewrite", "stored"]
 
 
 @dataclass(frozen=True)
@@ -21,51 +20,53 @@ class Exchange:
     """What one exploration does to one weight.
 
     Attributes:
-        survivors: bool, (nnz,): stored weights that stay, with value and optimizer state (also those that were pruned
-            and grown again at once).
-        new_positions: linear positions that were not stored before, ascending; as many as weights leave.
+        index: the new index, in the module's encoding, with as many nonzeros. Weights that the old one has too stay,
+            with value and optimizer state (also those that were pruned and grown again at once).
         pruned: number of weights of smallest magnitude that were taken out.
     """
 
-    survivors: Tensor
-    new_positions: Tensor
+    index: explore.Index
     pruned: int
 
 
-def reconcile(pattern: Pattern, survivors: Tensor, grown: Tensor) -> Tensor:
-    """Give back what was pruned and grown at once: marks it in ``survivors``; returns the really new positions."""
-    is_new = torch.ones(grown.numel(), dtype=torch.bool, device=grown.device)
-    for block in row_blocks(pattern):
-        low, high = block.within(grown)
-        if high > low:
-            pruned = torch.nonzero(~survivors[block.start : block.stop]).view(-1)
-            wanted = grown[low:high] - block.base
-            again = block.mark(wanted)[block.positions[pruned]]
-            survivors[block.start + pruned[again]] = True
-            is_new[low:high] = ~block.mark(block.positions[pruned])[wanted]
-    return grown[is_new]
-
-
 @torch.no_grad()
-def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optimizer]) -> None:
-    """Apply an exchange. The Parameter and every state tensor keep their identity; nnz does not change.
+def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optimizer]) -> int:
+    """Apply an exchange. The Parameter, every state tensor and every index buffer keep their identity.
 
     New weights start at 0 with fresh optimizer state. Every state tensor of the shape of the values is realigned, which
     serves all torch optimizers that keep their state element by element (LBFGS does not).
+
+    Returns:
+        Number of positions that were not stored before.
     """
-    new = exchange.new_positions
-    if new.numel() == 0:
-        return
-    source, is_new = _new_order(module, exchange)
-    _move(module.values.data, source, is_new, 0.0)
-    if module.values.grad is not None:
-        _move(module.values.grad, source, is_new, 0.0)
+    if stored(exchange.index) != module.nnz:
+        raise AssertionError(
+            f"an exchange must keep nnz = {module.nnz}, but this one leads to {stored(exchange.index)}"
+        )
+    moving = [(module.values.data, 0.0)]
+    grad = module.values.grad
+    if grad is not None and grad.is_sparse:
+        # It names places of the old index set; the step that it was made for is over.
+        module.values.grad = None
+    elif grad is not None:
+        moving.append((grad, 0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if any(parameter is module.values for parameter in group["params"]):
                 for key, state in optimizer.state.get(module.values, {}).items():
                     if isinstance(state, Tensor) and state.dim() and state.shape == module.values.shape:
-                        _move(state, source, is_new, fresh_state(group, key))
+                        moving.append((state, fresh_state(group, key)))
+    kept = explore.realign_(moving, module.index, exchange.index, module.shape)
+    for mine, new in zip(module.index, exchange.index, strict=True):
+        if mine is not None and new is not None:
+            mine.copy_(new)
+    return module.nnz - kept
+
+
+def stored(index: explore.Index) -> int:
+    """Number of nonzeros of an index: its last row pointer."""
+    pointers = index[0]
+    return int(pointers[-1] if pointers.dim() == 1 else pointers[-1, 0])
 
 
 def fresh_state(group: dict, key: str) -> float:
@@ -73,35 +74,3 @@ def fresh_state(group: dict, key: str) -> float:
     if key == "sum":
         return float(group.get("initial_accumulator_value", 0.0))
     return float(group["lr"]) if key == "step_size" else 0.0
-
-
-def _new_order(module: SparseModule, exchange: Exchange) -> tuple[Tensor, Tensor]:
-    """Rewrite the index set; returns, for every new place, where its weight was, and whether it is new."""
-    pattern, new, cols = module.pattern, exchange.new_positions, module.shape[1]
-    index = torch.int32 if module.nnz < 2**31 else torch.int64
-    source = torch.zeros(module.nnz, dtype=index, device=new.device)
-    is_new = torch.zeros(module.nnz, dtype=torch.bool, device=new.device)
-    col = torch.empty_like(pattern.col)
-    counts = torch.zeros_like(pattern.crow)
-    begin = 0
-    for block in row_blocks(pattern):
-        low, high = block.within(new)
-        stays = torch.nonzero(exchange.survivors[block.start : block.stop]).view(-1)
-        fresh = block.mark(new[low:high] - block.base)
-        merged = torch.nonzero(fresh | block.mark(block.positions[stays])).view(-1)
-        part = slice(begin, begin + merged.numel())
-        is_new[part] = fresh[merged]
-        source[part][~is_new[part]] = (block.start + stays).to(index)
-        row = merged.div(cols, rounding_mode="floor")
-        col[part] = (merged - row * cols).to(col.dtype)
-        counts[block.first + 1 : block.last + 1] = torch.bincount(row, minlength=block.last - block.first)
-        begin += merged.numel()
-    if begin != module.nnz:
-        raise AssertionError(f"an exchange must keep nnz = {module.nnz}, but this one leads to {begin}")
-    module.write_index(counts.cumsum(0), col)
-    return source, is_new
-
-
-def _move(tensor: Tensor, source: Tensor, is_new: Tensor, fresh: float) -> None:
-    moved = tensor.index_select(0, source)
-    tensor.copy_(moved.masked_fill_(is_new, fresh))

@@ -7,14 +7,14 @@ two any block of rows of the dense gradient can be computed when it is asked for
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsecore import ops
 
-__all__ = ["BagUse", "GatherUse", "LinearUse", "PropagateUse", "Recorder", "Use"]
+__all__ = ["BagUse", "DotUse", "GatherUse", "LinearUse", "PropagateUse", "Recorder", "Use"]
 
 
 class Use(Protocol):
@@ -78,6 +78,31 @@ class GatherUse(BagUse):
         ids = ids.reshape(-1)
         ones = torch.ones(ids.numel(), device=ids.device, dtype=dtype)
         super().__init__(ids, torch.arange(ids.numel(), device=ids.device), ones, padding_idx)
+
+
+class DotUse:
+    """``out[e, j] = W[ids[e]] . V[others[e, j]]``: gradient rows are rows of V, weighted by dOut and summed.
+
+    Either side of the product can be W: ids and others are (n,) and (n, m), or the other way round. The rows of V are
+    kept as the forward pass saw them; that happens in steps that explore only.
+    """
+
+    def __init__(self, ids: Tensor, table: Any, others: Tensor, padding_idx: int | None = None) -> None:
+        rows = ops.gather(table.values.detach(), *table.index, others.reshape(-1), table.embedding_dim)
+        products = max(ids.numel(), others.numel())
+        self.ids = ids.reshape(-1).repeat_interleave(products // max(1, ids.numel()))
+        self.rows_of_other = rows.repeat_interleave(products // max(1, others.numel()), dim=0)
+        self.padding_idx = padding_idx
+
+    def _as_bags(self, grad: Tensor) -> BagUse:
+        entries = torch.arange(self.ids.numel(), device=grad.device)
+        return BagUse(self.ids, entries, grad.reshape(-1), self.padding_idx)
+
+    def rows(self, grad: Tensor) -> Tensor | None:
+        return self._as_bags(grad).rows(grad)
+
+    def block(self, grad: Tensor, rows: Tensor | slice) -> Tensor:
+        return self._as_bags(grad).block(self.rows_of_other, rows)
 
 
 class PropagateUse:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import sparsecore
 from sparsecore import DynamicSparsity, SparseEmbedding, SparseLinear, TopologyError
+from sparsecore.encoding import encode
 from sparsecore.nn.base import SparseModule
+from sparsecore.pattern import Pattern
 from sparsecore.topology.rewrite import Exchange, rewrite
 from sparsecore.topology.schedule import make_schedule
 
@@ -91,8 +93,17 @@ def test_state_moves_with_its_weight(
     survivors = torch.arange(module.nnz) % 3 != 0
     leaving = int((~survivors).sum())
     new = torch.nonzero(~stored.view(-1)).view(-1)[:leaving]
-    rewrite(module, Exchange(survivors, new, leaving), [optimizer])
+    kept = torch.zeros(stored.numel(), dtype=torch.bool)
+    kept[module.pattern.positions()[survivors]] = True
+    kept[new] = True
+    pattern = Pattern.from_mask(kept.view(stored.shape))
+    index = (pattern.crow, pattern.col)
+    if module.encoding == "bitmap":
+        index = (encode(*index, pattern.shape[1]), None)
+    buffers = [id(t) for t in module.index]
+    assert rewrite(module, Exchange(index, leaving), [optimizer]) == leaving
     module.check_invariants()
+    assert buffers == [id(t) for t in module.index]
     assert module.values is parameter
     assert identity == {key: id(value) for key, value in state.items()}
     now = module.pattern.to_mask()

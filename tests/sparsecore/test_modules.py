@@ -379,7 +379,7 @@ def test_ties_with_the_padding_row_do_not_cost_nonzeros() -> None:
     [
         (nn.Embedding(4, 3, max_norm=1.0), "does not support max_norm=1.0"),
         (nn.Embedding(4, 3, scale_grad_by_freq=True), "does not support scale_grad_by_freq=True"),
-        (nn.Embedding(4, 3, sparse=True), "does not support sparse=True"),
+        (nn.EmbeddingBag(4, 3, mode="sum", sparse=True), "does not support sparse=True"),
         (nn.EmbeddingBag(4, 3), "does not support mode='mean'"),
         (nn.EmbeddingBag(4, 3, mode="sum", include_last_offset=True), "include_last_offset"),
         (nn.Embedding.from_pretrained(torch.ones(4, 3), padding_idx=1), "padding row 1 must be zero"),
@@ -766,3 +766,60 @@ def test_embedding_accumulates_over_backward_passes() -> None:
     assert SparseEmbedding(6, 3, density=0.5).accumulator is None
     with pytest.raises(ValueError, match="at least 1"):
         SparseEmbedding(6, 3, density=0.5, accumulate_rows=-1)
+
+
+# ---------------------------------------------------------------- sparse gradients
+
+
+@every_backend
+@every_dtype
+@every_encoding
+def test_sparse_gradient_is_that_of_the_rows_looked_up(
+    backend: str, dtype: torch.dtype, encoding: str
+) -> None:
+    """As a torch vector that is coalesced, adds up over lookups, and serves torch's own optimizers."""
+    tables = [
+        SparseEmbedding(30, 7, density=0.4, dtype=dtype, sparse=sparse, generator=seeded(1))
+        for sparse in (True, False)
+    ]
+    ids = [torch.tensor([3, 29, 3, 0]), torch.tensor([[3, 5], [7, 7]]), torch.empty(0, dtype=torch.int64)]
+    weights = torch.randn(4, 7, dtype=dtype, generator=seeded(2))
+    with sparsecore.backend(backend):
+        for table in tables:
+            table.set_encoding(encoding)
+            (table(ids[0]) * weights).sum().backward()
+            first = table.values.grad.clone()  # type: ignore[union-attr]
+            (table(ids[1]).square().sum() + table(ids[2]).sum()).backward()
+            if table.sparse:
+                places = first._indices()[0]
+                assert torch.equal(places, places.unique())  # torch forgets that it is coalesced
+                touched = table.pattern.row_indices()[places]
+                assert set(touched.tolist()) == {0, 3, 29}
+    grads = [t.values.grad for t in tables]
+    assert grads[0].is_sparse  # type: ignore[union-attr]
+    close(grads[0].to_dense(), grads[1])  # type: ignore[union-attr, arg-type]
+    before = tables[0].values.detach().clone()
+    torch.optim.SparseAdam([tables[0].values], lr=0.1).step()
+    changed = (tables[0].values != before).nonzero().view(-1)
+    assert set(tables[0].pattern.row_indices()[changed].tolist()) <= {0, 3, 29, 5, 7}
+
+
+def test_sparse_option_survives_conversion() -> None:
+    table = SparseEmbedding.from_dense(nn.Embedding(9, 4, sparse=True), density=0.5)
+    assert table.sparse
+    assert table.to_dense().sparse
+
+
+def test_an_exploration_drops_a_sparse_gradient() -> None:
+    """It names places of the index set before."""
+    table = SparseEmbedding(50, 8, density=0.3, sparse=True, generator=seeded(1))
+    optimizer = torch.optim.SparseAdam([table.values], lr=0.1)
+    explorer = sparsecore.DynamicSparsity(table, optimizer, interval=2, total_steps=100)
+    for step in range(4):
+        optimizer.zero_grad()
+        table(torch.arange(20)).square().sum().backward()
+        optimizer.step()
+        report = explorer.step()
+        assert (report is not None) == (step % 2 == 1)
+        table.check_invariants()
+    assert table.values.grad is None

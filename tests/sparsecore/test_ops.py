@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -337,11 +338,11 @@ def test_threads_do_not_change_a_bit(
     from sparsecore.backends.numba import jit
 
     chunks: set[int] = set()
-    for module in ("embedding", "graph", "linear"):
-        monkeypatch.setattr(
-            f"sparsecore.backends.numba.{module}.threads",
-            lambda work: chunks.add(jit.threads(work)) or jit.threads(work),
-        )
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sparsecore.backends.numba.") and hasattr(module, "threads") and module is not jit:
+            monkeypatch.setattr(
+                module, "threads", lambda work: chunks.add(jit.threads(work)) or jit.threads(work)
+            )
     reference_args = large(operator.name, dtype)
     args = encoding(operator.name, reference_args)
     results = []
@@ -525,7 +526,9 @@ def test_backend_override_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_backends_offer_the_same_functions() -> None:
     from sparsecore.backends import numba, torch
 
-    assert numba.__all__ == torch.__all__
+    # torch's own optimizers are the other implementation of these.
+    optimizers = {"adagrad_", "adam_", "coalesce", "sgd_", "sum_rows"}
+    assert set(numba.__all__) - optimizers == set(torch.__all__)
 
 
 # ---------------------------------------------------------------- counts
@@ -616,3 +619,65 @@ def test_full_density_costs_what_a_dense_layer_costs() -> None:
 def test_all_narrow_widths_share_one_column_type() -> None:
     """The tests above compile few kernels because of this."""
     assert {Pattern.from_mask(torch.ones(1, w)).col.dtype for w in NARROW_WIDTHS} == {torch.uint8}
+
+
+# ---------------------------------------------------------------- two ways to one implementation
+
+
+def test_direct_path_is_for_plain_eager_code_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes, autocast and subclasses need torch's dispatcher; both ways give the same."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    pattern = Pattern.random((9, 14), 0.4, generator=torch.Generator().manual_seed(0))
+    args = with_gradients(arguments("spmm", pattern, 6, torch.float32), (0, 3))
+    direct = ops.spmm(*args)
+    assert type(direct.grad_fn).__name__ == "spmmBackward"
+    with Mode():
+        dispatched = ops.spmm(*args)
+        dispatched.sum().backward()
+    assert {torch.ops.sparsecore.spmm.default, torch.ops.sparsecore.sddmm.default} <= set(seen)
+    assert torch.equal(direct, dispatched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.spmm(args[0], *args[1:3], args[3].bfloat16()).dtype == torch.float32
+    with torch.no_grad():
+        assert ops.spmm(*args).grad_fn is None
+
+
+def test_operators_are_traced_by_torch_compile() -> None:
+    pattern = Pattern.random((9, 14), 0.4, generator=torch.Generator().manual_seed(0))
+    args = arguments("spmm", pattern, 6)
+    for index in ([pattern.crow, pattern.col], [encode(pattern.crow, pattern.col, 14), None]):
+        values, x = with_gradients([args[0], args[3]], (0, 1))
+        bias = torch.randn(9, dtype=torch.float64, requires_grad=True)
+
+        def loss(values: Tensor, x: Tensor, bias: Tensor, index: Any = index) -> Tensor:
+            return ops.spmm(values, *index, x, bias).square().sum()
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        got = torch.autograd.grad(compiled(values, x, bias), (values, x, bias))
+        for ours, right in zip(
+            got, torch.autograd.grad(loss(values, x, bias), (values, x, bias)), strict=True
+        ):
+            close(ours, right)
+
+
+@every_backend
+def test_bias_is_added_and_differentiated(backend: str) -> None:
+    pattern = Pattern.random((9, 14), 0.4, generator=torch.Generator().manual_seed(0))
+    values, x = arguments("spmm", pattern, 6)[0], torch.randn(6, 14, dtype=torch.float64)
+    inputs = with_gradients([values, x, torch.randn(9, dtype=torch.float64)], (0, 1, 2))
+
+    def run(values: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        return ops.spmm(values, pattern.crow, pattern.col, x, bias)
+
+    with sparsecore.backend(backend):
+        close(run(*inputs), ops.spmm(values, pattern.crow, pattern.col, x) + inputs[2])
+        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradgradcheck(run, inputs)

@@ -1,20 +1,35 @@
 """CPU kernels, compiled by numba on first use and cached on disk."""
 
-from sparsecore.backends.numba.embedding import bag, bag_dot, bag_grad, gather, scatter_grad
-from sparsecore.backends.numba.graph import add_rows_, propagate, propagate_table, sample
+from sparsecore.backends.numba.bags import bag, bag_dot, bag_grad
+from sparsecore.backends.numba.embedding import gather
+from sparsecore.backends.numba.gather_dot import gather_dot
+from sparsecore.backends.numba.graph import propagate, propagate_sample
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
+from sparsecore.backends.numba.optimizer import adagrad_, adam_, coalesce, sgd_
+from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched
+from sparsecore.backends.numba.table_rows import add_rows_, propagate_table, sample
+from sparsecore.backends.numba.topk import score_topk
 
 __all__ = [
+    "adagrad_",
+    "adam_",
     "add_rows_",
     "bag",
     "bag_dot",
     "bag_grad",
+    "coalesce",
     "gather",
+    "gather_dot",
     "propagate",
+    "propagate_sample",
     "propagate_table",
     "sample",
     "scatter_grad",
+    "score_topk",
     "sddmm",
+    "sgd_",
     "spmm",
     "spmm_t",
+    "sum_rows",
+    "touched",
 ]

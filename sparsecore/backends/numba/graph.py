@@ -1,128 +1,202 @@
-"""Propagation of embeddings over a graph, and what joins a sparse table with dense hops.
+"""Propagation of embeddings over a graph.
+
+A row of the product is summed in registers, 64 columns at a time, from what is to be added to it, and written once.
+Its edges lie together, but the rows of X that they ask for are anywhere: these are asked for 32 edges ahead (gowalla,
+64 columns, one thread: 3.7 ms; 16 ahead 3.9, 96 ahead 4.2, two edges in flight at once 4.7).
 
 Sums run in the order of the graph's columns whatever the number of threads.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
-from sparsecore.encoding import decode
+from sparsecore.backends.numba.simd import (
+    add,
+    at,
+    bits,
+    compress,
+    count,
+    first_lanes,
+    fma,
+    load,
+    load_masked,
+    mul,
+    prefetch,
+    splat,
+    store,
+    store_masked,
+    zeros,
+)
+from sparsecore.backends.numba.table_rows import AHEAD, EDGES_AHEAD, add_rows, next_values, number, sample
 
-__all__ = ["add_rows_", "propagate", "propagate_table", "sample"]
-
-_VECTOR = 16
+__all__ = ["propagate", "propagate_sample"]
 
 
-def propagate(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """``A X`` for a graph A in CSR: X (N, d) -> (M, d)."""
-    out = torch.empty((crow.numel() - 1, x.shape[1]), dtype=x.dtype)
-    n = threads(col.numel() * x.shape[1])
-    _propagate(*map(array, (crow, col, weight, x)), out.numpy(), n)
-    return out
+Table = tuple[Tensor, Tensor, Tensor | None]  # values, crow, col
+_NO_INDEX = np.zeros((1, 2), np.int32)
 
 
-def propagate_table(
+def propagate(
     crow: Tensor,
     col: Tensor,
     weight: Tensor,
-    values: Tensor,
+    x: Tensor,
+    *,
+    base: Tensor | None = None,
+    table: Table | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale (A X + base + E)`` for a graph A in CSR: X (N, d) -> (M, d).
+
+    Args:
+        crow, col, weight: the graph.
+        x: dense.
+        base: dense, added to the product.
+        table: sparse, added to the product.
+        scale: factor of the sum.
+    """
+    out = torch.empty((crow.numel() - 1, x.shape[1]), dtype=x.dtype)
+    if table is None or table[2] is not None:
+        _run(crow, col, weight, x, base, None, scale, False, out)
+        return out if table is None else add_rows(out, *table, scale)
+    _run(crow, col, weight, x, base, table, scale, False, out)
+    return out
+
+
+def propagate_sample(
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    base: Tensor | None,
     t_crow: Tensor,
     t_col: Tensor | None,
-    n_cols: int,
+    nnz: int,
+    scale: float = 1.0,
 ) -> Tensor:
-    """``A E`` for a sparse table E (values, t_crow, t_col): reads E's nonzeros only. Dense (M, n_cols)."""
-    if t_col is None:
-        t_crow, t_col = decode(t_crow, n_cols)
-    out = torch.empty((crow.numel() - 1, n_cols), dtype=values.dtype)
-    n = threads(col.numel() * n_cols)
-    _propagate_table(*map(array, (crow, col, weight, values, t_crow, t_col)), out.numpy(), n)
+    """``scale (A X + base)`` at the nonzeros of a pattern: (nnz,). With a bitmap the dense sum never exists."""
+    if t_col is not None:
+        return sample(t_crow, t_col, propagate(crow, col, weight, x, base=base, scale=scale), nnz)
+    out = torch.empty(nnz, dtype=x.dtype)
+    _run(crow, col, weight, x, base, (x, t_crow, None), scale, True, out)
     return out
 
 
-def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:
-    """``X += E`` in place, for a sparse E of X's shape."""
-    if col is None:
-        crow, col = decode(crow, x.shape[1])
-    _add_rows(array(values), array(crow), array(col), x.numpy(), threads(values.numel()))
-    return x
-
-
-def sample(crow: Tensor, col: Tensor | None, dense: Tensor, nnz: int) -> Tensor:
-    """Entries of a dense (rows, cols) matrix at the nonzeros of a pattern: (nnz,)."""
-    if col is None:
-        crow, col = decode(crow, dense.shape[1])
-    out = torch.empty(col.numel(), dtype=dense.dtype)
-    _sample(array(crow), array(col), array(dense), out.numpy(), threads(col.numel()))
-    return out
+def _run(
+    crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, base: Tensor | None, bitmap: Table | None, scale: float,
+    take: bool, out: Tensor,
+) -> None:  # fmt: skip
+    """The kernel, with something of the right type for what is absent."""
+    dense = array(x)
+    values, index = (array(bitmap[0]), array(bitmap[1])) if bitmap else (dense, _NO_INDEX)
+    _propagate(
+        *map(array, (crow, col, weight)), dense, dense if base is None else array(base), base is not None,
+        values.reshape(-1), index, index.view(np.uint16), bitmap is not None and not take, number(scale, x), take,
+        out.view(-1).numpy(), threads(col.numel() * x.shape[1]),
+    )  # fmt: skip
 
 
 @device_function
-def _axpy(a, x, j, out, i):
-    """out[i] += a * x[j], a constant number of lanes at a time, then the rest."""
-    d = out.shape[1]
-    whole = d // _VECTOR * _VECTOR
-    for base in range(0, whole, _VECTOR):
-        for lane in range(_VECTOR):
-            out[i, base + lane] += a * x[j, base + lane]
-    for c in range(whole, d):
-        out[i, c] += a * x[j, c]
+def _take(total, factor, out, masks, block, k):
+    """Write the entries of a block at the mask from k on; returns the next k."""
+    mask = bits(masks, block)
+    n = count(mask)
+    store_masked(out, k, compress(mul(factor, total), mask), first_lanes(n))
+    return k + n
 
 
 @kernel
-def _propagate(crow, col, weight, x, out, n_chunks):
-    d = out.shape[1]
-    whole = d // _VECTOR * _VECTOR
+def _propagate(
+    crow, col, weight, x, base, plus_base, values, index, masks, plus_table, scale, take, out, n_chunks
+):  # fmt: skip
+    # No helper function with a branch in it, here and below: references to arrays would be counted row by row.
+    d, words = x.shape[1], index.shape[1]
+    end = col.shape[0] - 1
+    zero, factor = zeros(x), splat(scale)
+    step = words if take or plus_table else 0  # the index of an absent table has one row
     for chunk in prange(n_chunks):
         for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for c in range(d):
-                out[i, c] = 0
-            first, last = crow[i], crow[i + 1]
-            fours = first + (last - first) // 4 * 4
-            for k in range(first, fours, 4):
-                a0, a1, a2, a3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-                j0, j1, j2, j3 = col[k], col[k + 1], col[k + 2], col[k + 3]
-                for base in range(0, whole, _VECTOR):
-                    for lane in range(_VECTOR):
-                        out[i, base + lane] += (
-                            a0 * x[j0, base + lane]
-                            + a1 * x[j1, base + lane]
-                            + a2 * x[j2, base + lane]
-                            + a3 * x[j3, base + lane]
-                        )
-                for c in range(whole, d):
-                    out[i, c] += a0 * x[j0, c] + a1 * x[j1, c] + a2 * x[j2, c] + a3 * x[j3, c]
-            for k in range(fours, last):
-                _axpy(weight[k], x, col[k], out, i)
-
-
-@kernel
-def _propagate_table(crow, col, weight, values, t_crow, t_col, out, n_chunks):
-    d = out.shape[1]
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for c in range(d):
-                out[i, c] = 0
-            for k in range(crow[i], crow[i + 1]):
-                a, j = weight[k], col[k]
-                for m in range(t_crow[j], t_crow[j + 1]):
-                    out[i, t_col[m]] += a * values[m]
-
-
-@kernel
-def _add_rows(values, crow, col, x, n_chunks):
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for k in range(crow[i], crow[i + 1]):
-                x[i, col[k]] += values[k]
-
-
-@kernel
-def _sample(crow, col, dense, out, n_chunks):
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for k in range(crow[i], crow[i + 1]):
-                out[k] = dense[i, col[k]]
+            first, last = np.int64(crow[i]), np.int64(crow[i + 1])
+            k = np.int64(at(index, i * step))
+            block, place = 2 * i * step + 2, i * d
+            c = 0
+            while c + 64 <= d:
+                if plus_table:
+                    prefetch(index, (i + 4) * step)
+                    prefetch(values, k + AHEAD)
+                    prefetch(values, k + AHEAD + 16)
+                if plus_base:
+                    prefetch(base, place + d)
+                    prefetch(base, place + d + 16)
+                    prefetch(base, place + d + 32)
+                    prefetch(base, place + d + 48)
+                s0, s1, s2, s3 = zero, zero, zero, zero
+                for e in range(first, last):
+                    soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
+                    prefetch(x, soon)
+                    prefetch(x, soon + 16)
+                    prefetch(x, soon + 32)
+                    prefetch(x, soon + 48)
+                    a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
+                    s0 = fma(a, load(x, row), s0)
+                    s1 = fma(a, load(x, row + 16), s1)
+                    s2 = fma(a, load(x, row + 32), s2)
+                    s3 = fma(a, load(x, row + 48), s3)
+                if plus_base:
+                    s0 = add(s0, load(base, place))
+                    s1 = add(s1, load(base, place + 16))
+                    s2 = add(s2, load(base, place + 32))
+                    s3 = add(s3, load(base, place + 48))
+                if plus_table:
+                    m0, m1, m2, m3 = (
+                        bits(masks, block),
+                        bits(masks, block + 1),
+                        bits(masks, block + 2),
+                        bits(masks, block + 3),
+                    )
+                    s0 = add(s0, next_values(values, k, m0))
+                    k += count(m0)
+                    s1 = add(s1, next_values(values, k, m1))
+                    k += count(m1)
+                    s2 = add(s2, next_values(values, k, m2))
+                    k += count(m2)
+                    s3 = add(s3, next_values(values, k, m3))
+                    k += count(m3)
+                if take:
+                    k = _take(s0, factor, out, masks, block, k)
+                    k = _take(s1, factor, out, masks, block + 1, k)
+                    k = _take(s2, factor, out, masks, block + 2, k)
+                    k = _take(s3, factor, out, masks, block + 3, k)
+                else:
+                    store(out, place, mul(factor, s0))
+                    store(out, place + 16, mul(factor, s1))
+                    store(out, place + 32, mul(factor, s2))
+                    store(out, place + 48, mul(factor, s3))
+                c += 64
+                block += 4
+                place += 64
+            while c < d:
+                lanes = first_lanes(min(16, d - c))
+                s0 = zero
+                for e in range(first, last):
+                    prefetch(x, np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c)
+                    row = np.int64(at(col, e)) * d + c
+                    s0 = fma(splat(at(weight, e)), load_masked(x, row, lanes), s0)
+                if plus_base:
+                    s0 = add(s0, load_masked(base, place, lanes))
+                if plus_table:
+                    mask = bits(masks, block)
+                    s0 = add(s0, next_values(values, k, mask))
+                    k += count(mask)
+                if take:
+                    k = _take(s0, factor, out, masks, block, k)
+                else:
+                    store_masked(out, place, mul(factor, s0), lanes)
+                c += 16
+                block += 1
+                place += 16

@@ -12,20 +12,21 @@ A *mask* is a uint16: bit i belongs to lane i. Indices count elements from the s
 
 from __future__ import annotations
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 __all__ = [
-    "LANES", "absolute", "add", "at", "at_least", "bits", "compress", "count", "div", "expand", "first_lanes", "fma",
-    "greater", "horizontal_sum", "load", "load_masked", "lowest", "mul", "prefetch", "put", "splat", "sqrt", "store",
-    "store_masked", "sub", "sum_of_each", "transpose", "zeros",
+    "LANES", "absolute", "add", "at", "at_least", "bits", "bits64", "compress", "consecutive", "count", "div",
+    "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load", "load_masked", "lookup",
+    "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt", "store", "store_masked", "sub",
+    "sum_of_each", "transpose", "where", "zeros",
 ]  # fmt: skip
 
 LANES = 16
-_I1, _I8, _I16, _I32 = (ir.IntType(n) for n in (1, 8, 16, 32))
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _MASK = ir.VectorType(_I1, LANES)
 
 
@@ -439,3 +440,145 @@ def sum_of_each(typing_context, vectors):
         return parts[0]
 
     return result(vectors), emit
+
+
+@intrinsic
+def consecutive(typing_context, first):
+    """int32 numbers ``first .. first + 15`` as the bits of a float32 vector, to be compressed and stored as such."""
+    result = VectorType(types.float32)
+
+    def emit(context, builder, signature, arguments):
+        vector = ir.VectorType(_I32, LANES)
+        undefined = ir.Constant(vector, ir.Undefined)
+        start = builder.insert_element(undefined, builder.trunc(arguments[0], _I32), _I32(0))
+        start = builder.shuffle_vector(start, undefined, ir.Constant(vector, [0] * LANES))
+        numbers = builder.add(start, ir.Constant(vector, list(range(LANES))))
+        return builder.bitcast(numbers, context.get_value_type(result))
+
+    return result(types.intp), emit
+
+
+# ---------------------------------------------------------------- moving lanes
+
+
+def _has_avx512() -> bool:
+    """Whether code is compiled for a processor with AVX-512: this one, unless numba was told another."""
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return False
+    return bool(binding.get_host_cpu_features().get("avx512f", False))
+
+
+@intrinsic
+def spread(typing_context, value, mask):
+    """The first ``count(mask)`` lanes, in order, in the mask's lanes; 0 in the others.
+
+    With AVX-512 ``spread(load_masked(a, i, first_lanes(count(m))), m)`` takes half as long as ``expand(a, i, m)``:
+    the instruction is slow when it reads memory itself (Zen 5: 0.6 and 1.1 ns).
+    """
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(value)
+        zero = ir.Constant(vector, [0.0] * LANES)
+        lanes = _lanes(builder, arguments[1])
+        if value.dtype.bitwidth == 32 and _has_avx512():
+            return _call(builder, "llvm.x86.avx512.mask.expand.v16f32", vector, [arguments[0], zero, lanes])
+        buffer = cgutils.alloca_once(builder, vector)
+        builder.store(arguments[0], buffer)
+        name = f"llvm.masked.expandload.{_suffix(vector)}"
+        return _call(
+            builder, name, vector, [builder.bitcast(buffer, vector.element.as_pointer()), lanes, zero]
+        )
+
+    return value(value, types.uint16), emit
+
+
+# ---------------------------------------------------------------- for products over bitmaps
+
+
+@intrinsic
+def bits64(typing_context, words, index):
+    """64 bits that begin at an element of an integer array."""
+
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, signature.args[0], *arguments)
+        number = builder.load(builder.bitcast(place, _I64.as_pointer()), typ=_I64)
+        number.align = _align(words)
+        return number
+
+    return types.uint64(words, types.intp), emit
+
+
+@intrinsic
+def positions(typing_context, target, index, mask, base):
+    """Write base + the places of a uint64's set bits as uint16, in order. All of 64 elements are written."""
+
+    def emit(context, builder, signature, arguments):
+        array, index, mask, base = arguments
+        narrow, wide = ir.VectorType(_I8, 64), ir.VectorType(_I16, 64)
+        found = _call(
+            builder,
+            "llvm.experimental.vector.compress.v64i8",
+            narrow,
+            [
+                ir.Constant(narrow, list(range(64))),
+                builder.bitcast(mask, ir.VectorType(_I1, 64)),
+                ir.Constant(narrow, ir.Undefined),
+            ],
+        )
+        undefined = ir.Constant(wide, ir.Undefined)
+        first = builder.insert_element(undefined, builder.trunc(base, _I16), _I32(0))
+        bases = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, 64), [0] * 64))
+        place = builder.bitcast(
+            _element(context, builder, signature.args[0], array, index), wide.as_pointer()
+        )
+        builder.store(builder.add(builder.zext(found, wide), bases), place).align = _align(target)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.intp), emit
+
+
+@intrinsic
+def where(typing_context, mask, a, b):
+    """Lanes of a where the mask is set, of b elsewhere."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.select(_lanes(builder, arguments[0]), *arguments[1:])
+
+    return a(types.uint16, a, a), emit
+
+
+@intrinsic
+def hidden(typing_context, number):
+    """The same integer, unknown to the compiler: it cannot foresee the trips of a loop that steps by it."""
+
+    def emit(context, builder, signature, arguments):
+        kind = ir.FunctionType(arguments[0].type, [arguments[0].type])
+        return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), arguments)
+
+    return number(number), emit
+
+
+@intrinsic
+def lookup(typing_context, array, places, longest):
+    """``array.flat[min(place, longest)]`` for the 16 places, which are whole numbers from 0 on."""
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(places)
+        wide = ir.VectorType(ir.IntType(64), LANES)
+        near = _call(builder, f"llvm.minnum.{_suffix(vector)}", vector, arguments[1:])
+        index = builder.fptosi(near, wide)
+        base = builder.ptrtoint(
+            _element(context, builder, signature.args[0], arguments[0], _I32(0)), wide.element
+        )
+        base = builder.insert_element(ir.Constant(wide, ir.Undefined), base, _I32(0))
+        first = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        base = builder.shuffle_vector(base, ir.Constant(wide, ir.Undefined), first)
+        size = ir.Constant(wide, [_align(array)] * LANES)
+        addresses = builder.add(base, builder.mul(index, size))
+        pointers = builder.inttoptr(addresses, ir.VectorType(_I8.as_pointer(), LANES))
+        every = ir.Constant(_MASK, [1] * LANES)
+        zero = ir.Constant(vector, [0.0] * LANES)
+        name = f"llvm.masked.gather.{_suffix(vector)}.v{LANES}p0"
+        return _call(builder, name, vector, [pointers, _I32(_align(array)), every, zero])
+
+    return places(array, places, places), emit

@@ -1,8 +1,17 @@
 """The same operations through torch.sparse and torch indexing: CUDA, and the CPU reference."""
 
-from sparsecore.backends.torch.embedding import bag, bag_dot, bag_grad, gather, scatter_grad
-from sparsecore.backends.torch.graph import add_rows_, propagate, propagate_table, sample
+from sparsecore.backends.torch.embedding import (
+    bag,
+    bag_dot,
+    bag_grad,
+    gather,
+    gather_dot,
+    scatter_grad,
+    touched,
+)
+from sparsecore.backends.torch.graph import add_rows_, propagate, propagate_sample, propagate_table, sample
 from sparsecore.backends.torch.linear import sddmm, spmm, spmm_t
+from sparsecore.backends.torch.topk import score_topk
 
 __all__ = [
     "add_rows_",
@@ -10,11 +19,15 @@ __all__ = [
     "bag_dot",
     "bag_grad",
     "gather",
+    "gather_dot",
     "propagate",
+    "propagate_sample",
     "propagate_table",
     "sample",
     "scatter_grad",
+    "score_topk",
     "sddmm",
     "spmm",
     "spmm_t",
+    "touched",
 ]

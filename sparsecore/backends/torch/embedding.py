@@ -8,7 +8,7 @@ from torch import Tensor
 from sparsecore.backends.torch.csr import indices
 from sparsecore.pattern import entries
 
-__all__ = ["bag", "bag_dot", "bag_grad", "gather", "scatter_grad"]
+__all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "scatter_grad", "touched"]
 
 
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
@@ -42,6 +42,46 @@ def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nn
     """``out[k] = sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k."""
     bags = torch.arange(ids.numel(), device=ids.device)
     return bag_grad(crow, col, ids, bags, grad.new_ones(ids.numel()), grad, nnz)
+
+
+def touched(
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    nnz: int,
+    sources: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`scatter_grad` at the nonzeros of the rows that occur: their places (t,), ascending, and values (t,).
+
+    With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
+    """
+    crow, col = indices(crow, col, grad.shape[1])
+    which, place = entries(crow, ids)
+    places, inverse = torch.unique(place, return_inverse=True)
+    source = which if sources is None else sources[which]
+    picked = grad.reshape(-1)[source * grad.shape[1] + col[place]]
+    if weights is not None:
+        picked = picked * weights[which]
+    return places, grad.new_zeros(places.numel()).index_add_(0, inverse, picked)
+
+
+def gather_dot(
+    values_a: Tensor,
+    crow_a: Tensor,
+    col_a: Tensor | None,
+    ids_a: Tensor,
+    values_b: Tensor,
+    crow_b: Tensor,
+    col_b: Tensor | None,
+    ids_b: Tensor,
+    n_cols: int,
+) -> Tensor:
+    """``a[ids_a[e]] . b[ids_b[e, j]]`` for ids_a (n,) and ids_b (n,) or (n, m): of the shape of ids_b."""
+    left = gather(values_a, crow_a, col_a, ids_a, n_cols)
+    right = gather(values_b, crow_b, col_b, ids_b.reshape(-1), n_cols).view(*ids_b.shape, n_cols)
+    return (left.view(-1, *[1] * (ids_b.dim() - 1), n_cols) * right).sum(-1)
 
 
 def bag_grad(

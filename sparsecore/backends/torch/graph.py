@@ -8,12 +8,26 @@ from torch import Tensor
 from sparsecore.backends.torch.csr import csr, indices
 from sparsecore.pattern import Pattern
 
-__all__ = ["add_rows_", "propagate", "propagate_table", "sample"]
+__all__ = ["add_rows_", "propagate", "propagate_sample", "propagate_table", "sample"]
 
 
-def propagate(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """``A X`` for a graph A in CSR: X (N, d) -> (M, d)."""
-    return torch.sparse.mm(csr(weight, crow, col, x.shape[0]), x)
+def propagate(
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    *,
+    base: Tensor | None = None,
+    table: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale (A X + base + E)`` for a graph A in CSR and a sparse table E (values, crow, col): X (N, d) -> (M, d)."""
+    out = torch.sparse.mm(csr(weight, crow, col, x.shape[0]), x)
+    if base is not None:
+        out.add_(base)
+    if table is not None:
+        add_rows_(out, *table)
+    return out if scale == 1.0 else out.mul_(scale)
 
 
 def propagate_table(
@@ -24,10 +38,30 @@ def propagate_table(
     t_crow: Tensor,
     t_col: Tensor | None,
     n_cols: int,
+    *,
+    add: bool = False,
+    scale: float = 1.0,
 ) -> Tensor:
-    """``A E`` for a sparse table E. torch has no such product: hop 0, an activation, is expanded."""
-    hop = values.new_zeros((t_crow.shape[0] - 1, n_cols))
-    return propagate(crow, col, weight, add_rows_(hop, values, t_crow, t_col))
+    """``scale (A E)`` for a sparse table E, with ``add`` ``scale (A E + E)``. torch has no such product: hop 0, an
+    activation, is expanded.
+    """
+    hop = add_rows_(values.new_zeros((t_crow.shape[0] - 1, n_cols)), values, t_crow, t_col)
+    return propagate(crow, col, weight, hop, base=hop if add else None, scale=scale)
+
+
+def propagate_sample(
+    crow: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    base: Tensor | None,
+    t_crow: Tensor,
+    t_col: Tensor | None,
+    nnz: int,
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale (A X + base)`` at the nonzeros of a pattern: (nnz,)."""
+    return sample(t_crow, t_col, propagate(crow, col, weight, x, base=base, scale=scale), nnz)
 
 
 def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:

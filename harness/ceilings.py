@@ -1,0 +1,138 @@
+"""What this machine can do at best: multiply-adds a second, and bytes a second from memory.
+
+Measured in the same run as what is compared with them, by loops that do nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from sparsecore.measure import interleaved
+
+__all__ = ["Ceilings", "measure_ceilings"]
+
+_ROW = 64  # float32: 256 bytes
+_AHEAD = 16
+_TERMS = 16
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Rates that nothing exceeds, for one number of threads.
+
+    Attributes:
+        fma: float32 operations a second (two for each multiply-add) of a polynomial on data in the nearest cache.
+        read: bytes a second, from the beginning to the end of memory far larger than the caches.
+        copy: bytes a second, read and written, by torch's copy.
+        rows: bytes a second of rows of 256 bytes at random places, each asked for ahead of time.
+        cached_rows: the same from 16 MiB, which the last cache holds.
+    """
+
+    fma: float
+    read: float
+    copy: float
+    rows: float
+    cached_rows: float
+
+
+@intrinsic
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
+def _polynomial(x: Any, repeats: int, n_chunks: int) -> Any:
+    for chunk in prange(n_chunks):
+        mine = x[chunk].copy()
+        for _ in range(repeats):
+            for i in range(mine.shape[0]):
+                y = mine[i]
+                z = y
+                for _ in range(_TERMS):
+                    z = z * y + np.float32(0.25)
+                mine[i] = z * np.float32(0.5)
+        x[chunk] = mine
+
+
+@numba.njit(nogil=True, fastmath=True)
+def _total(part: Any) -> Any:
+    """In a function of its own: inside prange, LLVM does not see that the places are not negative."""
+    s = np.float32(0)
+    for i in range(part.shape[0]):
+        s += part[i]
+    return s
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, fastmath=True)
+def _sum(x: Any, n_chunks: int) -> Any:
+    total = np.zeros((n_chunks, 16), np.float32)
+    for chunk in prange(n_chunks):
+        total[chunk, 0] = _total(x[x.shape[0] * chunk // n_chunks : x.shape[0] * (chunk + 1) // n_chunks])
+    return total
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, fastmath=True)
+def _sum_rows(x: Any, ids: Any, n_chunks: int) -> Any:
+    total = np.zeros((n_chunks, 16), np.float32)
+    last = ids.shape[0] - 1
+    for chunk in prange(n_chunks):
+        s = np.float32(0)
+        for i in range(ids.shape[0] * chunk // n_chunks, ids.shape[0] * (chunk + 1) // n_chunks):
+            soon = ids[min(i + _AHEAD, last)] * _ROW
+            for c in range(0, _ROW, 16):
+                _prefetch(x, soon + c)
+            s += _total(x[ids[i] * _ROW : (ids[i] + 1) * _ROW])
+        total[chunk, 0] = s
+    return total
+
+
+def measure_ceilings(n_threads: int, quick: bool = False) -> Ceilings:
+    """Measure all of them with this many threads (of torch and of numba)."""
+    before = torch.get_num_threads()
+    elements = 1 << (18 if quick else 26)
+    memory = np.ones(elements, np.float32)
+    drawn = np.random.default_rng(0).integers(0, elements // _ROW, 1 << (10 if quick else 17))
+    near_ids = drawn % min(elements // _ROW, (1 << 24) // (4 * _ROW))
+    source, target = torch.from_numpy(memory), torch.empty(elements)
+    near, repeats = np.full((n_threads, 2048), 0.5, np.float32), 10 if quick else 500
+    candidates = {
+        "fma": lambda: _polynomial(near, repeats, n_threads),
+        "read": lambda: _sum(memory, n_threads),
+        "copy": lambda: target.copy_(source),
+        "rows": lambda: _sum_rows(memory, drawn, n_threads),
+        "cached_rows": lambda: _sum_rows(memory, near_ids, n_threads),
+    }
+    try:
+        for run in candidates.values():
+            run()
+        torch.set_num_threads(n_threads)  # starting numba's threads changes it
+        times = {
+            name: t.minimum for name, t in interleaved(candidates, seconds=0.05 if quick else 2.0).items()
+        }
+    finally:
+        torch.set_num_threads(before)
+    return Ceilings(
+        fma=2 * (_TERMS + 0.5) * repeats * near.size / times["fma"],
+        read=memory.nbytes / times["read"],
+        copy=2 * memory.nbytes / times["copy"],
+        rows=4 * _ROW * drawn.size / times["rows"],
+        cached_rows=4 * _ROW * drawn.size / times["cached_rows"],
+    )

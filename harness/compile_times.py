@@ -1,0 +1,79 @@
+"""Seconds until a kernel has run for the first time: compiled, and loaded from the disk cache.
+
+    python -m harness.compile_times
+
+prints them as JSON, for the cache that NUMBA_CACHE_DIR names. `compare` runs that twice with an empty cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from numba.core.event import EventStatus, install_recorder
+
+from harness.kernel_cases import CASES
+
+__all__ = ["compare", "first_calls"]
+
+# Enough work for the parallel kernels, which compile separately.
+_SIZE = {"rows": 3000, "cols": 40, "batch": 256, "users": 300, "items": 400}
+
+
+def first_calls() -> list[dict[str, Any]]:
+    """Every operation once with one thread and once with two: seconds, and the kernels that were compiled."""
+    found = []
+    for case in CASES:
+        if "batch" in case.quick and case.quick["batch"] == 1:
+            size: dict[str, int] = dict(case.quick)
+        else:
+            size = {key: _SIZE.get(key, value) for key, value in case.quick.items()}
+        run = case.build(0.5, **size).ours
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            with install_recorder("numba:compile") as recorder:
+                start = time.perf_counter()
+                run()
+                seconds = time.perf_counter() - start
+            open_since: dict[str, float] = {}
+            kernels: dict[str, float] = {}
+            for stamp, event in recorder.buffer:
+                name = event.data["dispatcher"].py_func.__qualname__
+                if event.status == EventStatus.START:
+                    open_since[name] = stamp
+                elif name in open_since:
+                    kernels[name] = kernels.get(name, 0.0) + stamp - open_since.pop(name)
+            found.append(
+                {"operation": case.name, "threads": n_threads, "seconds": seconds, "kernels": kernels}
+            )
+    return found
+
+
+def compare() -> list[dict[str, Any]]:
+    """First calls in a new process with an empty cache, and in another one after it.
+
+    Returns:
+        One row for each operation and number of threads: ``compiled`` and ``cached`` seconds, and by name the seconds
+        of the kernels that were compiled.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        runs = []
+        for _ in range(2):
+            command = [sys.executable, "-m", "harness.compile_times"]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            runs.append(json.loads(done.stdout))
+    return [
+        {**first, "compiled": first["seconds"], "cached": second["seconds"]}
+        for first, second in zip(*runs, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(first_calls()))

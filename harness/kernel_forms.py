@@ -1,0 +1,317 @@
+"""One operation on operands of some shape and density: our form, and the dense forms it competes with.
+
+The operands are built once; every form computes the same thing from them. What torch offers for sparse weights
+(torch.sparse CSR) and scipy's CSR stand beside them where they have the operation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparsecore
+from sparsecore import Pattern, SparseEmbedding, ops
+from sparsecore.encoding import choose_encoding, encode
+
+__all__ = [
+    "Forms",
+    "adam",
+    "explore",
+    "gather",
+    "gather_dot",
+    "lazy_adam",
+    "propagate",
+    "score_topk",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+]
+
+Run = Callable[[], object]
+_seeds = itertools.count()
+_LISTS = 64  # of ids: each call looks up rows that no cache holds
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Ways to compute one thing.
+
+    Attributes:
+        ours: our operator.
+        dense: dense forms by name; the fastest of them is "dense".
+        others: forms of torch.sparse and scipy by name.
+        flops: useful operations, two for each multiply-add with a nonzero.
+        nbytes: bytes that have to be read or written at least.
+    """
+
+    ours: Run
+    dense: Mapping[str, Run]
+    others: Mapping[str, Run] = field(default_factory=dict)
+    flops: float = 0.0
+    nbytes: float = 0.0
+
+
+class Weight:
+    """A sparse weight in the encoding that a module would choose, and its dense form."""
+
+    def __init__(self, rows: int, cols: int, density: float, skewed: bool = False) -> None:
+        generator = torch.Generator().manual_seed(0)
+        if skewed:  # all nonzeros in full rows
+            mask = torch.zeros(rows, cols, dtype=torch.bool)
+            mask[torch.randperm(rows, generator=generator)[: max(1, round(density * rows))]] = True
+            self.pattern = Pattern.from_mask(mask)
+        else:
+            self.pattern = Pattern.random((rows, cols), density, generator=generator)
+        self.rows, self.cols, self.nnz = rows, cols, self.pattern.nnz
+        self.values = torch.randn(self.nnz, generator=generator)
+        self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
+        if choose_encoding(self.nnz, (rows, cols)) == "bitmap":
+            self.index = encode(self.pattern.crow, self.pattern.col, cols), None
+
+    def dense(self) -> Tensor:
+        return self.pattern.to_dense(self.values)
+
+    def csr(self) -> Tensor:
+        crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)
+        return torch.sparse_csr_tensor(crow, col, self.values, (self.rows, self.cols), check_invariants=False)
+
+    def scipy(self) -> Any:
+        import scipy.sparse
+
+        parts = self.values.numpy(), self.pattern.col.numpy().astype("int32"), self.pattern.crow.numpy()
+        return scipy.sparse.csr_array(parts, shape=(self.rows, self.cols))
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of an average row: values and index."""
+        index = sum(t.numel() * t.element_size() for t in self.index if t is not None)
+        return (4 * self.nnz + index) / self.rows
+
+
+def _ids(rows: int, batch: int, lists: int = _LISTS) -> Callable[[], Tensor]:
+    """A function that gives other random ids at every call, and other ones than every other such function."""
+    generator = torch.Generator().manual_seed(next(_seeds))
+    drawn = [torch.randint(rows, (batch,), generator=generator) for _ in range(lists)]
+    turn = itertools.cycle(drawn)
+    return lambda: next(turn)
+
+
+def gather(density: float, rows: int, cols: int, batch: int) -> Forms:
+    weight = Weight(rows, cols, density)
+    table, out = weight.dense(), torch.empty(batch, cols)
+    a, b, c = (_ids(rows, batch) for _ in range(3))
+    return Forms(
+        ours=lambda: ops.gather(weight.values, *weight.index, a(), cols),
+        dense={
+            "F.embedding": lambda: F.embedding(b(), table),
+            "index_select(out=)": lambda: torch.index_select(table, 0, c(), out=out),
+        },
+        nbytes=batch * (weight.row_bytes + 4 * cols),
+    )
+
+
+def gather_dot(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """Scores of pairs from two tables."""
+    users, items = Weight(rows, cols, density), Weight(rows, cols, density)
+    left, right = users.dense(), items.dense()
+    a, b, c, d, e, f = (_ids(rows, batch) for _ in range(6))
+    return Forms(
+        ours=lambda: ops.gather_dot(users.values, *users.index, a(), items.values, *items.index, b(), cols),
+        dense={
+            "(E[u] * E[i]).sum(1)": lambda: (F.embedding(c(), left) * F.embedding(d(), right)).sum(1),
+            "vecdot(E[u], E[i])": lambda: torch.linalg.vecdot(left[e()], right[f()]),
+        },
+        nbytes=2 * batch * users.row_bytes,
+    )
+
+
+def spmm(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
+    weight = Weight(rows, cols, density, skewed)
+    x = torch.randn(batch, cols)
+    table, out, csr, sparse = weight.dense(), torch.empty(batch, rows), weight.csr(), weight.scipy()
+    xt, transposed = x.t().contiguous(), x.t().contiguous().numpy()
+    return Forms(
+        ours=lambda: ops.spmm(weight.values, *weight.index, x),
+        dense={
+            "mm(out=)": lambda: torch.mm(x, table.t(), out=out),
+            "F.linear": lambda: F.linear(x, table),
+        },
+        others={"torch.sparse CSR": lambda: csr @ xt, "scipy": lambda: sparse @ transposed},
+        flops=2 * batch * weight.nnz,
+        nbytes=rows * weight.row_bytes + 4 * batch * (rows + cols),
+    )
+
+
+def spmm_t(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
+    weight = Weight(rows, cols, density, skewed)
+    dy = torch.randn(batch, rows)
+    table, out, sparse = weight.dense(), torch.empty(batch, cols), weight.scipy().T
+    transposed = dy.t().contiguous().numpy()
+    return Forms(
+        ours=lambda: ops.spmm_t(weight.values, *weight.index, dy, cols),
+        dense={"mm(out=)": lambda: torch.mm(dy, table, out=out)},
+        others={"scipy": lambda: sparse @ transposed},
+        flops=2 * batch * weight.nnz,
+    )
+
+
+def sddmm(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
+    weight = Weight(rows, cols, density, skewed)
+    dy, x, out = torch.randn(batch, rows), torch.randn(batch, cols), torch.empty(rows, cols)
+    csr, dyt = weight.csr(), dy.t().contiguous()
+    return Forms(
+        ours=lambda: ops.sddmm(*weight.index, dy, x, weight.nnz),
+        dense={"mm(out=)": lambda: torch.mm(dy.t(), x, out=out)},
+        others={"torch.sparse CSR": lambda: torch.sparse.sampled_addmm(csr, dyt, x, beta=0.0)},
+        flops=2 * batch * weight.nnz,
+    )
+
+
+def score_topk(density: float, rows: int, cols: int, batch: int, k: int) -> Forms:
+    weight = Weight(rows, cols, density)
+    queries, table, scores = torch.randn(batch, cols), weight.dense(), torch.empty(batch, rows)
+    step = 8192
+
+    def whole() -> object:
+        return torch.topk(torch.mm(queries, table.t(), out=scores), k)
+
+    def in_blocks() -> object:
+        best = [torch.topk(queries @ part.t(), min(k, len(part))) for part in table.split(step)]
+        ids = torch.cat([b.indices + i * step for i, b in enumerate(best)], 1)
+        found = torch.topk(torch.cat([b.values for b in best], 1), k)
+        return found.values, ids.gather(1, found.indices)
+
+    return Forms(
+        ours=lambda: ops.score_topk(queries, weight.values, *weight.index, k),
+        dense={"mm + topk": whole, "blocks of mm + topk": in_blocks},
+        flops=2 * batch * weight.nnz,
+    )
+
+
+def adam(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """Gradient of a lookup and Adam over all values."""
+    weight = Weight(rows, cols, density)
+    values = nn.Parameter(weight.values)
+    ours = sparsecore.optim.Adam([values])
+    table = nn.Parameter(weight.dense())
+    dense = torch.optim.Adam([table], fused=True)
+    grad, kept = torch.randn(batch, cols), torch.zeros(rows, cols)
+    a, b, c = (_ids(rows, batch) for _ in range(3))
+
+    def run() -> None:
+        values.grad = ops.scatter_grad(*weight.index, a(), grad, weight.nnz)
+        ours.step()
+
+    def fresh() -> None:
+        table.grad = torch.ops.aten.embedding_dense_backward(grad, b(), rows, -1, False)
+        dense.step()
+
+    def in_place() -> None:
+        table.grad = kept.zero_().index_add_(0, c(), grad)
+        dense.step()
+
+    return Forms(
+        ours=run,
+        dense={"embedding backward + fused Adam": fresh, "zero_ + index_add_ + fused Adam": in_place},
+        nbytes=7 * 4 * weight.nnz + rows * (weight.row_bytes - 4 * weight.nnz / rows),
+    )
+
+
+def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """Gradient of a lookup and Adam over what was looked up."""
+    table = SparseEmbedding(rows, cols, density=density, sparse=True)
+    dense = nn.Embedding(rows, cols, sparse=True)
+    ours, torchs = sparsecore.optim.Adam(table.parameters()), torch.optim.SparseAdam(dense.parameters())
+    grad, draw = torch.randn(batch, cols), _ids(rows, batch)
+
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer) -> Run:
+        turn = itertools.cycle([module(draw()) for _ in range(_LISTS)])
+
+        def step() -> None:
+            optimizer.zero_grad()
+            next(turn).backward(grad, retain_graph=True)
+            optimizer.step()
+
+        return step
+
+    return Forms(
+        ours=steps(table, ours),
+        dense={"nn.Embedding(sparse=True) + SparseAdam": steps(dense, torchs)},
+        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+    )
+
+
+class _Gradient:
+    """A dense gradient that is there already."""
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+    def rows(self) -> None:
+        return None
+
+    def block(self, rows: Tensor | slice) -> Tensor:
+        return self.gradient[rows]
+
+
+def explore(density: float, rows: int, cols: int) -> Forms:
+    """Prune 30 % of the weights, grow as many, rewrite index, values and two moments; the gradient is given."""
+    weight = Weight(rows, cols, density)
+    shape, k, saved = (rows, cols), round(0.3 * weight.nnz), weight.values.clone()
+    first, second = torch.rand(2, weight.nnz)
+    gradient, table = torch.randn(rows, cols), weight.dense()
+    mask = weight.pattern.to_mask()
+    state = torch.rand(rows, cols)
+
+    def run() -> None:
+        left = ops.explore.prune(weight.values, weight.index, shape, k)
+        new = ops.explore.grow(_Gradient(gradient), left, shape, k)
+        ops.explore.realign_([(weight.values, 0.0), (first, 0.0), (second, 0.0)], weight.index, new, shape)
+        weight.values.copy_(saved)  # the next call prunes the same weights
+
+    def dense() -> object:
+        drop = torch.topk(torch.where(mask, table.abs(), torch.inf).view(-1), k, largest=False, sorted=False)
+        grow = torch.topk(torch.where(mask, -1.0, gradient.abs()).view(-1), k, sorted=False)
+        chosen = mask.clone().view(-1)
+        chosen[drop.indices] = False
+        chosen[grow.indices] = True
+        new = table.clone().view(-1)
+        for tensor in (new, state.view(-1), state.view(-1)):  # value and two moments
+            tensor[drop.indices] = 0
+            tensor[grow.indices] = 0
+        return chosen, new
+
+    return Forms(ours=run, dense={"topk on masks": dense}, nbytes=4 * rows * cols + 7 * 4 * weight.nnz)
+
+
+def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms:
+    """The density is that of nothing here: both sides multiply the same graph with dense rows."""
+    import scipy.sparse
+
+    if users:
+        ratings = scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
+    else:
+        from recsys.data import load
+
+        ratings = load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train
+    graph = sparsecore.normalized_bipartite(ratings)
+    crow, col, weight = graph.arrays()[:3]
+    x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
+    narrow = torch.sparse_csr_tensor(crow, col, weight, shape, check_invariants=False)
+    wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
+    matrix = scipy.sparse.csr_array((weight.numpy(), col.numpy(), crow.numpy()), shape=shape)
+    numpy = x.numpy()
+    return Forms(
+        ours=lambda: graph(x),
+        dense={"torch.sparse CSR int32": lambda: narrow @ x, "torch.sparse CSR int64": lambda: wide @ x},
+        others={"scipy": lambda: matrix @ numpy},
+        flops=2 * graph.n_edges * dim,
+        nbytes=4 * graph.n_edges * dim,
+    )

@@ -1,0 +1,242 @@
+"""Products for a few examples, where lanes of a batch would be empty: vectors run along the columns of W instead.
+
+From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example. From
+CSR there is a form for one example only. Results of ``spmm_t`` depend on the number of threads (threads take rows and
+have a dX each, added in their order), the others do not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+
+from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.panels import move, split_rows
+from sparsecore.backends.numba.simd import (
+    add,
+    at,
+    bits,
+    bits64,
+    compress,
+    count,
+    expand,
+    first_lanes,
+    fma,
+    horizontal_sum,
+    load,
+    load_masked,
+    prefetch,
+    put,
+    splat,
+    store,
+    store_masked,
+    where,
+    zeros,
+)
+
+
+def spmm(values, crow, col, x, y, n_chunks):
+    if col is None:
+        if len(x) > 1:
+            _expand_four(values, crow, _widened(x, -(-len(x) // 4) * 4), y, n_chunks)
+        else:
+            _expand_one(values, crow, _widened(x, 1), y, n_chunks)
+    else:
+        _dot_one(values, crow, col, x[0], y[0], n_chunks)
+
+
+def spmm_t(values, crow, col, dy, dx, n_chunks):
+    batch, cols = dx.shape
+    wide = -(-cols // 16) * 16
+    sums = np.zeros((n_chunks, batch, wide), dx.dtype)
+    if col is None:
+        _add_expanded(values, crow, dy, sums, n_chunks)
+    else:
+        _add_one(values, crow, col, dy[0], sums[:, 0], n_chunks)
+    np.copyto(dx, sums[0, :, :cols])
+    for part in range(1, n_chunks):
+        dx += sums[part, :, :cols]
+
+
+def sddmm(crow, col, dy, x, out, n_chunks):
+    if col is None:
+        tiles = workspace("tiles", n_chunks, 16 * 16 + 512, torch.from_numpy(x).dtype)
+        _outer(crow, dy, _widened(x, len(x)), tiles, out, n_chunks)
+    else:
+        _outer_one(crow, col, dy[0], x[0], out, n_chunks)
+
+
+def _widened(x, rows):
+    """x with zeros up to a multiple of 64 columns and to ``rows`` rows."""
+    wide = np.zeros((rows, -(-x.shape[1] // 64) * 64), x.dtype)
+    wide[: x.shape[0], : x.shape[1]] = x
+    return wide
+
+
+# ---------------------------------------------------------------- bitmap
+# Places that are not stored are masked, not multiplied by 0: infinity times 0 would be NaN.
+
+
+@kernel
+def _expand_one(values, crow, x, y, n_chunks):
+    words, flat, out = crow.reshape(-1), x.reshape(-1), y.reshape(-1)
+    wide = crow.shape[1]
+    for chunk in prange(n_chunks):
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            k = np.intp(at(words, row * wide))
+            a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+            for j in range(0, x.shape[1], 64):
+                # The row's last 64 bits may reach into the next row's pointer.
+                m = bits64(words, row * wide + 1 + j // 32)
+                if j // 32 + 2 >= wide:
+                    m &= np.uint64(0xFFFFFFFF)
+                m0, m1 = np.uint16(m), np.uint16(m >> np.uint64(16))
+                m2, m3 = np.uint16(m >> np.uint64(32)), np.uint16(m >> np.uint64(48))
+                k2 = k + count(np.uint32(m))
+                prefetch(values, k + 256)
+                prefetch(values, k + 272)
+                a = fma(expand(values, k, m0), load_masked(flat, j, m0), a)
+                b = fma(expand(values, k + count(m0), m1), load_masked(flat, j + 16, m1), b)
+                c = fma(expand(values, k2, m2), load_masked(flat, j + 32, m2), c)
+                d = fma(expand(values, k2 + count(m2), m3), load_masked(flat, j + 48, m3), d)
+                k += count(m)
+            put(out, row, horizontal_sum(add(add(a, b), add(c, d))))
+
+
+@kernel
+def _expand_four(values, crow, x, y, n_chunks):
+    masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
+    flat = x.reshape(-1)
+    batch, wide = x.shape
+    width = min(wide, 32 * (crow.shape[1] - 1))
+    for chunk in prange(n_chunks):
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            for e in range(0, batch, 4):
+                k = np.intp(crow[row, 0])
+                word = row * words + 2
+                place = e * wide
+                a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+                for j in range(place, place + width, 16):
+                    m = bits(masks, word)
+                    prefetch(values, k + 256)
+                    w = expand(values, k, m)
+                    a = fma(w, load_masked(flat, j, m), a)
+                    b = fma(w, load_masked(flat, j + wide, m), b)
+                    c = fma(w, load_masked(flat, j + 2 * wide, m), c)
+                    d = fma(w, load_masked(flat, j + 3 * wide, m), d)
+                    k += count(m)
+                    word += 1
+                y[e, row] = horizontal_sum(a)
+                if e + 1 < y.shape[0]:
+                    y[e + 1, row] = horizontal_sum(b)
+                if e + 2 < y.shape[0]:
+                    y[e + 2, row] = horizontal_sum(c)
+                if e + 3 < y.shape[0]:
+                    y[e + 3, row] = horizontal_sum(d)
+
+
+@kernel
+def _add_expanded(values, crow, dy, sums, n_chunks):
+    masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
+    batch, wide = sums.shape[1:]
+    rows = dy.shape[1]
+    source = dy.reshape(-1)
+    for chunk in prange(n_chunks):
+        total = sums[chunk].reshape(-1)
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            k = np.intp(crow[row, 0])
+            word = row * words + 2
+            for j in range(0, wide, 16):
+                m = bits(masks, word)
+                prefetch(values, k + 256)
+                w = expand(values, k, m)
+                for e in range(batch):
+                    t = e * wide + j
+                    v = load(total, t)
+                    store(total, t, where(m, fma(w, splat(at(source, e * rows + row)), v), v))
+                k += count(m)
+                word += 1
+
+
+@kernel
+def _outer(crow, dy, x, tiles, out, n_chunks):
+    """out = sum over examples of dy[row] * x[columns], 64 columns at a time, for up to 16 examples."""
+    masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
+    batch, wide = x.shape
+    rows = dy.shape[1]
+    source, flat = dy.reshape(-1), x.reshape(-1)
+    for chunk in prange(n_chunks):
+        tile = tiles[chunk]
+        spare = tile[256:]
+        end = split_rows(crow, n_chunks, chunk + 1)
+        for first in range(split_rows(crow, n_chunks, chunk), end, 16):
+            n = min(16, end - first)
+            move(source, first, rows, batch, n, tile, 0, 16, 16, spare)
+            for i in range(n):
+                k = np.intp(crow[first + i, 0])
+                word = (first + i) * words + 2
+                for j in range(0, wide, 64):
+                    a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+                    for e in range(batch):
+                        y = splat(at(tile, i * 16 + e))
+                        t = e * wide + j
+                        a, b = fma(y, load(flat, t), a), fma(y, load(flat, t + 16), b)
+                        c, d = fma(y, load(flat, t + 32), c), fma(y, load(flat, t + 48), d)
+                    k = _keep(a, bits(masks, word), out, k)
+                    k = _keep(b, bits(masks, word + 1), out, k)
+                    if j + 32 < 16 * (words - 2):
+                        k = _keep(c, bits(masks, word + 2), out, k)
+                        k = _keep(d, bits(masks, word + 3), out, k)
+                    word += 4
+
+
+@device_function
+def _keep(v, mask, out, k):
+    store_masked(out, k, compress(v, mask), first_lanes(count(mask)))
+    return k + count(mask)
+
+
+# ---------------------------------------------------------------- CSR, one example
+
+
+@device_function
+def dot(values, start, col, first, last, x):
+    """Sum of values[start + k] * x[col[k]], four sums at a time."""
+    k = first
+    a = b = c = d = values.dtype.type(0)
+    while k + 3 < last:
+        a += at(values, start + k) * at(x, np.intp(at(col, k)))
+        b += at(values, start + k + 1) * at(x, np.intp(at(col, k + 1)))
+        c += at(values, start + k + 2) * at(x, np.intp(at(col, k + 2)))
+        d += at(values, start + k + 3) * at(x, np.intp(at(col, k + 3)))
+        k += 4
+    while k < last:
+        a += at(values, start + k) * at(x, np.intp(at(col, k)))
+        k += 1
+    return (a + b) + (c + d)
+
+
+@kernel
+def _dot_one(values, crow, col, x, y, n_chunks):
+    for chunk in prange(n_chunks):
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            put(y, row, dot(values, 0, col, np.intp(crow[row]), np.intp(crow[row + 1]), x))
+
+
+@kernel
+def _add_one(values, crow, col, dy, sums, n_chunks):
+    for chunk in prange(n_chunks):
+        total = sums[chunk]
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
+                total[np.intp(at(col, k))] += at(values, k) * dy[row]
+
+
+@kernel
+def _outer_one(crow, col, dy, x, out, n_chunks):
+    for chunk in prange(n_chunks):
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
+                out[k] = dy[row] * at(x, np.intp(at(col, k)))

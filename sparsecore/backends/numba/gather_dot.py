@@ -1,0 +1,143 @@
+"""Dot products of rows of sparse tables: both rows are expanded 16 columns at a time, in registers, and never stored.
+
+Memory is asked for in two steps, as by `gather`, for both tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from sparsecore.backends.numba.embedding import INDEX_AHEAD, VALUES_AHEAD, lines_of, masks_of, prefetch_lines
+from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.simd import (
+    LANES,
+    at,
+    bits,
+    count,
+    expand,
+    fma,
+    horizontal_sum,
+    prefetch,
+    put,
+    zeros,
+)
+from sparsecore.encoding import encode
+
+__all__ = ["gather_dot"]
+
+
+def gather_dot(
+    values_a: Tensor,
+    crow_a: Tensor,
+    col_a: Tensor | None,
+    ids_a: Tensor,
+    values_b: Tensor,
+    crow_b: Tensor,
+    col_b: Tensor | None,
+    ids_b: Tensor,
+    n_cols: int,
+) -> Tensor:
+    """``a[ids_a[e]] . b[ids_b[e, j]]`` for ids_a (n,) and ids_b (n,) or (n, m): of the shape of ids_b."""
+    out = torch.empty(ids_b.shape, dtype=values_a.dtype)
+    n = threads(ids_b.numel() * n_cols)
+    each = ids_b.shape[1] if ids_b.dim() == 2 else 1
+    ids: Any = (array(ids_a), array(ids_b).reshape(-1), each)
+    lines = (lines_of(values_a, crow_a), lines_of(values_b, crow_b))
+    target = out.view(-1).numpy()
+    if (col_a is None) != (
+        col_b is None
+    ):  # one kernel reads both: the smaller index is made like the other one
+        crow_a, col_a = _bitmap(crow_a, col_a, n_cols)
+        crow_b, col_b = _bitmap(crow_b, col_b, n_cols)
+    if col_a is None or col_b is None:
+        a, b = array(crow_a), array(crow_b)
+        tables = (array(values_a), a, masks_of(a), array(values_b), b, masks_of(b))
+        _dot_bitmaps(*tables, *ids, n_cols, *lines, target, n)
+    else:
+        tables = (array(values_a), array(crow_a), array(col_a), array(values_b), array(crow_b), array(col_b))
+        _dot_csr(*tables, *ids, n_cols, *lines, target, n)
+    return out
+
+
+def _bitmap(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, None]:
+    return (crow if col is None else encode(crow, col, n_cols)), None
+
+
+@kernel
+def _dot_bitmaps(
+    values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, each, d, lines_a, lines_b, out, n_chunks
+):  # fmt: skip
+    n = ids_a.shape[0]
+    words, half_words = index_a.shape[1], masks_a.shape[1]  # both tables have the same columns
+    blocks = d // LANES + (d % LANES > 0)
+    for chunk in prange(n_chunks):
+        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+        for e in range(first, min(last, first + INDEX_AHEAD)):
+            prefetch(index_a, at(ids_a, e) * words)
+            for j in range(e * each, (e + 1) * each):
+                prefetch(index_b, at(ids_b, j) * words)
+        for e in range(first, last):
+            if e + INDEX_AHEAD < last:
+                prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
+                for j in range((e + INDEX_AHEAD) * each, (e + INDEX_AHEAD + 1) * each):
+                    prefetch(index_b, at(ids_b, j) * words)
+            if e + VALUES_AHEAD < last:
+                prefetch_lines(values_a, at(index_a, at(ids_a, e + VALUES_AHEAD) * words), lines_a)
+                for j in range((e + VALUES_AHEAD) * each, (e + VALUES_AHEAD + 1) * each):
+                    prefetch_lines(values_b, at(index_b, at(ids_b, j) * words), lines_b)
+            r = at(ids_a, e)
+            for j in range(e * each, (e + 1) * each):
+                s = at(ids_b, j)
+                k, m = at(index_a, r * words), r * half_words + 2
+                q, o = at(index_b, s * words), s * half_words + 2
+                even, odd = zeros(values_a), zeros(values_a)
+                for b in range(0, blocks - 1, 2):
+                    u, v = bits(masks_a, m + b), bits(masks_b, o + b)
+                    even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
+                    k, q = k + count(u), q + count(v)
+                    u, v = bits(masks_a, m + b + 1), bits(masks_b, o + b + 1)
+                    odd = fma(expand(values_a, k, u), expand(values_b, q, v), odd)
+                    k, q = k + count(u), q + count(v)
+                if blocks % 2:
+                    u, v = bits(masks_a, m + blocks - 1), bits(masks_b, o + blocks - 1)
+                    even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
+                put(out, j, horizontal_sum(even) + horizontal_sum(odd))
+
+
+@kernel
+def _dot_csr(
+    values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines_a, lines_b, out, n_chunks
+):  # fmt: skip
+    n = ids_a.shape[0]
+    for chunk in prange(n_chunks):
+        row = np.zeros(d, values_a.dtype)
+        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+        for e in range(first, last):
+            if e + INDEX_AHEAD < last:
+                prefetch(crow_a, at(ids_a, e + INDEX_AHEAD))
+                for j in range((e + INDEX_AHEAD) * each, (e + INDEX_AHEAD + 1) * each):
+                    prefetch(crow_b, at(ids_b, j))
+            if e + VALUES_AHEAD < last:
+                place = at(crow_a, at(ids_a, e + VALUES_AHEAD))
+                prefetch_lines(values_a, place, lines_a)
+                prefetch(col_a, place)
+                for j in range((e + VALUES_AHEAD) * each, (e + VALUES_AHEAD + 1) * each):
+                    place = at(crow_b, at(ids_b, j))
+                    prefetch_lines(values_b, place, lines_b)
+                    prefetch(col_b, place)
+            r = at(ids_a, e)
+            for k in range(at(crow_a, r), at(crow_a, r + 1)):
+                row[at(col_a, k)] = at(values_a, k)
+            for j in range(e * each, (e + 1) * each):
+                s = at(ids_b, j)
+                total = np.zeros(1, values_a.dtype)[0]
+                for k in range(at(crow_b, s), at(crow_b, s + 1)):
+                    total += at(values_b, k) * row[at(col_b, k)]
+                put(out, j, total)
+            for k in range(at(crow_a, r), at(crow_a, r + 1)):
+                row[at(col_a, k)] = 0

@@ -1,0 +1,308 @@
+"""Index sets in both encodings: take away, insert, fill at random places."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+
+from sparsecore.backends.numba.jit import array, kernel, split, threads
+from sparsecore.backends.numba.simd import (
+    absolute,
+    at,
+    at_least,
+    bits,
+    count,
+    expand,
+    greater,
+    lowest,
+    put,
+    splat,
+)
+from sparsecore.ops.explore import Index
+from sparsecore.sampling import sample_ranks
+
+__all__ = ["IndexSet", "chunk_edges", "fill", "insert", "surviving"]
+
+
+class IndexSet:
+    """An index set as kernels read it: row pointers, and either columns or masks of 16 columns.
+
+    The kernels branch on which of the two is None, when they are compiled.
+    """
+
+    def __init__(self, index: Index, shape: tuple[int, int]) -> None:
+        crow, col = index
+        self.index, self.shape, self.rows = index, shape, shape[0]
+        self.columns: np.ndarray | None = None
+        self.masks: np.ndarray | None = None
+        self.pointers, self.stride = array(crow), 0
+        if col is None:
+            bitmap = self.pointers
+            self.pointers, self.masks = bitmap[:, 0], bitmap.view(np.uint16).reshape(-1)
+            self.stride = 2 * bitmap.shape[1]
+        else:
+            self.columns = array(col)
+
+    def arrays(self) -> tuple:
+        """Arguments of a kernel: pointers, columns, masks, masks of a row."""
+        return self.pointers, self.columns, self.masks, self.stride
+
+    @property
+    def nnz(self) -> int:
+        return int(self.pointers[-1])
+
+    @property
+    def work(self) -> int:
+        """What a pass over it costs."""
+        return self.nnz if self.masks is None else self.masks.shape[0]
+
+    def number_rows(self, edges: np.ndarray) -> None:
+        """Add up pointers that were counted from 0 in each range of rows."""
+        for first, last in pairwise(edges[1:]):
+            self.pointers[first + 1 : last + 1] += self.pointers[first]
+
+
+def chunk_edges(index: IndexSet, n_chunks: int) -> np.ndarray:
+    """Ranges of rows of about the same work."""
+    if index.masks is not None:
+        return index.rows * np.arange(n_chunks + 1) // n_chunks
+    edges = np.searchsorted(index.pointers, index.nnz * np.arange(n_chunks + 1) // n_chunks)
+    edges[0], edges[-1] = 0, index.rows
+    return edges
+
+
+def surviving(values: np.ndarray, index: IndexSet, threshold: float, last: int) -> IndexSet:
+    """Without the weights of ``|w| < threshold``, or ``==`` up to place ``last``."""
+    n_chunks = threads(index.work)
+    edges = chunk_edges(index, n_chunks)
+    old_crow, old_col = index.index
+    crow, col = torch.zeros_like(old_crow), None if old_col is None else torch.empty_like(old_col)
+    out = IndexSet((crow, col), index.shape)
+    target: Any = out.columns if out.masks is None else out.masks
+    blocks, threshold = -(-index.shape[1] // 16), values.dtype.type(threshold)
+    _surviving(
+        values, *index.arrays(), blocks, threshold, last, edges, out.pointers, target, n_chunks,
+    )  # fmt: skip
+    if col is not None:  # close the gaps between the chunks' columns
+        end = int(out.pointers[edges[1]])
+        for first, until in pairwise(edges[1:]):
+            start, n = int(index.pointers[first]), int(out.pointers[until])
+            n = n if until > first else 0
+            target[end : end + n] = target[start : start + n]
+            end += n
+    out.number_rows(edges)
+    return out if col is None else IndexSet((crow, col[: out.nnz]), index.shape)
+
+
+def insert(
+    index: IndexSet, places: np.ndarray, starts: list[int], counts: list[int], ids: np.ndarray, height: int
+) -> IndexSet:
+    """With these positions added, which it does not have: of each block, ascending, counted from its first row.
+
+    Args:
+        index: is overwritten (bitmap), or merged into another one.
+        places: int32, of all blocks; those of one are ``places[start : start + count]``.
+        starts, counts: of each block.
+        ids: the rows in the order of the blocks; empty: all rows.
+        height: rows of a block.
+    """
+    total = sum(counts)
+    if total == 0:
+        return index
+    first, length, n_chunks = np.array(starts), np.array(counts), threads(total)
+    added = np.zeros(index.rows + 1, index.pointers.dtype) if index.masks is None else None
+    _mark(places, first, length, ids, height, index.shape[1], added, index.masks, index.stride, n_chunks)
+    return renumbered(index) if added is None else _union(index, added, places)
+
+
+def renumbered(index: IndexSet) -> IndexSet:
+    """A bitmap with the pointers that belong to its bits."""
+    n_chunks = threads(index.work)
+    edges = chunk_edges(index, n_chunks)
+    _count_rows(index.masks, index.stride, -(-index.shape[1] // 16), edges, index.pointers, n_chunks)
+    index.number_rows(edges)
+    return index
+
+
+def _union(index: IndexSet, counts: np.ndarray, added: np.ndarray) -> IndexSet:
+    """With ``counts[r + 1]`` more columns in row r; they follow each other in ``added``."""
+    np.cumsum(counts, out=counts)
+    crow = torch.from_numpy(index.pointers + counts)
+    assert index.index[1] is not None
+    col = index.index[1].new_empty(int(crow[-1]))
+    out = IndexSet((crow, col), index.shape)
+    _merge(index.pointers, index.columns, counts, added, out.pointers, out.columns, threads(out.nnz))
+    return out
+
+
+def fill(
+    tensors: Index, shape: tuple[int, int], n: int, generator: torch.Generator | None, skip_row: int | None
+) -> Index:
+    """IndexSet set with n free positions added, every subset equally likely; fewer if fewer are free."""
+    index, (rows, cols) = IndexSet(tensors, shape), shape
+    skip = rows if skip_row is None else skip_row
+    free = (rows - (skip < rows)) * cols - index.nnz
+    n = min(n, free)
+    columns = np.empty(n if index.masks is None else 0, np.int32)
+    added = np.zeros(rows + 1, index.pointers.dtype) if index.masks is None else None
+    done = 0
+    for ranks in sample_ranks(free, n, generator):
+        n_chunks = threads(8 * ranks.numel())
+        _fill(ranks.numpy(), *index.arrays(), cols, skip, columns[done:], added, n_chunks)
+        done += ranks.numel()
+    return (renumbered(index) if added is None else _union(index, added, columns)).index
+
+
+@kernel
+def _surviving(
+    values, pointers, col, masks, stride, blocks, threshold, last, edges, out_pointers, out, n_chunks
+):
+    for chunk in prange(n_chunks):
+        begin = pointers[edges[chunk]]
+        end = begin
+        least = splat(threshold)
+        for r in range(edges[chunk], edges[chunk + 1]):
+            if col is not None:
+                for k in range(pointers[r], pointers[r + 1]):
+                    out[end] = col[k]
+                    a = abs(values[k])
+                    end += (a > threshold) | ((a == threshold) & (k > last))
+            if masks is not None:
+                k = pointers[r]
+                for b in range(r * stride + 2, r * stride + 2 + blocks):
+                    m = bits(masks, b)
+                    n = count(m)
+                    a = absolute(expand(values, k, m))
+                    if k > last:
+                        keep = np.uint16(at_least(a, least) & m)
+                    else:
+                        keep = np.uint16(greater(a, least) & m)
+                        if last < k + n - 1:
+                            rest = m  # ties behind the last that goes
+                            for _ in range(last + 1 - k):
+                                rest = np.uint16(rest & (rest - 1))
+                            keep = np.uint16(keep | (at_least(a, least) & rest))
+                    put(out, b, keep)
+                    k += n
+                    end += count(keep)
+            out_pointers[r + 1] = end - begin
+
+
+@kernel
+def _mark(places, starts, counts, ids, height, cols, added, masks, stride, n_chunks):
+    """Set the bits of these places; or count them by row, and replace them by their columns."""
+    n = starts.shape[0]
+    for chunk in prange(n_chunks):
+        for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+            i, begin = block * height, 0
+            r = ids[i] if ids.shape[0] else i
+            for k in range(starts[block], starts[block] + counts[block]):
+                j = places[k] - begin
+                if j >= cols:
+                    while j >= cols:
+                        i, begin, j = i + 1, begin + cols, j - cols
+                    r = ids[i] if ids.shape[0] else i
+                if added is not None:
+                    added[r + 1] += 1
+                    places[k] = j
+                if masks is not None:
+                    b = r * stride + 2 + (j >> 4)
+                    put(masks, b, np.uint16(at(masks, b) | (1 << (j & 15))))
+
+
+@kernel
+def _count_rows(masks, stride, blocks, edges, pointers, n_chunks):
+    for chunk in prange(n_chunks):
+        total = 0
+        for r in range(edges[chunk], edges[chunk + 1]):
+            for b in range(r * stride + 2, r * stride + 2 + blocks):
+                total += count(bits(masks, b))
+            pointers[r + 1] = total
+
+
+@kernel
+def _merge(crow, col, added_crow, added, out_crow, out, n_chunks):
+    """Columns of two index sets without common members, as one."""
+    for chunk in prange(n_chunks):
+        for r in range(split(out_crow, n_chunks, chunk), split(out_crow, n_chunks, chunk + 1)):
+            i, i_end, j, j_end = crow[r], crow[r + 1], added_crow[r], added_crow[r + 1]
+            k = out_crow[r]
+            while i < i_end and j < j_end:
+                a, b = np.int64(col[i]), np.int64(added[j])
+                out[k] = min(a, b)
+                k, i, j = k + 1, i + (a < b), j + (a > b)
+            for rest in range(i, i_end):
+                out[k] = col[rest]
+                k += 1
+            for rest in range(j, j_end):
+                out[k] = added[rest]
+                k += 1
+
+
+@kernel
+def _fill(ranks, pointers, col, masks, stride, cols, skip, columns, added, n_chunks):
+    """Take the free positions of these ranks (ascending): set their bits, or write their columns and count them by row.
+
+    Ranks count the free positions that belong to the pointers; bits that are set meanwhile all have lower ranks.
+    """
+    n, rows = ranks.shape[0], pointers.shape[0] - 1
+    for chunk in prange(n_chunks):
+        e, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+        low, high = 0, rows  # the first row with more free positions up to its end than the rank
+        while low < high:
+            r = (low + high) // 2
+            if (r + 1 - (skip <= r)) * cols - pointers[r + 1] > ranks[e]:
+                high = r
+            else:
+                low = r + 1
+        r = low
+        # A row belongs to the chunk that has its first rank.
+        before = (r - (skip < r)) * cols - pointers[r]
+        after = (r + 1 - (skip <= r)) * cols - pointers[r + 1]
+        if e > 0 and ranks[e - 1] >= before:
+            while e < n and ranks[e] < after:
+                e += 1
+        while e < last:
+            while ranks[e] >= after:
+                r += 1
+                after = (r + 1 - (skip <= r)) * cols - pointers[r + 1]
+            before = (r - (skip < r)) * cols - pointers[r]
+            if col is not None:
+                k, end, begun = pointers[r], pointers[r + 1], e
+                while e < n and ranks[e] < after:
+                    j = ranks[e] - before + (k - pointers[r])
+                    while k < end and col[k] <= j:
+                        k += 1
+                        j += 1
+                    columns[e] = j
+                    e += 1
+                added[r + 1] += e - begun
+            if masks is not None:
+                b = r * stride + 2
+                passed = before - np.int64(
+                    pointers[r + 1] - pointers[r]
+                )  # rank of the first that is free now
+                for w in range(b, b + (cols + 15) // 16):
+                    passed += count(bits(masks, w))
+                j = 0
+                while e < n and ranks[e] < after:
+                    m = np.uint16(at(masks, b))
+                    width = min(16, cols - j)
+                    free = np.uint16(~m & ((1 << width) - 1))
+                    here = count(free)
+                    if ranks[e] < passed + here:
+                        k = passed
+                        while e < n and ranks[e] < passed + here:
+                            while k < ranks[e]:
+                                free = np.uint16(free & (free - 1))
+                                k += 1
+                            m = np.uint16(m | (1 << lowest(free)))
+                            e += 1
+                        put(masks, b, m)
+                    passed += here
+                    j += 16
+                    b += 1

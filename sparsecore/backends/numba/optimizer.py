@@ -1,0 +1,393 @@
+"""One pass over a weight, its gradient and its optimizer state: what fused optimizers do.
+
+With ``places`` the gradient belongs to those elements alone (ascending, each once) and no other element is touched:
+the pass then costs what the batch touched. Elements that follow one another are taken up to 16 at a time.
+
+Every element is computed by itself: results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.simd import (
+    LANES,
+    absolute,
+    add,
+    at,
+    at_least,
+    div,
+    first_lanes,
+    fma,
+    load,
+    load_masked,
+    lookup,
+    mul,
+    prefetch,
+    splat,
+    sqrt,
+    store,
+    store_masked,
+    where,
+)
+
+__all__ = ["adagrad_", "adam_", "coalesce", "sgd_"]
+
+_AHEAD = 256  # entries of a sparse gradient between asking for an element and changing it
+_FLOPS = 8
+_NO_PLACES = np.empty(0, np.int64)
+
+
+def adam_(
+    values: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: float,
+    step_per_weight: Tensor | None = None,
+    places: Tensor | None = None,
+) -> None:
+    """``torch.optim.Adam``'s rule (AdamW's if ``decoupled``), in place, ``step`` counting this one.
+
+    With ``step_per_weight`` (of the values' shape and type) every element's bias is corrected by its own count, which
+    is raised by one.
+    """
+    first, second = betas
+    dtype = array(values[:0]).dtype
+    if step_per_weight is None:
+        corrections = (
+            np.array([1 / (1 - first**step)], dtype),
+            np.array([1 / (1 - second**step) ** 0.5], dtype),
+        )
+        counts = np.empty(0, dtype)
+    else:
+        corrections, counts = (
+            _corrections(first, second, 1 << int(step).bit_length(), dtype),
+            _flat(step_per_weight),
+        )
+    remain, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    tiny = np.finfo(dtype).tiny
+    constants = np.array([first, 1 - first, second, 1 - second, eps, -lr, remain, decay, tiny, 0], dtype)
+    arrays = (_flat(values), _flat(grad), _flat(exp_avg), _flat(exp_avg_sq))
+    if places is None and step_per_weight is None:
+        _adam(*arrays, *corrections, constants, _chunks(grad))
+    else:
+        _adam_at(_places(places), *arrays, counts, *corrections, constants, _chunks(grad))
+
+
+def sgd_(
+    values: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    places: Tensor | None = None,
+) -> None:
+    """``torch.optim.SGD``'s rule, in place; without a buffer there is no momentum."""
+    constants = np.array([-lr, momentum, 1 - dampening, weight_decay], array(values[:0]).dtype)
+    buffer = array(values.view(-1)[:0]) if momentum_buffer is None else _flat(momentum_buffer)
+    _sgd(_places(places), _flat(values), _flat(grad), buffer, constants, nesterov, _chunks(grad))
+
+
+def adagrad_(
+    values: Tensor,
+    grad: Tensor,
+    total: Tensor,
+    *,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+    places: Tensor | None = None,
+) -> None:
+    """``torch.optim.Adagrad``'s rule, in place, for a learning rate that has already decayed."""
+    constants = np.array([-lr, weight_decay, eps], array(values[:0]).dtype)
+    _adagrad(_places(places), _flat(values), _flat(grad), _flat(total), constants, _chunks(grad))
+
+
+def coalesce(places: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Places ascending, each once; entries of the same place are summed in the order in which they came.
+
+    The gradients of several lookups come one after another, each ascending: they are merged, not sorted.
+    """
+    keys, numbers = array(places), array(grad)
+    pieces = _pieces(keys, 1)
+    if pieces <= 1:
+        return places, grad
+    keys, numbers = _merge(keys, numbers, pieces, 1)
+    return torch.from_numpy(keys), torch.from_numpy(numbers)
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return array(tensor).reshape(-1)
+
+
+def _places(places: Tensor | None) -> np.ndarray:
+    return _NO_PLACES if places is None else array(places)
+
+
+def _chunks(grad: Tensor) -> int:
+    return threads(_FLOPS * grad.numel())
+
+
+@lru_cache(maxsize=8)
+def _corrections(first: float, second: float, steps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """What an element that has had t steps corrects its moments by in the next. The last holds from there on."""
+    largest = max(first, second)
+    until_one = int(np.log(np.finfo(dtype).eps / 4) / np.log(largest)) + 1 if largest else 1
+    counts = np.arange(1, min(steps, until_one) + 1)
+    return (1 / (1 - first**counts)).astype(dtype), (1 / np.sqrt(1 - second**counts)).astype(dtype)
+
+
+@device_function
+def _begin(n, n_chunks, chunk):
+    """Where a chunk begins: at a multiple of 16."""
+    return n if chunk == n_chunks else n // LANES * chunk // n_chunks * LANES
+
+
+@device_function
+def _together(places, i, lanes):
+    """How many of the next entries (at most ``lanes``) belong to elements that follow one another."""
+    if at(places, i + lanes - 1) - at(places, i) != lanes - 1:
+        few = 1
+        while lanes - few > 1:
+            middle = (few + lanes) // 2
+            if at(places, i + middle - 1) - at(places, i) == middle - 1:
+                few = middle
+            else:
+                lanes = middle
+        lanes = few
+    return lanes
+
+
+@device_function
+def _splats(constants):
+    a, b, c = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
+    d, e, f = splat(at(constants, 3)), splat(at(constants, 4)), splat(at(constants, 5))
+    g, h, i = splat(at(constants, 6)), splat(at(constants, 7)), splat(at(constants, 8))
+    return a, b, c, d, e, f, g, h, i, splat(at(constants, 9))
+
+
+@device_function
+def _adam_rule(x, g, m, v, c1, c2, constants):
+    """Element, gradient and moments -> the new element and moments."""
+    keep_first, take_first, keep_second, take_second, eps, rate, remain, decay, tiny, zero = constants
+    g = fma(decay, x, g)
+    m = fma(take_first, g, mul(keep_first, m))
+    v = fma(take_second, mul(g, g), mul(keep_second, v))
+    m, v = where(at_least(absolute(m), tiny), m, zero), where(at_least(v, tiny), v, zero)
+    return fma(mul(rate, c1), div(m, fma(sqrt(v), c2, eps)), mul(remain, x)), m, v
+
+
+@kernel
+def _adam(values, grad, exp_avg, exp_avg_sq, first, second, constants, n_chunks):
+    n = grad.shape[0]
+    for chunk in prange(n_chunks):
+        c = _splats(constants)
+        c1, c2 = splat(at(first, 0)), splat(at(second, 0))
+        begin, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
+        whole = last // LANES * LANES
+        # Whole vectors are stored without a mask: a masked store costs twice the memory traffic.
+        for i in range(begin, whole, LANES):
+            x, m, v = load(values, i), load(exp_avg, i), load(exp_avg_sq, i)
+            x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
+            store(exp_avg, i, m)
+            store(exp_avg_sq, i, v)
+            store(values, i, x)
+        if whole < last:
+            mask = first_lanes(last - whole)
+            x, m = load_masked(values, whole, mask), load_masked(exp_avg, whole, mask)
+            v = load_masked(exp_avg_sq, whole, mask)
+            x, m, v = _adam_rule(x, load_masked(grad, whole, mask), m, v, c1, c2, c)
+            store_masked(exp_avg, whole, m, mask)
+            store_masked(exp_avg_sq, whole, v, mask)
+            store_masked(values, whole, x, mask)
+
+
+@kernel
+def _adam_at(places, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks):
+    n, sparse, counted = grad.shape[0], places.shape[0] > 0, counts.shape[0] > 0
+    for chunk in prange(n_chunks):
+        c = _splats(constants)
+        c1, c2 = splat(at(first, 0)), splat(at(second, 0))
+        one, longest = splat(values.dtype.type(1)), splat(values.dtype.type(first.shape[0] - 1))
+        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
+        while i < last:
+            p, lanes = i, min(LANES, last - i)
+            if sparse:
+                p = at(places, i)
+                lanes = _together(places, i, lanes)
+                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
+                prefetch(values, ahead)
+                prefetch(values, end)
+                prefetch(exp_avg, ahead)
+                prefetch(exp_avg, end)
+                prefetch(exp_avg_sq, ahead)
+                prefetch(exp_avg_sq, end)
+            mask = first_lanes(lanes)
+            if counted:
+                if lanes == LANES:
+                    t = load(counts, p)
+                    store(counts, p, add(t, one))
+                else:
+                    t = load_masked(counts, p, mask)
+                    store_masked(counts, p, add(t, one), mask)
+                c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
+            if lanes == LANES:
+                x, m, v = load(values, p), load(exp_avg, p), load(exp_avg_sq, p)
+                x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
+                store(exp_avg, p, m)
+                store(exp_avg_sq, p, v)
+                store(values, p, x)
+            else:
+                x, m = load_masked(values, p, mask), load_masked(exp_avg, p, mask)
+                v = load_masked(exp_avg_sq, p, mask)
+                x, m, v = _adam_rule(x, load_masked(grad, i, mask), m, v, c1, c2, c)
+                store_masked(exp_avg, p, m, mask)
+                store_masked(exp_avg_sq, p, v, mask)
+                store_masked(values, p, x, mask)
+            i += lanes
+
+
+@kernel
+def _sgd(places, values, grad, buffer, constants, nesterov, n_chunks):
+    n, sparse, heavy = grad.shape[0], places.shape[0] > 0, buffer.shape[0] > 0
+    for chunk in prange(n_chunks):
+        rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
+        take, decay = splat(at(constants, 2)), splat(at(constants, 3))
+        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
+        while i < last:
+            p, lanes = i, min(LANES, last - i)
+            if sparse:
+                p = at(places, i)
+                lanes = _together(places, i, lanes)
+                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
+                prefetch(values, ahead)
+                prefetch(values, end)
+                prefetch(buffer, ahead)
+                prefetch(buffer, end)
+            mask = first_lanes(lanes)
+            if lanes == LANES:
+                x, g = load(values, p), load(grad, i)
+            else:
+                x, g = load_masked(values, p, mask), load_masked(grad, i, mask)
+            g = fma(decay, x, g)
+            if heavy:
+                b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
+                g = fma(momentum, b, g) if nesterov else b
+                if lanes == LANES:
+                    store(buffer, p, b)
+                else:
+                    store_masked(buffer, p, b, mask)
+            if lanes == LANES:
+                store(values, p, fma(rate, g, x))
+            else:
+                store_masked(values, p, fma(rate, g, x), mask)
+            i += lanes
+
+
+@kernel
+def _adagrad(places, values, grad, total, constants, n_chunks):
+    n, sparse = grad.shape[0], places.shape[0] > 0
+    for chunk in prange(n_chunks):
+        rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
+        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
+        while i < last:
+            p, lanes = i, min(LANES, last - i)
+            if sparse:
+                p = at(places, i)
+                lanes = _together(places, i, lanes)
+                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
+                prefetch(values, ahead)
+                prefetch(values, end)
+                prefetch(total, ahead)
+                prefetch(total, end)
+            mask = first_lanes(lanes)
+            if lanes == LANES:
+                x, g, s = load(values, p), load(grad, i), load(total, p)
+            else:
+                x, g, s = (
+                    load_masked(values, p, mask),
+                    load_masked(grad, i, mask),
+                    load_masked(total, p, mask),
+                )
+            g = fma(decay, x, g)
+            s = fma(g, g, s)
+            x = fma(rate, div(g, add(sqrt(s), eps)), x)
+            if lanes == LANES:
+                store(total, p, s)
+                store(values, p, x)
+            else:
+                store_masked(total, p, s, mask)
+                store_masked(values, p, x, mask)
+            i += lanes
+
+
+@kernel
+def _pieces(places, n_chunks):
+    """Number of ascending pieces."""
+    found = 0
+    for _ in prange(n_chunks):
+        found += places.shape[0] > 0
+        for i in range(1, places.shape[0]):
+            found += at(places, i) <= at(places, i - 1)
+    return found
+
+
+@kernel
+def _merge(places, grad, pieces, n_chunks):
+    n = places.shape[0]
+    bounds = np.empty(pieces + 1, np.int64)
+    a, b, x, y = places.copy(), np.empty(n, np.int64), grad.copy(), np.empty(n, grad.dtype)
+    for _ in prange(n_chunks):
+        found = 0
+        for i in range(n):
+            if i == 0 or a[i] <= a[i - 1]:
+                bounds[found] = i
+                found += 1
+        bounds[found] = n
+        while found > 1:
+            w, merged = 0, 0
+            for piece in range(0, found, 2):
+                i, middle = bounds[piece], bounds[piece + 1]
+                j, end = middle, bounds[min(piece + 2, found)]
+                bounds[merged] = w
+                merged += 1
+                while i < middle and j < end:
+                    left, right = a[i], a[j]
+                    number = grad.dtype.type(0)
+                    if left <= right:
+                        number = x[i]
+                    if left >= right:
+                        number += x[j]
+                    b[w], y[w] = min(left, right), number
+                    i += left <= right
+                    j += left >= right
+                    w += 1
+                while i < middle:
+                    b[w], y[w] = a[i], x[i]
+                    w += 1
+                    i += 1
+                while j < end:
+                    b[w], y[w] = a[j], x[j]
+                    w += 1
+                    j += 1
+            bounds[merged] = w
+            found, n = merged, w
+            a, b, x, y = b, a, y, x
+    return a[:n], x[:n]

@@ -1,0 +1,284 @@
+"""Gradients of rows that were looked up, at the stored positions of a table.
+
+Entries are grouped by row first (a stable radix sort), then every row of the table that occurs is summed once, in
+registers, its entries in the order in which they came, and compressed to its stored columns. One thread owns a row, so
+results are the same on every run and for every number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from sparsecore.backends.numba.embedding import INDEX_AHEAD, VALUES_AHEAD, lines_of, masks_of, prefetch_lines
+from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.memory import output
+from sparsecore.backends.numba.simd import (
+    LANES,
+    add,
+    at,
+    bits,
+    compress,
+    count,
+    first_lanes,
+    fma,
+    load,
+    load_masked,
+    prefetch,
+    put,
+    splat,
+    store_masked,
+    zeros,
+)
+
+__all__ = ["Groups", "group", "scatter_grad", "sum_groups", "sum_rows", "touched"]
+
+_NONE = np.empty(0, np.int64)
+_DIGIT = 11  # bits that one pass of the radix sort looks at: 2048 counters stay in the L1 cache
+
+Groups = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
+    """``out[k] = sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k: (nnz,)."""
+    out = output((nnz,), grad.dtype).zero_()
+    sum_groups(crow, col, group(ids, crow.shape[0] - 1), None, None, grad, out)
+    return out
+
+
+def touched(
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    nnz: int,
+    sources: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``scatter_grad`` at the nonzeros of the rows that occur: their places (t,) int64, ascending, and values (t,).
+
+    With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
+    """
+    crow = crow.contiguous()
+    groups = group(ids, crow.shape[0] - 1)
+    index = array(crow).reshape(-1)
+    place = np.empty(groups[0].shape[0] + 1, np.int64)
+    _places(index, crow.stride(0), groups[0], place, 1)
+    positions = torch.empty(int(place[-1]), dtype=torch.int64)
+    out = torch.empty(positions.numel(), dtype=grad.dtype)
+    parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
+    sum_groups(crow, col, groups, *parts, grad, out, place, positions.numpy())
+    return positions, out
+
+
+def sum_rows(ids: Tensor, grad: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """Distinct ids, ascending, and the sum of each one's rows of ``grad`` (n, cols)."""
+    rows, starts, order = group(ids, n_rows)
+    out = torch.empty((rows.shape[0], grad.shape[1]), dtype=grad.dtype)
+    _sum_dense(starts, order, array(grad), out.numpy(), threads(grad.numel()))
+    return torch.from_numpy(rows), out
+
+
+def group(ids: Tensor, n_rows: int) -> Groups:
+    """Distinct ids, ascending; where each one's entries begin (one more than ids); the entries in that order."""
+    n = ids.numel()
+    digits = max(1, (n_rows - 1).bit_length())
+    passes = -(-digits // _DIGIT)
+    rows, starts, order = np.empty(n, np.int64), np.empty(n + 1, np.int32), np.empty(n, np.int32)
+    found = _group(array(ids), n.bit_length(), passes, -(-digits // passes), rows, starts, order, 1)
+    return rows[:found], starts[: found + 1], order
+
+
+def sum_groups(
+    crow: Tensor,
+    col: Tensor | None,
+    groups: Groups,
+    bags: np.ndarray | None,
+    weights: np.ndarray | None,
+    grad: Tensor,
+    out: Tensor,
+    place: np.ndarray = _NONE,
+    positions: np.ndarray = _NONE,
+) -> None:
+    """Weighted sums of rows of ``grad`` (entry e takes row ``bags[e]``), compressed, where their row's values lie.
+
+    Without bags and weights, entry e takes row e, once. With ``place``, group u is written from ``place[u]`` on instead
+    and the places of its values in the table to ``positions``.
+    """
+    rows, starts, order = groups
+    if bags is None:
+        source, weighted = order, np.ones(1, array(grad[:0]).dtype)
+    else:
+        source, weighted = bags[order], weights[order]
+    n = threads(order.shape[0] * grad.shape[1])
+    step = 0 if bags is None else 1
+    rest = (
+        rows,
+        starts,
+        source,
+        weighted,
+        step,
+        array(grad),
+        place,
+        positions,
+        out.numpy(),
+        lines_of(out, crow),
+        n,
+    )
+    if col is None:
+        index = array(crow)
+        _sum_bitmap(index, masks_of(index), *rest)
+    else:
+        _sum_csr(array(crow), array(col), *rest)
+
+
+@kernel
+def _group(ids, shift, passes, digits, rows, starts, order, n_chunks):
+    n = ids.shape[0]
+    keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
+    counts = np.empty(1 << digits, np.int64)
+    for _ in prange(n_chunks):
+        for e in range(n):
+            keys[e] = (ids[e] << shift) | e
+        low = (1 << digits) - 1
+        for p in range(passes):
+            down = shift + p * digits
+            counts[:] = 0
+            for e in range(n):
+                counts[(keys[e] >> down) & low] += 1
+            total = 0
+            for c in range(low + 1):
+                counts[c], total = total, total + counts[c]
+            for e in range(n):
+                c = (keys[e] >> down) & low
+                spare[counts[c]] = keys[e]
+                counts[c] += 1
+            keys, spare = spare, keys
+        found, before = 0, np.int64(-1)
+        for e in range(n):
+            key = keys[e]
+            order[e] = key & ((1 << shift) - 1)
+            if key >> shift != before:
+                before = key >> shift
+                rows[found], starts[found] = before, e
+                found += 1
+        starts[found] = n
+    return found
+
+
+@kernel
+def _places(index, stride, rows, place, n_chunks):
+    n = rows.shape[0]
+    for _ in prange(n_chunks):
+        total = 0
+        for u in range(n):
+            prefetch(index, at(rows, min(u + INDEX_AHEAD, n - 1)) * stride)
+            place[u] = total
+            r = at(rows, u) * stride
+            total += np.int64(at(index, r + stride)) - at(index, r)
+        place[n] = total
+
+
+@device_function
+def _pack(out, k, block, mask):
+    """Write the stored columns of a block; the next place."""
+    stored = count(mask)
+    store_masked(out, k, compress(block, mask), first_lanes(stored))
+    return k + stored
+
+
+@kernel
+def _sum_bitmap(
+    index, masks, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks
+):
+    d = grad.shape[1]
+    width, half_words = index.shape[1], masks.shape[1]
+    blocks, tail = d // LANES, first_lanes(d % LANES)
+    grad_lines = min(8, -(-d * grad.itemsize // 64))
+    for chunk in prange(n_chunks):
+        first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
+        for u in range(first, min(last, first + INDEX_AHEAD)):
+            prefetch(index, at(rows, u) * width)
+        for u in range(first, last):
+            if u + INDEX_AHEAD < last:
+                prefetch(index, at(rows, u + INDEX_AHEAD) * width)
+            if u + VALUES_AHEAD < last:
+                if place.shape[0] == 0:
+                    prefetch_lines(out, at(index, at(rows, u + VALUES_AHEAD) * width), lines)
+                prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, grad_lines)
+            r = at(rows, u)
+            k = np.int64(at(index, r * width))
+            m = r * half_words + 2
+            if place.shape[0]:
+                o, end = at(place, u), at(place, u + 1)
+                for i in range(end - o):
+                    put(positions, o + i, k + i)
+                k = o
+            begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
+            fours = blocks // 4 * 4
+            for b in range(0, fours, 4):
+                s0 = s1 = s2 = s3 = zeros(grad)
+                for e in range(begin, end):
+                    g = np.int64(at(source, e)) * d + b * LANES
+                    w = splat(at(weights, e * step))
+                    s0 = fma(w, load(grad, g), s0)
+                    s1 = fma(w, load(grad, g + 16), s1)
+                    s2 = fma(w, load(grad, g + 32), s2)
+                    s3 = fma(w, load(grad, g + 48), s3)
+                k = _pack(out, k, s0, bits(masks, m + b))
+                k = _pack(out, k, s1, bits(masks, m + b + 1))
+                k = _pack(out, k, s2, bits(masks, m + b + 2))
+                k = _pack(out, k, s3, bits(masks, m + b + 3))
+            for b in range(fours, blocks + (tail != 0)):
+                lanes = first_lanes(min(LANES, d - b * LANES))
+                s = zeros(grad)
+                for e in range(begin, end):
+                    g = np.int64(at(source, e)) * d + b * LANES
+                    s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+                k = _pack(out, k, s, bits(masks, m + b))
+
+
+@kernel
+def _sum_csr(crow, col, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks):
+    d = grad.shape[1]
+    for chunk in prange(n_chunks):
+        first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
+        for u in range(first, min(last, first + INDEX_AHEAD)):
+            prefetch(crow, at(rows, u))
+        for u in range(first, last):
+            if u + INDEX_AHEAD < last:
+                prefetch(crow, at(rows, u + INDEX_AHEAD))
+            if u + VALUES_AHEAD < last:
+                ahead = at(crow, at(rows, u + VALUES_AHEAD))
+                prefetch_lines(col, ahead, 2)
+                if place.shape[0] == 0:
+                    prefetch_lines(out, ahead, lines)
+            r = at(rows, u)
+            k, stored = np.int64(at(crow, r)), np.int64(at(crow, r + 1)) - np.int64(at(crow, r))
+            o = k
+            if place.shape[0]:
+                o = at(place, u)
+                for i in range(stored):
+                    put(positions, o + i, k + i)
+            begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
+            g, w = np.int64(at(source, begin)) * d, at(weights, begin * step)
+            for i in range(stored):
+                put(out, o + i, w * at(grad, g + at(col, k + i)))
+            for e in range(begin + 1, end):
+                g, w = np.int64(at(source, e)) * d, at(weights, e * step)
+                for i in range(stored):
+                    put(out, o + i, at(out, o + i) + w * at(grad, g + at(col, k + i)))
+
+
+@kernel
+def _sum_dense(starts, order, grad, out, n_chunks):
+    d = grad.shape[1]
+    for chunk in prange(n_chunks):
+        for u in range(split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)):
+            for b in range(0, d, LANES):
+                lanes, s = first_lanes(min(LANES, d - b)), zeros(grad)
+                for e in range(at(starts, u), at(starts, u + 1)):
+                    s = add(s, load_masked(grad, np.int64(at(order, e)) * d + b, lanes))
+                store_masked(out, u * d + b, s, lanes)

@@ -1,0 +1,48 @@
+"""Scores of pairs of rows of sparse tables."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparsecore import ops
+from sparsecore.errors import SparsecoreError
+from sparsecore.nn.embedding import SparseEmbedding
+from sparsecore.topology.use import DotUse
+
+__all__ = ["gather_dot"]
+
+
+def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Tensor) -> Tensor:
+    """``a[ids_a] . b[ids_b]``: scores of pairs, forward without the rows themselves.
+
+    Args:
+        a, b: tables of the same width; they may be one.
+        ids_a: (n,), int64.
+        ids_b: (n,), or (n, m): m rows of b for each of a (a positive and its negatives, say).
+
+    Returns:
+        Of the shape of ids_b. Gradients are sparse vectors if both tables have ``sparse=True``.
+
+    Multiply-adds: ``numel(ids_b) * embedding_dim`` forward (every column of a row is multiplied, as rows expand in
+    registers); backward the nonzeros of the rows that occur, twice.
+
+    Raises:
+        SparsecoreError: if widths or shapes do not fit, one table alone has sparse gradients, or one accumulates rows.
+        IndexError: an id outside its table (on the CPU).
+
+    Example:
+        >>> scores = gather_dot(users, user_ids, items, torch.stack((positives, negatives), 1))
+    """
+    if a.embedding_dim != b.embedding_dim:
+        raise SparsecoreError(f"both tables must have one width, got {a.embedding_dim} and {b.embedding_dim}")
+    if a.sparse != b.sparse:
+        raise SparsecoreError("give both tables sparse=True, or neither")
+    if a.accumulator is not None or b.accumulator is not None:
+        raise SparsecoreError("accumulate_rows sums gradients of looked-up rows: look the rows up instead")
+    trainable = a.values.requires_grad and b.values.requires_grad
+    run = ops.gather_dot_touched if a.sparse and trainable else ops.gather_dot
+    output = run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)
+    for mine, my_ids, other, other_ids in ((a, ids_a, b, ids_b), (b, ids_b, a, ids_a)):
+        if mine._recorder is not None:
+            mine._record(output, DotUse(my_ids, other, other_ids, mine.padding_idx))
+    return output

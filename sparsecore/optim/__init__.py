@@ -1,0 +1,20 @@
+"""torch's element-wise optimizers, aware of sparse weights: one pass over values, gradient and state on the CPU.
+
+Arguments, defaults, update rules, state names and state dicts are those of ``torch.optim``: either kind loads what the
+other saved, and dense parameters are as welcome as values of sparse weights. On other devices and types torch's own
+implementation runs. What is more:
+
+* **Lazy updates.** A ``torch.sparse_coo`` gradient (of ``SparseEmbedding(sparse=True)``, ``nn.Embedding(sparse=True)``)
+  updates the elements that it names and their state, and reads nothing else: a step costs what the batch touched. As
+  in ``torch.optim.SparseAdam``, moments and weight decay of an element move only in steps that touch it; the rule for
+  those is Adam's own (``SparseAdam`` adds eps before the bias correction, Adam after it).
+* **Counting steps per weight** (``Adam`` and ``AdamW``, ``per_weight_step=True``). A weight that has just been grown
+  begins with empty moments; corrected by the global step they are taken at face value, and its first step is
+  ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 times what Adam's first step should be. With a count of its own it starts anew.
+"""
+
+from sparsecore.optim.adagrad import Adagrad
+from sparsecore.optim.adam import Adam, AdamW
+from sparsecore.optim.sgd import SGD
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]

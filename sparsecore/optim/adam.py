@@ -1,0 +1,143 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
+
+from sparsecore.errors import SparsecoreError
+from sparsecore.optim.base import ElementwiseOptimizer, State, step_tensor
+
+__all__ = ["Adam", "AdamW"]
+
+
+class Adam(ElementwiseOptimizer):
+    """``torch.optim.Adam``, in one pass; sparse gradients update the elements that they name.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as in torch.
+        per_weight_step: correct every weight's bias by the number of its own steps (state ``step_per_weight``), so that
+            regrown weights start anew.
+
+    Raises:
+        SparsecoreError: for an argument out of range.
+    """
+
+    _state_names = ("exp_avg", "exp_avg_sq", "step_per_weight")
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        per_weight_step: bool = False,
+    ) -> None:
+        if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
+            raise SparsecoreError(
+                f"lr, eps and weight_decay must not be negative, got {lr}, {eps} and {weight_decay}"
+            )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise SparsecoreError(f"betas must be in [0, 1), got {betas}")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "per_weight_step": per_weight_step,
+        }
+        super().__init__(params, defaults)
+
+    def _begin(self, parameter: Tensor, group: State, state: State) -> None:
+        if "step" not in state:
+            state["step"] = step_tensor()
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if group["per_weight_step"] and "step_per_weight" not in state:
+            # A floating-point count: load_state_dict casts all state to the parameter's type. float32 counts to 2^24.
+            state["step_per_weight"] = torch.full_like(parameter, float(state["step"]))
+
+    def _fused(
+        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+    ) -> None:
+        state["step"] += 1
+        kernels.adam_(
+            parameter,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            lr=float(group["lr"]),
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled=self._decoupled,
+            step=state["step"].item(),
+            step_per_weight=state["step_per_weight"] if group["per_weight_step"] else None,
+            places=places,
+        )
+
+    def _plain(
+        self, parameters: list[Tensor], grads: list[Tensor], group: State, states: list[State]
+    ) -> None:
+        if group["per_weight_step"]:
+            for parameter, grad, state in zip(parameters, grads, states, strict=True):
+                self._counted(parameter, grad, group, state)
+            return
+        first, second = group["betas"]
+        run = adamw if self._decoupled else adam
+        run(
+            parameters,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=first,
+            beta2=second,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _counted(self, parameter: Tensor, grad: Tensor, group: State, state: State) -> None:
+        (first, second), lr = group["betas"], group["lr"]
+        count, m, v = state["step_per_weight"], state["exp_avg"], state["exp_avg_sq"]
+        state["step"] += 1
+        count += 1
+        steps = count.double()  # 1 - beta^1 in float32 would have lost four digits
+        if self._decoupled:
+            parameter.mul_(1 - lr * group["weight_decay"])
+        else:
+            grad = grad.add(parameter, alpha=group["weight_decay"])
+        m.lerp_(grad, 1 - first)
+        v.mul_(second).addcmul_(grad, grad, value=1 - second)
+        scale = v.div((1 - second**steps).to(v.dtype)).sqrt_().add_(group["eps"])
+        parameter.sub_(m.div((1 - first**steps).to(m.dtype)).div_(scale).mul_(lr))
+
+
+class AdamW(Adam):
+    """``torch.optim.AdamW``: Adam with decoupled weight decay. Arguments as ``Adam``, ``weight_decay`` 0.01."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        per_weight_step: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, per_weight_step=per_weight_step)

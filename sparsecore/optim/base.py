@@ -1,0 +1,153 @@
+"""What the optimizers share: which implementation takes a parameter, and how sparse gradients are handed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsecore.backends import backend_name, load
+from sparsecore.errors import SparsecoreError
+
+__all__ = ["ElementwiseOptimizer", "step_tensor"]
+
+State = dict[str, Any]
+
+# Options of torch's optimizers that have no counterpart here, and the value under which they do nothing.
+_NEUTRAL = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False}
+
+
+def step_tensor() -> Tensor:
+    """A step count as torch's optimizers keep it."""
+    return torch.zeros((), dtype=torch.float32)
+
+
+class ElementwiseOptimizer(Optimizer):
+    """An optimizer that treats every element by itself.
+
+    A subclass makes the state (``_begin``) and runs one step: of one parameter with a kernel (``_fused``), of several
+    with torch's functions (``_plain``).
+    """
+
+    _state_names: tuple[str, ...]  # the state that is shaped like the parameter
+
+    def _begin(self, parameter: Tensor, group: State, state: State) -> None:
+        """Make what is missing of a parameter's state."""
+
+    def _fused(
+        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+    ) -> None:
+        raise NotImplementedError
+
+    def _plain(
+        self, parameters: list[Tensor], grads: list[Tensor], group: State, states: list[State]
+    ) -> None:
+        raise NotImplementedError
+
+    def __setstate__(self, state: State) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for option, neutral in _NEUTRAL.items():
+                if group.get(option, neutral) != neutral:
+                    raise SparsecoreError(
+                        f"{type(self).__name__} does not support {option}={group[option]!r}"
+                    )
+            for option, default in self.defaults.items():
+                group.setdefault(option, default)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss anew; its result is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            others = []
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                state = self.state[parameter]
+                self._begin(parameter, group, state)
+                if not self._fits(parameter, grad, state):
+                    others.append(parameter)
+                    continue
+                kernels, places = load(parameter.device), None
+                if grad.layout is torch.sparse_coo:
+                    places, grad = _places(kernels, parameter, grad)
+                self._fused(kernels, parameter, grad, places, group, state)
+                torch.autograd.graph.increment_version(parameter)
+            self._others(others, group)
+        return loss
+
+    def _fits(self, parameter: Tensor, grad: Tensor, state: State) -> bool:
+        """Whether kernels can do it: numba's floating-point types, in memory one after another."""
+        return (
+            parameter.dtype in (torch.float32, torch.float64)
+            and grad.dtype == parameter.dtype
+            and parameter.device.type == "cpu"
+            and backend_name(parameter.device) == "numba"
+            and parameter.is_contiguous()
+            and all(state[name].is_contiguous() for name in self._kept(state))
+        )
+
+    def _others(self, parameters: Iterable[Tensor], group: State) -> None:
+        dense = []
+        for parameter in parameters:
+            grad = parameter.grad
+            if grad is not None and grad.layout is torch.sparse_coo:
+                self._touched_rows(parameter, grad, group)
+            elif grad is not None:
+                dense.append((parameter, grad))
+        if dense:
+            targets, grads = [p for p, _ in dense], [g for _, g in dense]
+            self._plain(targets, grads, group, [self.state[p] for p in targets])
+
+    def _touched_rows(self, parameter: Tensor, grad: Tensor, group: State) -> None:
+        """The same rule for the elements (or rows) that the gradient names, taken out and put back."""
+        grad, state = grad.coalesce(), self.state[parameter]
+        rows = _rows_of(grad)
+        part = parameter.index_select(0, rows)
+        inner = state | {name: state[name].index_select(0, rows) for name in self._kept(state)}
+        self._plain([part], [grad.values()], group, [inner])
+        parameter.index_copy_(0, rows, part)
+        for name in self._kept(inner):
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state[name].index_copy_(0, rows, inner[name])
+
+    def _kept(self, state: State) -> list[str]:
+        return [name for name in self._state_names if state.get(name) is not None]
+
+
+def _rows_of(grad: Tensor) -> Tensor:
+    if grad.sparse_dim() != 1:
+        raise SparsecoreError(
+            f"a sparse gradient must be sparse in the first dimension alone, got {grad.sparse_dim()} sparse dimensions"
+        )
+    return grad._indices()[0]
+
+
+def _places(kernels: Any, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat places (ascending, each once) of the elements that a sparse gradient names, and its numbers there."""
+    rows, values = _rows_of(grad), grad._values()
+    if values.dim() == 1:
+        places, values = kernels.coalesce(rows, values)
+    else:
+        width = parameter.numel() // parameter.shape[0]
+        rows, values = kernels.sum_rows(rows, values.reshape(-1, width), parameter.shape[0])
+        places = (rows[:, None] * width + torch.arange(width)).view(-1)
+    # Kernels do not check: an index outside would be written to.
+    if places.numel() and not (int(places[0]) >= 0 and int(places[-1]) < parameter.numel()):
+        raise IndexError(
+            f"a sparse gradient names elements outside the parameter's shape {tuple(parameter.shape)}"
+        )
+    return places, values

@@ -1,0 +1,77 @@
+"""The kernel benchmark on tiny shapes: every form of a case computes the same, the files are complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from harness import kernel_forms, kernels
+from harness.ceilings import measure_ceilings
+from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
+
+# Forms without a value of their own: they change state, or look up other rows at each call.
+STATEFUL = (
+    kernel_forms.gather,
+    kernel_forms.gather_dot,
+    kernel_forms.adam,
+    kernel_forms.lazy_adam,
+    kernel_forms.explore,
+)
+COMPARED = [case for case in (*CASES, *LOSING, *SKEWED) if case.build not in STATEFUL]
+
+
+@pytest.mark.parametrize("case", COMPARED, ids=lambda case: case.name)
+def test_all_forms_compute_the_same(case: Case) -> None:
+    forms = case.build(0.5, **case.quick)
+    ours = forms.ours()
+    for name, run in {**forms.dense, **forms.others}.items():
+        other = run()
+        if case.build is kernel_forms.score_topk:
+            torch.testing.assert_close(ours[0], other[0], msg=name)  # type: ignore[index]
+            continue
+        other = torch.as_tensor(other)
+        if other.layout == torch.sparse_csr:
+            other = other.values()
+        assert isinstance(ours, torch.Tensor)
+        if case.build is kernel_forms.sddmm and other.shape != ours.shape:
+            continue  # dense: at every position
+        torch.testing.assert_close(ours, other if other.shape == ours.shape else other.t(), msg=name)
+
+
+def test_every_target_is_measured() -> None:
+    for case in (*CASES, *LOSING, *SKEWED):
+        assert set(case.targets) <= set(densities_of(case)), case.name
+
+
+def test_a_case_without_its_data_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARSECORE_DATA", raising=False)
+    reasons = [reason for case in CASES if (reason := case.missing())]
+    assert reasons == ["gowalla is not in SPARSECORE_DATA"]
+
+
+def test_ceilings_are_plausible() -> None:
+    found = measure_ceilings(1, quick=True)
+    assert 1e8 < found.fma < 1e13
+    assert all(1e7 < rate < 1e13 for rate in (found.read, found.copy, found.rows, found.cached_rows))
+
+
+def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--quick", "--threads", "1", "--output", str(tmp_path / "kernels")]
+    monkeypatch.setattr("sys.argv", ["kernels", *arguments])
+    app = typer.Typer()
+    app.command()(kernels.main)
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "kernels.json").read_text())
+    assert {row["operation"] for row in document["wins"]} == {case.name for case in CASES}
+    assert len(document["losses"]) == sum(len(densities_of(case)) for case in (*LOSING, *SKEWED))
+    assert all(row["ratio"] > 0 and row["rate"] > 0 for row in document["wins"] + document["losses"])
+    assert len(document["overhead"]) == 2
+    page = (tmp_path / "kernels.md").read_text()
+    assert all(case.name in page for case in (*CASES, *LOSING, *SKEWED))
+    assert str(tmp_path) not in page

@@ -1,0 +1,80 @@
+"""Bitmaps and columns are two forms of one index set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from strategies import NARROW_WIDTHS, WIDE_WIDTHS, patterns
+
+from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear
+from sparsecore import encoding as codec
+
+
+@given(patterns(max_rows=40, widths=NARROW_WIDTHS + WIDE_WIDTHS))
+def test_round_trip(pattern: Pattern) -> None:
+    cols = pattern.shape[1]
+    bitmap = codec.encode(pattern.crow, pattern.col, cols)
+    codec.check_bitmap(bitmap, pattern.shape)
+    crow, col = codec.decode(bitmap, cols)
+    assert torch.equal(crow, pattern.crow)
+    assert torch.equal(col, pattern.col)
+    assert col.dtype == pattern.col.dtype
+
+
+def test_layout() -> None:
+    """Pointer, then 32 columns a word, the lowest bit first; the last row counts everything."""
+    pattern = Pattern.from_coo(torch.tensor([0, 0, 2]), torch.tensor([0, 33, 5]), (3, 40))
+    bitmap = codec.encode(pattern.crow, pattern.col, 40)
+    assert bitmap.tolist() == [[0, 1, 2, 0], [2, 0, 0, 0], [2, 32, 0, 0], [3, 0, 0, 0]]
+
+
+def test_blocks_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = Pattern.random((100, 50), 0.4, generator=torch.Generator().manual_seed(0))
+    expected = codec.encode(pattern.crow, pattern.col, 50)
+    monkeypatch.setattr(codec, "_BLOCK", 64 * 7)
+    assert torch.equal(codec.encode(pattern.crow, pattern.col, 50), expected)
+    assert torch.equal(codec.decode(expected, 50)[1], pattern.col)
+
+
+@pytest.mark.parametrize(
+    ("cols", "expected"), [(1, 2), (32, 2), (33, 4), (96, 4), (97, 8), (224, 8), (225, 12), (600, 20)]
+)
+def test_words_of_a_row(cols: int, expected: int) -> None:
+    assert codec.words(cols) == expected
+
+
+def test_too_many_for_int32_pointers() -> None:
+    huge = torch.empty(2**31, dtype=torch.uint8, device="meta")
+    with pytest.raises(SparsecoreError, match=r"fewer than 2\^31 nonzeros.*use the csr encoding"):
+        codec.encode(torch.zeros(2, dtype=torch.int64), huge, 1)
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documented in `choose_encoding`: bitmaps from density 1/16 on, on CPUs that expand them in one instruction."""
+    monkeypatch.setattr(codec, "_has_expand", lambda: vectors)
+    dense_enough = "bitmap" if vectors else "csr"
+    assert codec.choose_encoding(400, (100, 64)) == dense_enough
+    assert codec.choose_encoding(399, (100, 64)) == "csr"
+    assert codec.choose_encoding(400, (100, 64), "cuda") == "csr"
+    assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
+    assert SparseLinear(64, 100, density=0.5).encoding == dense_enough
+    assert SparseEmbedding(100, 64, density=0.05).encoding == "csr"
+
+
+def test_portable_code_prefers_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECORE_SIMD", "portable")
+    codec._has_expand.cache_clear()
+    try:
+        assert SparseEmbedding(100, 64, density=0.5).encoding == "csr"
+    finally:
+        codec._has_expand.cache_clear()
+
+
+def test_damage_is_named() -> None:
+    pattern = Pattern.random((10, 40), 0.4, generator=torch.Generator().manual_seed(0))
+    bitmap = codec.encode(pattern.crow, pattern.col, 40)
+    bitmap[3, 0] += 1
+    with pytest.raises(PatternError, match="must count its bits"):
+        codec.check_bitmap(bitmap, (10, 40))

@@ -1,0 +1,158 @@
+"""Scores of pairs against dense torch: values, gradients dense and sparse, encodings, counts, growth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import BACKENDS, backends, seeds
+from torch import Tensor, nn
+
+import sparsecore
+from sparsecore import DynamicSparsity, MacCounter, SparsecoreError, SparseEmbedding, gather_dot, ops
+from sparsecore.encoding import ENCODINGS
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def table(rows: int, cols: int, seed: int, encoding: str = "csr", **options: Any) -> SparseEmbedding:
+    made = SparseEmbedding(
+        rows, cols, density=0.4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), **options
+    )
+    made.set_encoding(encoding)
+    return made
+
+
+def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> Tensor:
+    left = a(ids_a) if ids_b.dim() == 1 else a(ids_a).unsqueeze(1)
+    return (left * b(ids_b)).sum(-1)
+
+
+@given(
+    st.sampled_from([1, 5, 15, 16, 17, 32, 33, 64, 65, 100, 257]),
+    st.sampled_from([0, 1, 2, 40]),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from(ENCODINGS),
+    st.sampled_from(ENCODINGS),
+    st.booleans(),
+    st.booleans(),
+    backends,
+    seeds,
+)
+def test_equals_dense(
+    cols: int,
+    n: int,
+    each: int | None,
+    first: str,
+    second: str,
+    same: bool,
+    sparse: bool,
+    backend: str,
+    seed: int,
+) -> None:
+    """Two tables in any encodings or one with itself; sparse or dense gradients."""
+    a = table(20, cols, seed, first, sparse=sparse)
+    b = a if same else table(9, cols, seed + 1, second, sparse=sparse)
+    g = torch.Generator().manual_seed(seed)
+    ids_a = torch.randint(20, (n,), generator=g)
+    ids_b = torch.randint(9, (n,) if each is None else (n, each), generator=g)
+    c = a.to_dense()
+    d = c if same else b.to_dense()
+    for dense in (c, d):
+        dense.sparse = False
+    weights = torch.randn(ids_b.shape, dtype=torch.float64, generator=g)
+    with sparsecore.backend(backend):
+        ours = gather_dot(a, ids_a, b, ids_b)
+        (ours * weights).sum().backward()
+    theirs = expected(c, ids_a, d, ids_b)
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    for mine, right in ((a, c), (b, d)):
+        grad = mine.values.grad
+        assert grad is not None
+        assert right.weight.grad is not None
+        assert grad.is_sparse == sparse
+        grad = grad.to_dense() if sparse else grad
+        at_nonzeros = right.weight.grad.reshape(-1)[mine.pattern.positions()]
+        torch.testing.assert_close(grad, at_nonzeros, rtol=1e-11, atol=1e-11)
+
+
+@every_backend
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_gradcheck_and_opcheck(backend: str, encoding: str) -> None:
+    a, b = table(5, 6, 1, encoding), table(4, 6, 2, encoding)
+    args = (
+        a.values,
+        *a.index,
+        torch.tensor([0, 4, 4]),
+        b.values,
+        *b.index,
+        torch.tensor([[1, 3], [0, 0], [2, 1]]),
+        6,
+    )
+    with sparsecore.backend(backend):
+        assert torch.autograd.gradcheck(ops.gather_dot, args)
+        assert torch.autograd.gradgradcheck(ops.gather_dot, args)
+        torch.library.opcheck(ops.gather_dot.op, args)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_do_not_change_a_bit(encoding: str, dtype: torch.dtype) -> None:
+    a = table(300, 70, 3, encoding).to(dtype)
+    ids = torch.randint(300, (2000, 3), generator=torch.Generator().manual_seed(0))
+    results = []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        results.append(gather_dot(a, ids[:, 0].contiguous(), a, ids[:, 1:]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_counts() -> None:
+    a, b = table(20, 6, 1), table(9, 6, 2)
+    counter = MacCounter()
+    with counter.phase("forward"):
+        out = gather_dot(a, torch.tensor([1, 2]), b, torch.tensor([[3, 4, 4], [5, 6, 7]]))
+    with counter.phase("backward"):
+        out.sum().backward()
+    lengths_a, lengths_b = a.pattern.crow.diff(), b.pattern.crow.diff()
+    read = 3 * (lengths_a[1] + lengths_a[2]) + lengths_b[[3, 4, 4, 5, 6, 7]].sum()
+    assert counter.macs == {"forward": 36, "backward": int(read)}
+
+
+def test_exploration_grows_where_the_gradient_is() -> None:
+    """The growth scores of pair products are those of rows looked up and multiplied."""
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        a, b = table(30, 8, 1), table(40, 8, 2)
+        model = nn.ModuleDict({"a": a, "b": b})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        explorer = DynamicSparsity(model, optimizer, interval=1, total_steps=10)
+        for _ in range(3):
+            ids_a, ids_b = torch.randint(30, (25,)), torch.randint(40, (25, 2))
+            scores = gather_dot(a, ids_a, b, ids_b) if fused else (a(ids_a).unsqueeze(1) * b(ids_b)).sum(-1)
+            optimizer.zero_grad()
+            nn.functional.softplus(scores[:, 1] - scores[:, 0]).sum().backward()
+            optimizer.step()
+            explorer.step()
+        results.append((a.pattern.positions(), b.pattern.positions(), a.values.detach(), b.values.detach()))
+    for fused_part, plain_part in zip(*results, strict=True):
+        torch.testing.assert_close(fused_part, plain_part, rtol=1e-11, atol=1e-11)
+
+
+def test_errors() -> None:
+    a, b = table(5, 6, 1), table(5, 7, 1)
+    ids = torch.tensor([0, 1])
+    with pytest.raises(SparsecoreError, match="one width, got 6 and 7"):
+        gather_dot(a, ids, b, ids)
+    with pytest.raises(SparsecoreError, match=r"ids_a \(n,\) and ids_b .*got \(2,\) and \(3,\)"):
+        gather_dot(a, ids, a, torch.tensor([0, 1, 2]))
+    with pytest.raises(SparsecoreError, match="both tables sparse=True, or neither"):
+        gather_dot(a, ids, table(5, 6, 1, sparse=True), ids)
+    with pytest.raises(IndexError, match=r"ids must be in 0 .. 4, got 5"):
+        gather_dot(a, ids, a, torch.tensor([0, 5]))

@@ -1,0 +1,208 @@
+"""The numba backend's linear products: every algorithm, encoding and thread count against dense torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
+
+from sparsecore import Pattern
+from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm
+from sparsecore.encoding import ENCODINGS, encode
+
+BATCHES = (0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 130, 512)
+
+
+@pytest.fixture(params=(1, 2), ids=("one thread", "two threads"))
+def n_threads(request, monkeypatch):
+    torch.set_num_threads(request.param)  # put back by the fixture of conftest.py
+    if request.param > 1:
+        monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    return request.param
+
+
+def random_pattern(shape, density, seed):
+    return Pattern.random(shape, density, generator=torch.Generator().manual_seed(seed))
+
+
+def index_of(pattern, encoding):
+    if encoding == "csr":
+        return pattern.crow, pattern.col
+    return encode(pattern.crow, pattern.col, pattern.shape[1]), None
+
+
+def dense_of(pattern, values):
+    weight = torch.zeros(pattern.shape, dtype=values.dtype)
+    weight[where(pattern)] = values
+    return weight
+
+
+def where(pattern):
+    return torch.repeat_interleave(pattern.crow.long().diff()), pattern.col.long()
+
+
+def check(pattern, encoding, batch, dtype, change=lambda t: t):
+    """All three products of one weight and batch; `change` alters the memory, not the numbers, of the activations."""
+    rows, cols = pattern.shape
+    generator = torch.Generator().manual_seed(batch)
+    values = values_for(pattern, dtype=dtype)
+    weight = dense_of(pattern, values)
+    x = torch.randn((batch, cols), generator=generator, dtype=dtype)
+    dy = torch.randn((batch, rows), generator=generator, dtype=dtype)
+    crow, col = index_of(pattern, encoding)
+    results = (
+        linear.spmm(values, crow, col, change(x)),
+        linear.spmm_t(values, crow, col, change(dy), cols),
+        linear.sddmm(crow, col, change(dy), change(x), pattern.nnz),
+    )
+    expected = (x @ weight.t(), dy @ weight, (dy.t() @ x)[where(pattern)])
+    terms = (cols, rows, max(batch, 1))
+    for result, right, n in zip(results, expected, terms, strict=True):
+        tolerance = n**0.5 * (4e-6 if dtype is torch.float32 else 1e-14)
+        torch.testing.assert_close(result, right, rtol=1e-5, atol=tolerance)
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_batches(batch, encoding, dtype, n_threads):
+    check(random_pattern((150, 137), 0.3, seed=1), encoding, batch, dtype)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 127, 128, 129, 255, 256, 257])
+def test_heights(rows, encoding, n_threads):
+    for batch in (1, 4, 20, 70):
+        check(random_pattern((rows, 33), 0.4, seed=2), encoding, batch, torch.float32)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "cols", [*NARROW_WIDTHS, 31, 32, 33, 96, 97, 127, 128, 129, 511, 513, 1025, 65535, 65537]
+)
+def test_widths(cols, encoding, n_threads):
+    for batch in (1, 3, 16, 33, 129) if cols < 60000 else (1, 3, 17):
+        check(
+            random_pattern((5, cols), 0.5 if cols < 60000 else 0.01, seed=3), encoding, batch, torch.float32
+        )
+
+
+@settings(max_examples=60)
+@given(
+    patterns(max_rows=40),
+    st.sampled_from(ENCODINGS),
+    st.sampled_from((1, 2, 5, 16, 40, 100, 200)),
+    st.sampled_from(DTYPES),
+    st.sampled_from((1, 2)),
+)
+def test_patterns(pattern, encoding, batch, dtype, count):
+    before = jit._SERIAL_WORK
+    torch.set_num_threads(count)
+    jit._SERIAL_WORK = 0
+    try:
+        check(pattern, encoding, batch, dtype)
+    finally:
+        jit._SERIAL_WORK = before
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_all_nonzeros_in_one_percent_of_the_rows(encoding, n_threads):
+    mask = torch.zeros((1000, 130), dtype=torch.bool)
+    mask[::100] = torch.rand((10, 130), generator=torch.Generator().manual_seed(0)) < 0.9
+    for batch in (1, 2, 24, 100):
+        check(Pattern.from_mask(mask), encoding, batch, torch.float32)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1, 4, 16, 50, 200])
+def test_memory_layouts(encoding, batch, n_threads):
+    pattern = random_pattern((70, 83), 0.4, seed=4)
+    plain = check(pattern, encoding, batch, torch.float32)
+
+    def transposed(t):
+        return t.t().contiguous().t()
+
+    def every_second_column(t):
+        wide = torch.full((t.shape[0], 2 * t.shape[1]), float("nan"), dtype=t.dtype)
+        wide[:, ::2] = t
+        return wide[:, ::2]
+
+    def misaligned(t):
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype)
+        memory[1:] = t.flatten()
+        return memory[1:].view(t.shape)
+
+    for change in (transposed, every_second_column, misaligned):
+        for a, b in zip(plain, check(pattern, encoding, batch, torch.float32, change), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
+    monkeypatch.setattr(blockwise, "_ROWS", 16)
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    for shape in ((53, 77), (16, 16), (1, 60), (33, 64)):
+        check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
+
+
+def test_which_algorithm():
+    col = torch.zeros(1)
+
+    def chosen(operation, batch, density, col):
+        return linear._algorithm(operation, panel_spmm, batch, int(1000 * density), 1000, col)
+
+    for operation in ("spmm", "spmm_t", "sddmm"):
+        assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
+        assert chosen(operation, 2, 0.5, col) is panel_spmm
+        assert chosen(operation, 64, 1.0, None) is panel_spmm
+        assert chosen(operation, 512, 1.0, None) is blockwise
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_rows_longer_than_the_scratch_of_a_chunk(encoding, batch, monkeypatch, n_threads):
+    monkeypatch.setattr(panel_spmm, "_LOCAL", 300)
+    check(random_pattern((40, 90), 0.3, seed=6), encoding, batch, torch.float32)
+    check(random_pattern((4, 700), 0.3, seed=6), encoding, batch, torch.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 70, 200])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_infinite_activations_reach_stored_places_only(encoding, batch):
+    pattern = random_pattern((20, 90), 0.3, seed=7)
+    values = values_for(pattern, dtype=torch.float32)
+    stored = dense_of(pattern, torch.ones(pattern.nnz)).bool()
+    crow, col = index_of(pattern, encoding)
+    x, dy = torch.randn(batch, 90), torch.randn(batch, 20)
+    x[:, 5], dy[:, 7] = float("inf"), float("inf")
+    assert torch.equal(linear.spmm(values, crow, col, x).isinf(), stored[:, 5].expand(batch, 20))
+    assert torch.equal(linear.spmm_t(values, crow, col, dy, 90).isinf(), stored[7].expand(batch, 90))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1, 16, 100])
+def test_repeatable(encoding, batch, n_threads):
+    """Same bits at every call; of the forward product and the weight's gradient at every thread count."""
+    pattern = random_pattern((300, 200), 0.3, seed=8)
+    first = check(pattern, encoding, batch, torch.float32)
+    for a, b in zip(first, check(pattern, encoding, batch, torch.float32), strict=True):
+        assert torch.equal(a, b)
+    torch.set_num_threads(1)
+    alone = check(pattern, encoding, batch, torch.float32)
+    assert torch.equal(first[0], alone[0])
+    assert torch.equal(first[2], alone[2])
+
+
+def test_no_nonzeros_at_all():
+    empty = torch.zeros(4, dtype=torch.int32), torch.zeros(0, dtype=torch.uint8)
+    for crow, col in (empty, (encode(*empty, 7), None)):
+        values = torch.zeros(0)
+        assert torch.equal(linear.spmm(values, crow, col, torch.ones(5, 7)), torch.zeros(5, 3))
+        assert torch.equal(linear.spmm_t(values, crow, col, torch.ones(5, 3), 7), torch.zeros(5, 7))
+        assert linear.sddmm(crow, col, torch.ones(5, 3), torch.ones(5, 7), 0).shape == (0,)
