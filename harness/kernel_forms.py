@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,12 @@ class Forms:
     nbytes: float = 0.0
 
 
+def _torch_csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
 class Weight:
     """A sparse weight in the encoding that a module would choose, and its dense form."""
 
@@ -80,7 +87,7 @@ class Weight:
 
     def csr(self) -> Tensor:
         crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)
-        return torch.sparse_csr_tensor(crow, col, self.values, (self.rows, self.cols), check_invariants=False)
+        return _torch_csr(crow, col, self.values, (self.rows, self.cols))
 
     def scipy(self) -> Any:
         import scipy.sparse
@@ -304,8 +311,7 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
     graph = sparsecore.normalized_bipartite(ratings)
     crow, col, weight = graph.arrays()[:3]
     x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
-    narrow = torch.sparse_csr_tensor(crow, col, weight, shape, check_invariants=False)
-    wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
+    narrow, wide = _torch_csr(crow, col, weight, shape), _torch_csr(crow.long(), col.long(), weight, shape)
     matrix = scipy.sparse.csr_array((weight.numpy(), col.numpy(), crow.numpy()), shape=shape)
     numpy = x.numpy()
     return Forms(

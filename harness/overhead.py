@@ -48,6 +48,6 @@ def measure_overhead(seconds: float) -> list[dict[str, float | str]]:
     for name, forms in pairs.items():
         times = interleaved({form: repeated(f) for form, f in forms.items()}, seconds=seconds)
         us = {form: 1e6 * t.minimum / _CALLS for form, t in times.items()}
-        row = {"call": name, "threads": torch.get_num_threads(), **us}
+        row: dict[str, float | str] = {"call": name, "threads": torch.get_num_threads(), **us}
         rows.append(row | {"added": us["operator"] - us["torch"], "module added": us["module"] - us["torch"]})
     return rows

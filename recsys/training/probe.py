@@ -98,8 +98,8 @@ class StepTime:
 
 
 def time_steps(probes: Mapping[str, StepProbe], seconds: float) -> dict[str, StepTime]:
-    """Time the probes' steps in turns, and then their explorations."""
-    steps = interleaved({name: probe.step for name, probe in probes.items()}, seconds=seconds)
+    """Time the probes' steps in turns, each as the second of two in a row, and then their explorations."""
+    steps = interleaved({name: probe.step for name, probe in probes.items()}, seconds=seconds, warm=1)
     explorers = {name: probe.exploring_step for name, probe in probes.items() if probe.explores}
     exploring = interleaved(explorers, seconds=seconds / 2) if explorers else {}
     times = {}

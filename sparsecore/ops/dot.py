@@ -103,10 +103,11 @@ class _GatherDotTouched(torch.autograd.Function):
             ids, sources = torch.cat((left, right)), torch.cat((of_a + n, of_b))
             rows, both = torch.cat((rows_a, rows_b)), torch.cat((weights, weights))
             found = touched(crow_a, col_a, ids, rows, values_a.shape[0], sources, both)
-            return sparse_vector(*found, values_a.shape[0]), *[None] * 8
+            return sparse_vector(found[0], found[1], values_a.shape[0]), *[None] * 8
         d_a = touched(crow_a, col_a, left, rows_b, values_a.shape[0], of_a, weights)
         d_b = touched(crow_b, col_b, right, rows_a, values_b.shape[0], of_b, weights)
-        a, b = sparse_vector(*d_a, values_a.shape[0]), sparse_vector(*d_b, values_b.shape[0])
+        a = sparse_vector(d_a[0], d_a[1], values_a.shape[0])
+        b = sparse_vector(d_b[0], d_b[1], values_b.shape[0])
         return a, None, None, None, b, None, None, None, None
 
 

@@ -104,7 +104,8 @@ class _GatherTouched(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        places, values = _touched(*ctx.saved_tensors, grads[0], ctx.nnz)
+        crow, col, ids = ctx.saved_tensors
+        places, values = touched(crow, col, ids, grads[0], ctx.nnz)
         return sparse_vector(places, values, ctx.nnz), None, None, None, None
 
 

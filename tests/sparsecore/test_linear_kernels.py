@@ -151,7 +151,9 @@ def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
 
 
-def test_which_algorithm():
+@pytest.mark.parametrize("wide", [True, False])
+def test_which_algorithm(wide, monkeypatch):
+    monkeypatch.setattr(linear, "has_expand", lambda: wide)
     col = torch.zeros(1)
 
     def chosen(operation, batch, density, col):
@@ -159,9 +161,11 @@ def test_which_algorithm():
 
     for operation in ("spmm", "spmm_t", "sddmm"):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
-        assert chosen(operation, 2, 0.5, col) is panel_spmm
+        assert chosen(operation, 3, 0.5, col) is panel_spmm
         assert chosen(operation, 64, 1.0, None) is panel_spmm
-        assert chosen(operation, 512, 1.0, None) is blockwise
+        assert chosen(operation, 512, 0.5, None) is panel_spmm
+    assert chosen("spmm_t", 512, 1.0, None) is blockwise
+    assert (chosen("spmm", 512, 1.0, None) is blockwise) is not wide
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

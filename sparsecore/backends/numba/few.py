@@ -1,7 +1,7 @@
 """Products for a few examples, where lanes of a batch would be empty: vectors run along the columns of W instead.
 
 From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example. From
-CSR there is a form for one example only. Results of ``spmm_t`` depend on the number of threads (threads take rows and
+CSR there is a form for one example. Results of ``spmm_t`` depend on the number of threads (threads take rows and
 have a dX each, added in their order), the others do not.
 """
 
@@ -44,7 +44,8 @@ def spmm(values, crow, col, x, y, n_chunks):
         else:
             _expand_one(values, crow, _widened(x, 1), y, n_chunks)
     else:
-        _dot_one(values, crow, col, x[0], y[0], n_chunks)
+        for e in range(len(x)):
+            _dot_one(values, crow, col, x[e], y[e], n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):

@@ -44,9 +44,12 @@ def spmm(values, crow, col, x, y, n_chunks):
 def block_of(width: int, density: float) -> int:
     """Columns of W in a block. Measured at 20000 x 600: 32 KiB of panel are best where there is much to sum in them,
     64 KiB where every block's end costs more than the first-level cache gains."""
-    if width == 128:
-        return 64 if density > 0.35 else 128
-    return {64: 128 if density > 0.35 else 256, 32: 512, 16: 1024}[width]
+    block = {128: 64, 64: 128, 32: 512, 16: 1024}[width]
+    if width >= 64 and density < 0.35:
+        block *= 2
+    while block < 65536 and block * density < 8:
+        block *= 2
+    return block
 
 
 @kernel
