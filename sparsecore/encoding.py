@@ -3,8 +3,8 @@
 *csr*: ``crow`` (rows + 1,) and ``col`` (nnz,) in the narrowest integer type.
 
 *bitmap*: one int32 array of shape (rows + 1, words). Word 0 of a row is its pointer, bit j % 32 of word 1 + j // 32
-says whether column j is stored; padding is 0, and the last row holds nnz alone. Pointer and bits of a row lie together: a
-row that is looked up at random costs one cache line of index. The order of the values is the same in both.
+says whether column j is stored; padding is 0, and the last row holds nnz alone. Pointer and bits of a row lie together:
+a row that is looked up at random costs one cache line of index. The order of the values is the same in both.
 
 Bytes an index takes for each position of a weight of density f: csr ``f * (1, 2 or 4) + 4 / cols``, bitmap about
 ``1/8 + 4 / cols``. Kernels read 16 positions of a bitmap at once, with AVX-512; without it a bitmap has no advantage.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sparsecore.errors import PatternError, SparsecoreError
 
-__all__ = ["ENCODINGS", "check_bitmap", "choose_encoding", "decode", "encode", "encoding_of", "words"]
+__all__ = ["ENCODINGS", "check_bitmap", "choose_encoding", "decode", "encode", "has_expand", "words"]
 
 ENCODINGS = ("csr", "bitmap")
 
@@ -30,22 +30,18 @@ _BITMAP_DENSITY = 1 / 16
 _BLOCK = 1 << 22  # positions that are spread out as bytes at a time
 
 
-def encoding_of(col: Tensor | None) -> str:
-    """Encoding of an index as operators get it: the bitmap comes without columns."""
-    return "bitmap" if col is None else "csr"
-
-
 def choose_encoding(nnz: int, shape: tuple[int, int], device: torch.device | str = "cpu") -> str:
     """The encoding that a new weight gets.
 
     ``"bitmap"`` on a CPU with AVX-512 from density 1/16 on, else ``"csr"``.
     """
     dense_enough = nnz >= _BITMAP_DENSITY * shape[0] * shape[1] and nnz < 2**31
-    return "bitmap" if torch.device(device).type == "cpu" and dense_enough and _has_expand() else "csr"
+    return "bitmap" if torch.device(device).type == "cpu" and dense_enough and has_expand() else "csr"
 
 
 @cache
-def _has_expand() -> bool:
+def has_expand() -> bool:
+    """Whether kernels run on AVX-512, which expands 16 positions in one instruction."""
     if os.environ.get("SPARSECORE_SIMD") == "portable":
         return False
     return torch.backends.cpu.get_cpu_capability() == "AVX512"

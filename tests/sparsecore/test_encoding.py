@@ -53,7 +53,7 @@ def test_too_many_for_int32_pointers() -> None:
 @pytest.mark.parametrize("vectors", [True, False])
 def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documented in `choose_encoding`: bitmaps from density 1/16 on, on CPUs that expand them in one instruction."""
-    monkeypatch.setattr(codec, "_has_expand", lambda: vectors)
+    monkeypatch.setattr(codec, "has_expand", lambda: vectors)
     dense_enough = "bitmap" if vectors else "csr"
     assert codec.choose_encoding(400, (100, 64)) == dense_enough
     assert codec.choose_encoding(399, (100, 64)) == "csr"
@@ -65,11 +65,11 @@ def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_portable_code_prefers_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSECORE_SIMD", "portable")
-    codec._has_expand.cache_clear()
+    codec.has_expand.cache_clear()
     try:
         assert SparseEmbedding(100, 64, density=0.5).encoding == "csr"
     finally:
-        codec._has_expand.cache_clear()
+        codec.has_expand.cache_clear()
 
 
 def test_damage_is_named() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CASE = """
 import torch
 from sparsecore import Pattern, ops
-from sparsecore.backends.numba import linear
+from sparsecore.backends.numba import jit, panel_spmm
 
 torch.set_num_threads(2)
 pattern = Pattern.random((40, 50), 0.5, generator=torch.Generator().manual_seed(0))
@@ -27,11 +27,11 @@ def check(batch):
         ops.spmm(*arguments, x[:batch]), x[:batch] @ pattern.to_dense(values).T, rtol=1e-4, atol=1e-4
     )
 
-serial, parallel = lambda: check(2), lambda: check(130)
+serial, parallel = lambda: check(3), lambda: check(130)
 
 def report():
     for name in ("_serial", "_parallel"):
-        stats = getattr(linear._spmm, name).stats
+        stats = getattr(panel_spmm._spmm, name).stats
         print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -97,7 +97,7 @@ child = os.fork()
 if child == 0:
     faulthandler.dump_traceback_later(60, exit=True)  # a child that hangs must not outlive the test
     same = (ops.spmm(*arguments, x).numpy() == out).all()  # the kernel alone: torch may hang in a child itself
-    os._exit(0 if same and linear.threads(10**9) == 1 else 1)
+    os._exit(0 if same and jit.threads(10**9) == 1 else 1)
 status = os.waitpid(child, 0)[1]
 parallel()
 print(status)
@@ -120,3 +120,45 @@ sparsecore.SparseLinear(4, 4, density=0.5)(torch.ones(1, 4))
 print("numba" in sys.modules)
 """
     assert python(code, SPARSECORE_BACKEND="torch").split() == ["False"]
+
+
+def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
+    """numba looks at a kernel's own file; ours looks at the helpers that are inlined too, and at upgrades."""
+    import shutil
+
+    copy = tmp_path / "sparsecore"
+    shutil.copytree(ROOT / "sparsecore", copy, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def misses() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", CASE + "serial(); report()"], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert misses()[0] == "_serial 0 1"
+    assert misses()[0] == "_serial 1 0"
+    helper = copy / "backends" / "numba" / "simd.py"
+    helper.write_text(helper.read_text() + "# edited\n")
+    assert misses()[0] == "_serial 0 1"
+
+
+def test_portable_code_is_forced_by_a_setting(cache: str) -> None:
+    """Code for processors without AVX-512, its own in the cache, and columns in place of bitmaps."""
+    code = (
+        CASE
+        + """
+import platform, sparsecore
+serial()
+assembly = "".join(panel_spmm._spmm._serial.inspect_asm().values())
+print("zmm" in assembly, sparsecore.SparseLinear(50, 40, density=0.5).encoding)
+report()
+"""
+    )
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("forces another x86 processor")
+    lines = python(code, NUMBA_CACHE_DIR=cache, SPARSECORE_SIMD="portable").splitlines()
+    assert lines == ["False csr", "_serial 0 1", "_parallel 0 0"]
+    with pytest.raises(AssertionError, match="SPARSECORE_SIMD must be native or portable, got 'avx'"):
+        python(CASE + "serial()", SPARSECORE_SIMD="avx")

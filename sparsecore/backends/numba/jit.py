@@ -109,7 +109,9 @@ def array(tensor: Tensor) -> np.ndarray:
             f"the numba backend computes in float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}; "
             "convert the model and its input with .to(torch.float32)"
         )
-    return tensor.detach().contiguous().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor.numpy() if tensor.is_contiguous() else tensor.contiguous().numpy()
 
 
 @device_function

@@ -17,15 +17,15 @@ from torch import Tensor
 from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t
 from sparsecore.backends.numba.jit import array, threads
 from sparsecore.backends.numba.memory import output
-from sparsecore.encoding import _has_expand as has_expand
+from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 # Largest batch of the few, for a bitmap and for CSR. Measured at 20000 x 600: with more, panels are faster at 0.5.
 _FEW = {"spmm": (4, 2), "spmm_t": (4, 1), "sddmm": (8, 1)}
-# Density from which a batch of _LARGE or more runs blockwise, with AVX-512 and without. Measured at 20000 x 600 with 256
-# examples, dense / ours. With AVX-512, panels at density 0.75 / 0.9 / 1: spmm 1.8 / 1.6 / 1.5, spmm_t 1.2 / 1.04 / 0.97,
-# sddmm 1.4 / 1.2 / 1.16; blockwise 0.96 / 0.91 / 0.9 at every density. (This torch's products use half of AVX-512.)
+# Density from which a batch of _LARGE or more runs blockwise, with AVX-512 and without. Measured at 20000 x 600, 256
+# examples, as dense / ours. With AVX-512, panels at density 0.75 / 0.9 / 1: spmm 1.8 / 1.6 / 1.5, spmm_t 1.2 / 1.04 /
+# 0.97, sddmm 1.4 / 1.2 / 1.16; blockwise 0.96 / 0.91 / 0.9 at all. (This torch's products use half of AVX-512.)
 # Without, panels at 0.5 / 0.9: spmm 1.5 / 0.83, spmm_t 1.06 / 0.6, sddmm 1.15 / 0.65.
 _LARGE = 128
 _DENSE = {"spmm": (1.1, 0.75), "spmm_t": (0.95, 0.55), "sddmm": (1.1, 0.6)}

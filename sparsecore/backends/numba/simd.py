@@ -19,8 +19,8 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 __all__ = [
-    "LANES", "absolute", "add", "ascending", "at", "at_least", "bits", "bits64", "compress", "consecutive", "count", "div",
-    "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load", "load_masked", "lookup",
+    "LANES", "absolute", "add", "ascending", "at", "at_least", "bits", "bits64", "compress", "consecutive", "count",
+    "div", "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load", "load_masked", "lookup",
     "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt", "store", "store_masked", "sub",
     "sum_of_each", "transpose", "where", "zeros",
 ]  # fmt: skip

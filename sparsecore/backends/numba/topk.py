@@ -1,8 +1,9 @@
 """Scores of a whole table fused with top-k: the (queries, rows) matrix never exists.
 
-Up to 128 queries are the lanes of registers, their panel (columns x 128) lies in the nearest cache, and the nonzeros of
-one row of the table after the other are multiplied in. A row's scores are compared with each query's k-th best so far;
-they are seldom better (about ``k ln(rows / k)`` times for a query), and only then leave the registers, into a heap.
+16, 64 or 128 queries are the lanes of registers, their panel (columns x queries) lies in the nearest cache, and the
+nonzeros of one row of the table after the other are multiplied in. A row's scores are compared with each query's k-th
+best so far; they are seldom better (about ``k ln(rows / k)`` times for a query), and only then leave the registers, into
+a heap.
 
 Scores are summed in the order of the columns, even and odd nonzeros apart, and equal scores are ordered by id: the
 result is the same for any number of threads. A score that is NaN or -inf is never among the best.
@@ -45,6 +46,7 @@ __all__ = ["score_topk"]
 _ROWS, _NONZEROS = 1024, 8192  # of the table, whose columns are spread out at a time
 _FEW = 2  # queries from a bitmap: for so few, expanded rows are faster than lanes that stay empty
 _AHEAD = 1024  # values that are asked for early: without it, one query takes three times as long
+_PANEL_BYTES = 1 << 15  # of 128 queries, to stay in the nearest cache; wider ones are taken by 64
 _HEAP_BYTES = 1 << 22  # of the queries that one pass over the table serves
 
 
@@ -62,7 +64,7 @@ def score_topk(
     n, n_rows, item = queries.shape[0], crow.shape[0] - 1, values.element_size()
     scores = torch.empty((n, k), dtype=queries.dtype)
     ids = torch.empty((n, k), dtype=torch.int64)
-    lanes = 16 if n <= 16 else 64 if n <= 64 else 128
+    lanes = 128 if n > 64 and 128 * n_cols * item <= _PANEL_BYTES else 64 if n > 16 else 16
     index, kept = array(crow), min(k, n_rows)
     columns = index.view(np.uint16) if col is None else array(col)
     seen = [np.zeros(n + 1, np.int64), np.zeros(0, np.int64)]
