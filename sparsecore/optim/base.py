@@ -140,14 +140,11 @@ def _places(kernels: Any, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tens
     """Flat places (ascending, each once) of the elements that a sparse gradient names, and its numbers there."""
     rows, values = _rows_of(grad), grad._values()
     if values.dim() == 1:
-        places, values = kernels.coalesce(rows, values)
+        places, values = kernels.coalesce(rows, values, parameter.numel())
     else:
         width = parameter.numel() // parameter.shape[0]
         rows, values = kernels.sum_rows(rows, values.reshape(-1, width), parameter.shape[0])
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < parameter.shape[0]):
+            raise IndexError(f"a sparse gradient names rows outside 0 .. {parameter.shape[0] - 1}")
         places = (rows[:, None] * width + torch.arange(width)).view(-1)
-    # Kernels do not check: an index outside would be written to.
-    if places.numel() and not (int(places[0]) >= 0 and int(places[-1]) < parameter.numel()):
-        raise IndexError(
-            f"a sparse gradient names elements outside the parameter's shape {tuple(parameter.shape)}"
-        )
     return places, values

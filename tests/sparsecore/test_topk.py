@@ -83,7 +83,7 @@ def test_every_number_of_queries(dtype: torch.dtype, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("n", [1, 20, 130])
 def test_every_width(encoding: str, n: int) -> None:
     for cols in (1, 10, 15, 16, 17, 31, 33, 50, 64, 65, 200, 257):
         check(n, Pattern.random((90, cols), 0.4), 5, 0.1, torch.float32, encoding)

@@ -21,12 +21,14 @@ from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
-# Largest batch of the few, for a bitmap and for CSR. Measured at 20000 x 600: with more, panels are faster at 0.5.
+# Largest batch of the few, for a bitmap and for CSR; chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16. At 16
+# panels are already faster for sddmm at density 0.25 and below, and 10 % slower at 0.5.
 _FEW = {"spmm": (4, 2), "spmm_t": (4, 1), "sddmm": (8, 1)}
-# Density from which a batch of _LARGE or more runs blockwise, with AVX-512 and without. Measured at 20000 x 600, 256
-# examples, as dense / ours. With AVX-512, panels at density 0.75 / 0.9 / 1: spmm 1.8 / 1.6 / 1.5, spmm_t 1.2 / 1.04 /
-# 0.97, sddmm 1.4 / 1.2 / 1.16; blockwise 0.96 / 0.91 / 0.9 at all. (This torch's products use half of AVX-512.)
-# Without, panels at 0.5 / 0.9: spmm 1.5 / 0.83, spmm_t 1.06 / 0.6, sddmm 1.15 / 0.65.
+# Density from which a batch of _LARGE or more runs blockwise, with AVX-512 and without. Dense / ours for a bitmap of
+# 20000 x 600, 256 examples, one thread. With AVX-512, panels at density 0.75 / 0.9 / 1: spmm 1.8 / 1.6 / 1.5, spmm_t
+# 1.2 / 1.04 / 0.97, sddmm 1.4 / 1.2 / 1.16; blockwise 0.89 to 0.96 at all. (This torch's products use half of
+# AVX-512.) Without, panels: spmm 1.45 at 0.5 and 0.84 at 0.9, spmm_t 1.06 and sddmm 1.15 at 0.5; beyond 0.5 the
+# limits of the last two suppose a time proportional to the density. Two threads and other batches were not measured.
 _LARGE = 128
 _DENSE = {"spmm": (1.1, 0.75), "spmm_t": (0.95, 0.55), "sddmm": (1.1, 0.6)}
 

@@ -1,9 +1,9 @@
 """``dX = dY W`` for batches: every nonzero adds its multiple of a panel row of dY to a panel row of dX.
 
-The block of dX that rows of W are added to stays in the first-level cache; no transposed index is needed, and turning
-chunks of W column-major in scratch (so that sums stay in registers) cost more than it gained for most batches.
-Threads take rows and have a dX each; those are added in the order of the threads: results depend on the number of
-threads, and on nothing else.
+The block of dX that rows of W are added to stays in the first-level cache and no transposed index is needed. Turning
+chunks of W column-major in scratch, so that sums stay in registers, was slower with 16 and 64 examples (3 and 1.7
+times at density 0.5) but 10 to 25 % faster with 512. Threads take rows and have a dX each; those are added in the
+order of the threads: results depend on the number of threads, and on nothing else.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from sparsecore.backends.numba.simd import (
 
 __all__ = ["Groups", "group", "scatter_grad", "sum_groups", "sum_rows", "touched"]
 
-_NONE = np.empty(0, np.int64)
+_NONE, _NO_INDEX = np.empty(0, np.int64), np.empty(0, np.int32)
 _DIGIT = 11  # bits that one pass of the radix sort looks at: 2048 counters stay in the L1 cache
 
 Groups = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -62,10 +62,10 @@ def touched(
     With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
     """
     crow = crow.contiguous()
-    groups = group(ids, crow.shape[0] - 1)
-    index = array(crow).reshape(-1)
-    place = np.empty(groups[0].shape[0] + 1, np.int64)
-    _places(index, crow.stride(0), groups[0], place, 1)
+    index = crow.numpy()
+    groups, place = _grouped(
+        ids, crow.shape[0] - 1, index if index.ndim == 1 else index.reshape(-1), crow.stride(0)
+    )
     positions = torch.empty(int(place[-1]), dtype=torch.int64)
     out = torch.empty(positions.numel(), dtype=grad.dtype)
     parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
@@ -83,12 +83,19 @@ def sum_rows(ids: Tensor, grad: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
 
 def group(ids: Tensor, n_rows: int) -> Groups:
     """Distinct ids, ascending; where each one's entries begin (one more than ids); the entries in that order."""
+    return _grouped(ids, n_rows, _NO_INDEX, 0)[0]
+
+
+def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[Groups, np.ndarray]:
+    """Groups, and (with an index) how many nonzeros the rows before each group's have."""
     n = ids.numel()
     digits = max(1, (n_rows - 1).bit_length())
     passes = -(-digits // _DIGIT)
     rows, starts, order = np.empty(n, np.int64), np.empty(n + 1, np.int32), np.empty(n, np.int32)
-    found = _group(array(ids), n.bit_length(), passes, -(-digits // passes), rows, starts, order, 1)
-    return rows[:found], starts[: found + 1], order
+    place = np.empty(n + 1 if stride else 0, np.int64)
+    options = (n.bit_length(), passes, -(-digits // passes), stride)
+    found = _group(array(ids), index, *options, rows, starts, order, place, 1)
+    return (rows[:found], starts[: found + 1], order), place[: found + 1]
 
 
 def sum_groups(
@@ -108,25 +115,12 @@ def sum_groups(
     and the places of its values in the table to ``positions``.
     """
     rows, starts, order = groups
-    if bags is None:
-        source, weighted = order, np.ones(1, array(grad[:0]).dtype)
-    else:
-        source, weighted = bags[order], weights[order]
-    n = threads(order.shape[0] * grad.shape[1])
-    step = 0 if bags is None else 1
-    rest = (
-        rows,
-        starts,
-        source,
-        weighted,
-        step,
-        array(grad),
-        place,
-        positions,
-        out.numpy(),
-        lines_of(out, crow),
-        n,
-    )
+    summands = array(grad)
+    source, weighted, step = order, np.ones(1, summands.dtype), 0
+    if bags is not None and weights is not None:
+        source, weighted, step = bags[order], weights[order], 1
+    target, lines, n = out.numpy(), lines_of(out, crow), threads(order.shape[0] * grad.shape[1])
+    rest = (rows, starts, source, weighted, step, summands, place, positions, target, lines, n)
     if col is None:
         index = array(crow)
         _sum_bitmap(index, masks_of(index), *rest)
@@ -135,7 +129,7 @@ def sum_groups(
 
 
 @kernel
-def _group(ids, shift, passes, digits, rows, starts, order, n_chunks):
+def _group(ids, index, shift, passes, digits, stride, rows, starts, order, place, n_chunks):
     n = ids.shape[0]
     keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
     counts = np.empty(1 << digits, np.int64)
@@ -163,22 +157,17 @@ def _group(ids, shift, passes, digits, rows, starts, order, n_chunks):
             if key >> shift != before:
                 before = key >> shift
                 rows[found], starts[found] = before, e
+                prefetch(index, before * stride)
                 found += 1
         starts[found] = n
+        if stride:
+            total = 0
+            for u in range(found):
+                place[u] = total
+                r = at(rows, u) * stride
+                total += np.int64(at(index, r + stride)) - np.int64(at(index, r))
+            place[found] = total
     return found
-
-
-@kernel
-def _places(index, stride, rows, place, n_chunks):
-    n = rows.shape[0]
-    for _ in prange(n_chunks):
-        total = 0
-        for u in range(n):
-            prefetch(index, at(rows, min(u + INDEX_AHEAD, n - 1)) * stride)
-            place[u] = total
-            r = at(rows, u) * stride
-            total += np.int64(at(index, r + stride)) - at(index, r)
-        place[n] = total
 
 
 @device_function

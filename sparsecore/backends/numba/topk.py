@@ -2,8 +2,8 @@
 
 16, 64 or 128 queries are the lanes of registers, their panel (columns x queries) lies in the nearest cache, and the
 nonzeros of one row of the table after the other are multiplied in. A row's scores are compared with each query's k-th
-best so far; they are seldom better (about ``k ln(rows / k)`` times for a query), and only then leave the registers, into
-a heap.
+best so far; they are seldom better (about ``k ln(rows / k)`` times for a query), and only then leave the registers,
+into a heap.
 
 Scores are summed in the order of the columns, even and odd nonzeros apart, and equal scores are ordered by id: the
 result is the same for any number of threads. A score that is NaN or -inf is never among the best.

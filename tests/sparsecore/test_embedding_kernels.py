@@ -1,0 +1,243 @@
+"""The numba kernels of embedding tables against plain torch: encodings, types, threads, widths around the vectors'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsecore import Pattern
+from sparsecore.backends import numba as kernels
+from sparsecore.backends.numba import scatter
+from sparsecore.encoding import encode
+
+WIDTHS = (1, 10, 16, 17, 50, 63, 64, 65, 200, 257)
+ROWS = 60
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
+
+every_width = pytest.mark.parametrize("width", WIDTHS)
+every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+every_encoding = pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
+def threads(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> Iterator[int]:
+    """Two threads even for the smallest case."""
+    torch.set_num_threads(request.param)
+    for module in ("embedding", "scatter", "bags", "optimizer"):
+        monkeypatch.setattr(f"sparsecore.backends.numba.{module}.threads", lambda work: request.param)
+    yield request.param
+
+
+class Table:
+    """A random table with empty rows, in both forms."""
+
+    def __init__(self, width: int, dtype: torch.dtype, encoding: str) -> None:
+        generator = torch.Generator().manual_seed(width)
+        mask = torch.rand(ROWS, width, generator=generator) < 0.4
+        mask[::7] = False
+        mask[1] = mask[-1, -1] = True
+        pattern = Pattern.from_mask(mask)
+        self.mask, self.width = mask, width
+        self.dense = torch.randn(ROWS, width, generator=generator, dtype=dtype) * mask
+        self.values = self.dense[mask]
+        self.index: tuple[Tensor, Tensor | None] = (pattern.crow, pattern.col)
+        if encoding == "bitmap":
+            self.index = (encode(pattern.crow, pattern.col, width), None)
+
+
+def ids_of(n: int) -> Tensor:
+    """Ids with repetitions; the first and the last row are among them."""
+    ids = torch.randint(ROWS, (n,), generator=torch.Generator().manual_seed(n))
+    return torch.cat((torch.tensor([ROWS - 1, 0])[:n], ids[2:]))
+
+
+def grad_of(n: int, width: int, dtype: torch.dtype, contiguous: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(n + width)
+    if contiguous:
+        return torch.randn(n, width, generator=generator, dtype=dtype)
+    return torch.randn(width, n, generator=generator, dtype=dtype).t()
+
+
+def close(ours: Tensor, reference: Tensor) -> None:
+    tolerance = TOLERANCE[reference.dtype]
+    torch.testing.assert_close(ours, reference, atol=tolerance, rtol=tolerance)
+
+
+@every_width
+@every_dtype
+@every_encoding
+@pytest.mark.parametrize("n", [0, 1, 150])
+def test_gather(width: int, dtype: torch.dtype, encoding: str, n: int) -> None:
+    table, ids = Table(width, dtype, encoding), ids_of(n)
+    assert torch.equal(kernels.gather(table.values, *table.index, ids, width), table.dense[ids])
+
+
+@every_width
+@every_dtype
+@every_encoding
+@pytest.mark.parametrize(("n", "contiguous"), [(0, True), (1, True), (150, True), (150, False)])
+def test_scatter_grad_and_touched(
+    width: int, dtype: torch.dtype, encoding: str, n: int, contiguous: bool
+) -> None:
+    table, ids, grad = Table(width, dtype, encoding), ids_of(n), grad_of(n, width, dtype, contiguous)
+    reference = torch.zeros(ROWS, width, dtype=dtype).index_add(0, ids, grad)
+    ours = kernels.scatter_grad(*table.index, ids, grad, table.values.numel())
+    close(ours, reference[table.mask])
+    places, values = kernels.touched(*table.index, ids, grad, table.values.numel())
+    rows = torch.nonzero(table.mask)[:, 0]
+    assert torch.equal(places, torch.nonzero(torch.isin(rows, ids)).view(-1))
+    assert torch.equal(values, ours[places])
+
+
+@every_width
+@every_dtype
+@every_encoding
+@pytest.mark.parametrize(("n", "n_bags"), [(0, 2), (1, 1), (150, 20)])
+def test_bags(width: int, dtype: torch.dtype, encoding: str, n: int, n_bags: int) -> None:
+    table, ids = Table(width, dtype, encoding), ids_of(n)
+    generator = torch.Generator().manual_seed(n)
+    weights = torch.randn(n, generator=generator, dtype=dtype)
+    cuts = torch.randint(n + 1, (n_bags - 1,), generator=generator).sort().values
+    offsets = torch.cat((torch.tensor([0]), cuts, torch.tensor([n])))
+    bags = torch.repeat_interleave(offsets.diff())
+    grad = grad_of(n_bags, width, dtype, contiguous=False)
+    summed = torch.zeros(n_bags, width, dtype=dtype).index_add(0, bags, weights[:, None] * table.dense[ids])
+    close(kernels.bag(table.values, *table.index, ids, offsets, weights, width), summed)
+    reference = torch.zeros(ROWS, width, dtype=dtype).index_add(0, ids, weights[:, None] * grad[bags])
+    nnz = table.values.numel()
+    close(kernels.bag_grad(*table.index, ids, bags, weights, grad, nnz), reference[table.mask])
+    dots = (table.dense[ids] * grad[bags]).sum(1)
+    close(kernels.bag_dot(table.values, *table.index, ids, bags, grad), dots)
+    places, values = kernels.touched(*table.index, ids, grad, nnz, bags, weights)
+    close(torch.zeros(nnz, dtype=dtype).index_put((places,), values), reference[table.mask])
+
+
+@every_dtype
+@every_encoding
+def test_a_row_of_more_entries_than_all_others_together(dtype: torch.dtype, encoding: str) -> None:
+    table = Table(50, dtype, encoding)
+    ids = torch.cat((torch.full((900,), 5), torch.arange(ROWS)))
+    grad = grad_of(ids.numel(), 50, dtype)
+    reference = torch.zeros(ROWS, 50, dtype=dtype).index_add(0, ids, grad)
+    close(kernels.scatter_grad(*table.index, ids, grad, table.values.numel()), reference[table.mask])
+
+
+@every_encoding
+def test_the_number_of_threads_changes_no_bit(
+    encoding: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, ids, grad = Table(64, torch.float32, encoding), ids_of(500), grad_of(500, 64, torch.float32)
+    several = kernels.touched(*table.index, ids, grad, table.values.numel())[1]
+    monkeypatch.setattr("sparsecore.backends.numba.scatter.threads", lambda work: 3 - threads)
+    assert torch.equal(several, kernels.touched(*table.index, ids, grad, table.values.numel())[1])
+
+
+@given(
+    st.integers(1, 2**40).flatmap(
+        lambda n_rows: st.tuples(st.just(n_rows), st.lists(st.integers(0, n_rows - 1), max_size=60))
+    )
+)
+def test_group_is_a_stable_sort(case: tuple[int, list[int]]) -> None:
+    n_rows, ids = case
+    rows, starts, order = scatter.group(torch.tensor(ids, dtype=torch.int64), n_rows)
+    assert order.tolist() == sorted(range(len(ids)), key=lambda e: ids[e])
+    assert rows.tolist() == sorted(set(ids))
+    assert starts.tolist() == [sum(i < row for i in ids) for row in rows] + [len(ids)]
+
+
+@every_dtype
+def test_sum_rows(dtype: torch.dtype) -> None:
+    for width in WIDTHS:
+        ids, grad = ids_of(150), grad_of(150, width, dtype, contiguous=False)
+        rows, sums = kernels.sum_rows(ids, grad, ROWS)
+        assert torch.equal(rows, ids.unique())
+        close(sums, torch.zeros(ROWS, width, dtype=dtype).index_add(0, ids, grad)[rows])
+
+
+pieces = st.lists(st.lists(st.integers(0, 40), unique=True, max_size=30).map(sorted), max_size=5)
+
+
+@given(pieces)
+def test_coalesce_merges_lookups(found: list[list[int]]) -> None:
+    places = torch.tensor([place for piece in found for place in piece], dtype=torch.int64)
+    values = torch.randn(places.numel(), dtype=torch.float64)
+    merged, sums = kernels.coalesce(places, values, 41)
+    assert merged.tolist() == sorted(set(places.tolist()))
+    reference = torch.zeros(41, dtype=torch.float64).index_add(0, places, values)
+    close(sums, reference[merged])
+
+
+@pytest.mark.parametrize("places", [[-1, 2], [3, 41], [5, 1, 41], [2, -4, 3]])
+def test_coalesce_refuses_places_outside(places: list[int]) -> None:
+    with pytest.raises(IndexError, match="41 elements"):
+        kernels.coalesce(torch.tensor(places), torch.ones(len(places)), 41)
+
+
+Update = Callable[..., Any]
+
+
+def adam(x: Tensor, g: Tensor, a: Tensor, b: Tensor, places: Tensor | None) -> None:
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "decoupled": False,
+    }
+    kernels.adam_(x, g, a, b, step=3, places=places, **options)
+
+
+def counted_adam(x: Tensor, g: Tensor, a: Tensor, b: Tensor, places: Tensor | None) -> None:
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "decoupled": True,
+    }
+    counts = torch.arange(x.numel()).to(x.dtype) % 5
+    kernels.adam_(x, g, a, b, step=9, step_per_weight=counts, places=places, **options)
+
+
+def sgd(x: Tensor, g: Tensor, a: Tensor, b: Tensor, places: Tensor | None) -> None:
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "weight_decay": 0.1,
+        "nesterov": True,
+    }
+    kernels.sgd_(x, g, a, places=places, **options)
+
+
+def adagrad(x: Tensor, g: Tensor, a: Tensor, b: Tensor, places: Tensor | None) -> None:
+    kernels.adagrad_(x, g, b, lr=0.1, weight_decay=0.1, eps=1e-8, places=places)
+
+
+@every_dtype
+@pytest.mark.parametrize("update", [adam, counted_adam, sgd, adagrad])
+@pytest.mark.parametrize("run", [1, 7, 15, 16, 17, 40])
+def test_places_in_runs_of_every_length(dtype: torch.dtype, update: Update, run: int) -> None:
+    """The dense update, at the places that are named; nothing anywhere else, up to the last element of an array."""
+    generator = torch.Generator().manual_seed(run)
+    n = 400
+    x, g, a = (torch.randn(n, generator=generator, dtype=dtype) for _ in range(3))
+    b = torch.rand(n, generator=generator, dtype=dtype)
+    named = torch.from_numpy(np.arange(n) % (run + 3) < run)
+    named[-1] = True
+    places = torch.nonzero(named).view(-1)
+    dense, lazy = [t.clone() for t in (x, a, b)], [t.clone() for t in (x, a, b)]
+    update(dense[0], g, dense[1], dense[2], None)
+    update(lazy[0], g[places], lazy[1], lazy[2], places)
+    for before, everywhere, there in zip((x, a, b), dense, lazy, strict=True):
+        assert torch.equal(there[~named], before[~named])
+        torch.testing.assert_close(there[named], everywhere[named], atol=1e-6, rtol=1e-6)
