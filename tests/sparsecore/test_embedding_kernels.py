@@ -29,12 +29,12 @@ every_encoding = pytest.mark.parametrize("encoding", ["csr", "bitmap"])
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
 def threads(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> Iterator[int]:
+) -> int:
     """Two threads even for the smallest case."""
     torch.set_num_threads(request.param)
     for module in ("embedding", "scatter", "bags", "optimizer"):
         monkeypatch.setattr(f"sparsecore.backends.numba.{module}.threads", lambda work: request.param)
-    yield request.param
+    return request.param
 
 
 class Table:
