@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,7 @@ every_encoding = pytest.mark.parametrize("encoding", ["csr", "bitmap"])
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
-def threads(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> int:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> int:
     """Two threads even for the smallest case."""
     torch.set_num_threads(request.param)
     for module in ("embedding", "scatter", "bags", "optimizer"):
