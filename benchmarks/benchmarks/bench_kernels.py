@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from harness.ceilings import measure_ceilings
 from harness.kernel_cases import CASES, LOSING, densities_of
 from harness.kernels import measure
 
+# Tiny shapes, every form once: a smoke test of the suite.
+_QUICK = bool(os.environ.get("SPARSECORE_BENCH_QUICK"))
 _ALL = {case.name: case for case in (*CASES, *LOSING)}
 
 
@@ -19,7 +23,7 @@ class Kernels:
         ceilings = {1: measure_ceilings(1, quick=True)}
         return {
             name: {
-                density: 1 / measure(case, density, ceilings, seconds=0.5)[0]["ratio"]
+                density: 1 / measure(case, density, ceilings, 0.0 if _QUICK else 0.5, _QUICK)[0]["ratio"]
                 for density in densities_of(case)
             }
             for name, case in _ALL.items()
