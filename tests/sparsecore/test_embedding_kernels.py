@@ -139,6 +139,30 @@ def test_the_number_of_threads_changes_no_bit(
     assert torch.equal(several, kernels.touched(*table.index, ids, grad, table.values.numel())[1])
 
 
+def test_memory_of_a_large_gradient_is_used_again_only_when_free() -> None:
+    crow, n = torch.zeros(2, dtype=torch.int32), 3 << 20
+    first = scatter.gradient(crow, n, torch.float32)
+    place = first.data_ptr()
+    assert not first.any()
+    view = first.fill_(1.0)[10:20]
+    second = scatter.gradient(crow, n, torch.float32)
+    assert second.data_ptr() != place
+    del first
+    assert scatter.gradient(crow, n, torch.float32).data_ptr() not in (place, second.data_ptr())
+    assert torch.equal(view, torch.ones(10))
+    del second, view
+    third = scatter.gradient(crow, n, torch.float32)
+    assert not third.any()
+    shared = third.numpy()
+    del third
+    assert scatter.gradient(crow, n, torch.float32).data_ptr() != shared.ctypes.data
+    assert scatter.gradient(crow, n, torch.float64).dtype == torch.float64
+    assert len(scatter._gradients[crow]) <= 2
+    before = len(scatter._gradients)
+    del crow
+    assert len(scatter._gradients) == before - 1
+
+
 @given(
     st.integers(1, 2**40).flatmap(
         lambda n_rows: st.tuples(st.just(n_rows), st.lists(st.integers(0, n_rows - 1), max_size=60))

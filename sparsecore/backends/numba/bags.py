@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.memory import output
-from sparsecore.backends.numba.scatter import group, sum_groups
+from sparsecore.backends.numba.scatter import gradient, group, sum_groups
 from sparsecore.backends.numba.simd import (
     LANES,
     at,
@@ -65,7 +65,7 @@ def bag_grad(
     crow: Tensor, col: Tensor | None, ids: Tensor, bags: Tensor, weights: Tensor, grad: Tensor, nnz: int
 ) -> Tensor:
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
-    out = output((nnz,), grad.dtype).zero_()
+    out = gradient(crow, nnz, grad.dtype)
     sum_groups(crow, col, group(ids, crow.shape[0] - 1), array(bags), array(weights), grad, out)
     return out
 
