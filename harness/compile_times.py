@@ -20,7 +20,9 @@ from numba.core.event import EventStatus, install_recorder
 
 from harness.kernel_cases import CASES
 
-__all__ = ["compare", "first_calls"]
+__all__ = ["compare", "first_calls", "import_seconds"]
+
+_IMPORTS = ("torch", "torch, numba", "sparsecore")
 
 # Enough work for the parallel kernels, which compile separately.
 _SIZE = {"rows": 3000, "cols": 40, "batch": 256, "users": 300, "items": 400}
@@ -73,6 +75,17 @@ def compare() -> list[dict[str, Any]]:
         {**first, "compiled": first["seconds"], "cached": second["seconds"]}
         for first, second in zip(*runs, strict=True)
     ]
+
+
+def import_seconds(samples: int = 7) -> dict[str, float]:
+    """Seconds that an import takes in a new interpreter: torch, torch and numba, sparsecore; in turns, the minimum."""
+    seconds = dict.fromkeys(_IMPORTS, float("inf"))
+    for _ in range(samples):
+        for names in _IMPORTS:
+            code = f"import time; start = time.perf_counter(); import {names}; print(time.perf_counter() - start)"
+            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            seconds[names] = min(seconds[names], float(done.stdout))
+    return seconds
 
 
 if __name__ == "__main__":

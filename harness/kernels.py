@@ -150,6 +150,17 @@ def _page(document: dict[str, Any]) -> list[str]:
         f"| {r['added']:.1f} | {r['module added']:.1f} |"
         for r in document["overhead"]
     ]
+    if document["imports"]:
+        lines += [
+            "",
+            "## Import",
+            "",
+            "Seconds in a new interpreter. Target: sparsecore at most torch and numba plus 0.2.",
+            "",
+            "| " + " | ".join(f"`import {names}`" for names in document["imports"]) + " |",
+            "|---|---|---|",
+            "| " + " | ".join(f"{seconds:.2f}" for seconds in document["imports"].values()) + " |",
+        ]
     if document["compile"]:
         lines += [
             "",
@@ -180,7 +191,7 @@ def main(
         bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
     ] = False,
     compiling: Annotated[
-        bool, typer.Option(help="Also measure first calls, in processes of their own.")
+        bool, typer.Option(help="Also measure imports and first calls, in new processes.")
     ] = True,
 ) -> None:
     """Measure every operation against dense."""
@@ -204,6 +215,7 @@ def main(
         "skipped": skipped,
         "ceilings": {n: asdict(c) for n, c in ceilings.items()},
         "overhead": overhead,
+        "imports": compile_times.import_seconds() if compiling and not quick else {},
         "compile": compile_times.compare() if compiling and not quick else [],
     }
     page = _page(document)

@@ -111,11 +111,13 @@ def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype = torc
 def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int) -> Tensor:
     """``(E + A E + .. + A^hops E) / (hops + 1)`` for the table's rows E: dense, (n_nodes, d).
 
-    For a sparse table the first hop reads its nonzeros only, on the numba backend (torch.sparse expands hop 0 for the
-    call); hops after the first are dense, because one hop fills the embeddings in. Forward, one hop is live at a time.
+    For a sparse table the first hop expands it a strip of 32 columns at a time, on the numba backend (torch.sparse
+    expands hop 0 for the call); hops after the first are dense, because one hop fills the embeddings in. Forward, one
+    hop is live at a time.
 
-    Multiply-adds: ``hops * n_edges * d`` for a dense table; for a sparse one the first hop costs the table's nonzeros
-    instead (about ``density * n_edges * d``). Backward ``hops * n_edges * d`` either way.
+    Multiply-adds on nonzeros: ``hops * n_edges * d`` for a dense table; for a sparse one the first hop has about
+    ``density * n_edges * d``. (On the clock it is no cheaper than a dense hop: rows with gaps would have to be read
+    edge by edge, which takes longer than to expand them once.) Backward ``hops * n_edges * d`` either way.
 
     Source: He et al., LightGCN, SIGIR 2020, equations 7 and 8 with equal weights.
 

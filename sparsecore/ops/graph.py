@@ -52,7 +52,7 @@ def _propagate_mean(
     n_cols: int,
     hops: int,
 ) -> Tensor:
-    """Horner's rule: E + A(E + A(E + ..)). One hop is live at a time, and the first reads E's nonzeros only."""
+    """Horner's rule: E + A(E + A(E + ..)). One hop is live at a time; E itself is never dense, it is read in strips."""
     if weight.dtype is not values.dtype:
         same_dtype("propagate_mean", weight=weight, values=values)
     kernels = load(values.device)

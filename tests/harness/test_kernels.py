@@ -10,7 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from harness import kernel_forms, kernels
+from harness import compile_times, kernel_forms, kernels
 from harness.ceilings import measure_ceilings
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 
@@ -75,3 +75,10 @@ def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
     page = (tmp_path / "kernels.md").read_text()
     assert all(case.name in page for case in (*CASES, *LOSING, *SKEWED))
     assert str(tmp_path) not in page
+
+
+def test_imports_are_timed() -> None:
+    """A ratio would be a time in disguise: only that all three are measured. The figures are in results/kernels.md."""
+    seconds = compile_times.import_seconds(samples=1)
+    assert list(seconds) == ["torch", "torch, numba", "sparsecore"]
+    assert all(0 < value < float("inf") for value in seconds.values())

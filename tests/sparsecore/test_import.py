@@ -106,6 +106,39 @@ print(status)
     assert python(code, NUMBA_CACHE_DIR=cache).split() == ["0"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
+def test_workers_of_a_data_loader_run_kernels(cache: str, tmp_path: Path) -> None:
+    """Beside a parent that goes on computing; forked workers, as a data set that scores negatives would have."""
+    script = tmp_path / "loader.py"
+    script.write_text(
+        CASE
+        + """
+from torch.utils.data import DataLoader, Dataset
+
+parallel()
+expected = ops.spmm(*arguments, x)
+
+class Scores(Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, i):
+        return ops.spmm(*arguments, x)
+
+if __name__ == "__main__":
+    for scores in DataLoader(Scores(), num_workers=2, multiprocessing_context="fork", timeout=60):
+        parallel()
+        torch.testing.assert_close(scores[0], expected)
+    print("done")
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done"]
+
+
 @pytest.mark.parametrize("threads", [1, 3, 5])
 def test_torch_keeps_its_number_of_threads(cache: str, threads: int) -> None:
     """numba starts its pool at the first parallel kernel, and that sets OpenMP's number, which is torch's."""
