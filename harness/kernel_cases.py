@@ -152,6 +152,12 @@ LOSING: tuple[Case, ...] = (
         )
         for batch in (1, 4)
     ),
+    Case(
+        "spmm 20000 x 600, B = 64, subnormal values",
+        forms.spmm,
+        _LAYER | {"batch": 64, "subnormal": True},
+        _SMALL_LAYER | {"batch": 5, "subnormal": True},
+    ),
     *(
         Case(
             f"gather 1M x {cols}, 16384 random rows",

@@ -139,8 +139,12 @@ def gather_dot(density: float, rows: int, cols: int, batch: int) -> Forms:
     )
 
 
-def spmm(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
+def spmm(
+    density: float, rows: int, cols: int, batch: int, skewed: bool = False, subnormal: bool = False
+) -> Forms:
     weight = Weight(rows, cols, density, skewed)
+    if subnormal:
+        weight.values *= 1e-41
     x = torch.randn(batch, cols)
     table, out, csr, sparse = weight.dense(), torch.empty(batch, rows), weight.csr(), weight.scipy()
     xt, transposed = x.t().contiguous(), x.t().contiguous().numpy()

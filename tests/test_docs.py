@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def test_readme_code_runs() -> None:
     """All ``python`` blocks in one namespace, in order, as a reader would type them."""
     text = (ROOT / "README.md").read_text()
@@ -26,10 +29,18 @@ def test_readme_code_runs() -> None:
     assert "SparseLinear" in output.getvalue()
 
 
-def test_readme_links_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda p: p.stem)
+def test_code_of_the_other_pages_runs(page: Path) -> None:
+    namespace: dict[str, object] = {"__name__": page.stem}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            exec(compile(block, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
