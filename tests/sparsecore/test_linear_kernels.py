@@ -145,7 +145,8 @@ def test_memory_layouts(encoding, batch, n_threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
 def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
-    monkeypatch.setattr(blockwise, "_ROWS", 16)
+    monkeypatch.setattr(blockwise, "_POSITIONS", 16 * 32)
+    monkeypatch.setattr(blockwise, "_COLS", 32)
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape in ((53, 77), (16, 16), (1, 60), (33, 64)):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
@@ -157,15 +158,15 @@ def test_which_algorithm(wide, monkeypatch):
     col = torch.zeros(1)
 
     def chosen(operation, batch, density, col):
-        return linear._algorithm(operation, panel_spmm, batch, int(1000 * density), 1000, col)
+        return linear._algorithm(operation, panel_spmm, batch, int(1000 * density), (10, 100), col)
 
     for operation in ("spmm", "spmm_t", "sddmm"):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
         assert chosen(operation, 3, 0.5, col) is panel_spmm
         assert chosen(operation, 64, 1.0, None) is panel_spmm
         assert chosen(operation, 512, 0.5, None) is panel_spmm
-    assert chosen("spmm_t", 512, 1.0, None) is blockwise
-    assert (chosen("spmm", 512, 1.0, None) is blockwise) is not wide
+        assert (chosen(operation, 512, 1.0, None) is blockwise) is not wide
+    assert linear._algorithm("spmm_t", panel_spmm, 512, 90_000, (10, 10_000), None) is blockwise
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

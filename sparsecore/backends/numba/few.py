@@ -231,8 +231,10 @@ def _add_one(values, crow, col, dy, sums, n_chunks):
     for chunk in prange(n_chunks):
         total = sums[chunk]
         for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            y = dy[row]
             for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                total[np.intp(at(col, k))] += at(values, k) * dy[row]
+                j = np.intp(at(col, k))
+                put(total, j, at(total, j) + at(values, k) * y)
 
 
 @kernel

@@ -24,13 +24,16 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 # Largest batch of the few, for a bitmap and for CSR; chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16. At 16
 # panels are already faster for sddmm at density 0.25 and below, and 10 % slower at 0.5.
 _FEW = {"spmm": (4, 2), "spmm_t": (4, 1), "sddmm": (8, 1)}
-# Density from which a batch of _LARGE or more runs blockwise, with AVX-512 and without. Dense / ours for a bitmap of
-# 20000 x 600, 256 examples, one thread. With AVX-512, panels at density 0.75 / 0.9 / 1: spmm 1.8 / 1.6 / 1.5, spmm_t
-# 1.2 / 1.04 / 0.97, sddmm 1.4 / 1.2 / 1.16; blockwise 0.89 to 0.96 at all. (This torch's products use half of
-# AVX-512.) Without, panels: spmm 1.45 at 0.5 and 0.84 at 0.9, spmm_t 1.06 and sddmm 1.15 at 0.5; beyond 0.5 the
-# limits of the last two suppose a time proportional to the density. Two threads and other batches were not measured.
+# Density from which a batch of _LARGE or more runs blockwise: of layers with up to _WIDE inputs and of wider ones, with
+# AVX-512 and without. There panels are slower than dense / 0.9, or than the tiles. Beyond _WIDE, a panel's features no
+# longer stay in the second-level cache.
 _LARGE = 128
-_DENSE = {"spmm": (1.1, 0.75), "spmm_t": (0.95, 0.55), "sddmm": (1.1, 0.6)}
+_WIDE = 4096
+_DENSE = {
+    "spmm": ((1.1, 0.65), (1.1, 0.45)),
+    "spmm_t": ((1.1, 0.55), (0.75, 0.36)),
+    "sddmm": ((1.1, 0.57), (1.1, 0.55)),
+}
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     if not batch or not nnz:
         return torch.zeros((batch, rows), dtype=x.dtype)
     y = output((batch, rows), x.dtype)
-    module = _algorithm("spmm", panel_spmm, batch, nnz, rows * cols, col)
+    module = _algorithm("spmm", panel_spmm, batch, nnz, (rows, cols), col)
     module.spmm(array(values), array(crow), _columns(col), array(x), y.numpy(), threads(batch * nnz))
     return y
 
@@ -50,7 +53,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype)
     dx = output((batch, n_cols), dy.dtype)
-    module = _algorithm("spmm_t", panel_spmm_t, batch, nnz, rows * n_cols, col)
+    module = _algorithm("spmm_t", panel_spmm_t, batch, nnz, (rows, n_cols), col)
     module.spmm_t(array(values), array(crow), _columns(col), array(dy), dx.numpy(), threads(batch * nnz))
     return dx
 
@@ -61,17 +64,18 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     if not batch or not nnz:
         return torch.zeros(nnz, dtype=x.dtype)
     out = output((nnz,), x.dtype)
-    module = _algorithm("sddmm", panel_sddmm, batch, nnz, rows * cols, col)
+    module = _algorithm("sddmm", panel_sddmm, batch, nnz, (rows, cols), col)
     module.sddmm(array(crow), _columns(col), array(dy), array(x), out.numpy(), threads(batch * nnz))
     return out
 
 
 def _algorithm(
-    operation: str, panels: ModuleType, batch: int, nnz: int, positions: int, col: Tensor | None
+    operation: str, panels: ModuleType, batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None
 ) -> ModuleType:
     if batch <= _FEW[operation][col is not None]:
         return few
-    if batch >= _LARGE and nnz >= _DENSE[operation][not has_expand()] * positions:
+    limit = _DENSE[operation][shape[1] > _WIDE][not has_expand()]
+    if batch >= _LARGE and nnz >= limit * shape[0] * shape[1]:
         return blockwise
     return panels
 

@@ -17,6 +17,7 @@ from sparsecore.backends.numba.panels import (
     localise,
     move,
     packed,
+    parts,
     pointer,
     row_of_16,
     row_of_32,
@@ -38,7 +39,9 @@ def spmm(values, crow, col, x, y, n_chunks):
     block = block_of(width, values.shape[0] / (cols * (crow.shape[0] - 1)))
     tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
-    _spmm(values, crow, col, packed(x, n_chunks), cols, block, height, tiles, local, segment, y, n_chunks)
+    for part in parts(batch, cols):
+        panels = packed(x[part], n_chunks)
+        _spmm(values, crow, col, panels, cols, block, height, tiles, local, segment, y[part], n_chunks)
 
 
 def block_of(width: int, density: float) -> int:

@@ -21,6 +21,7 @@ from sparsecore.backends.numba.panels import (
     localise,
     move,
     padded,
+    parts,
     pointer,
     split_rows,
     width_of,
@@ -35,11 +36,12 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     width = width_of(batch)
     height = max(1, min(_HEIGHT, _LOCAL // cols))
     block = block_of(width, values.shape[0] / (cols * rows))
-    sums = workspace("sums", n_chunks, padded(batch) * cols, dtype)
     tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
-    _spmm_t(values, crow, col, dy, cols, block, height, tiles, local, segment, sums, n_chunks)
-    _add_and_unpack(sums, dx, n_chunks)
+    for part in parts(batch, cols):
+        sums = workspace("sums", n_chunks, padded(len(dy[part])) * cols, dtype)
+        _spmm_t(values, crow, col, dy[part], cols, block, height, tiles, local, segment, sums, n_chunks)
+        _add_and_unpack(sums, dx[part], n_chunks)
 
 
 @kernel

@@ -51,6 +51,13 @@ def padded(batch: int) -> int:
     return batch - rest + (width_of(rest) if rest else 0)
 
 
+def parts(batch: int, cols: int) -> list[slice]:
+    """Examples whose panels of ``cols`` features together are at most 16 MiB, or one panel: scratch that is kept from
+    call to call (fresh pages of larger scratch took as long as the product at 600 x 20000), in the shared cache."""
+    step = max(1, (1 << 22) // (cols * WIDTH)) * WIDTH
+    return [slice(first, first + step) for first in range(0, batch, step)]
+
+
 def packed(x: np.ndarray, n_chunks: int) -> np.ndarray:
     """All panels of x, and zeros behind them."""
     size = padded(x.shape[0]) * x.shape[1]
@@ -191,7 +198,7 @@ def _localise_csr(crow, col, first, last, cols, block, height, local, segment):
         put(segment, place, np.int32(k - start))
         for b in range(1, blocks):
             # Binary search without branches: the first column of block b or later.
-            n = stop - k
+            n = min(stop - k, block)
             while n > 0:
                 half = (n + 1) // 2
                 k += half if np.intp(at(col, k + half - 1)) < b * block else 0

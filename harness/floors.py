@@ -1,0 +1,207 @@
+"""Where sparse may lose: dense products at high density, and torch.sparse on processors without AVX-512.
+
+    python -m harness.floors --output results/floors
+
+writes ``OUTPUT.json`` and ``OUTPUT.md``. Both parts run with and without AVX-512 code (SPARSECORE_SIMD), each in a
+process of its own, because kernels are compiled for one of them. Ratio = time of the fastest other form / ours, of the
+minima of interleaved samples (higher is better).
+
+*dense*: layers at batches of 256 and more, against the best dense form; the floor is 0.9.
+*torch.sparse*: against CSR with int32 indices; the floor is 1. Its operands are given as it wants them: activations
+transposed beforehand, for ``spmm_t`` a transposed copy of the weight. Both are free of charge, and its results stay
+transposed; ours are not.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from harness.kernel_forms import Forms, Weight, _torch_csr
+from harness.results import save_results
+from sparsecore import ops
+from sparsecore.measure import interleaved
+
+__all__ = ["FLOORS", "PARTS", "main", "measure"]
+
+FLOORS = {"dense": 0.9, "torch.sparse": 1.0}
+OPERATIONS = ("spmm", "spmm_t", "sddmm")
+_LAYERS = ((20_000, 600), (600, 20_000), (1024, 1024), (600, 200))
+# Shapes, densities and batches of the parts, and those of a run that only has to run.
+PARTS = {
+    "dense": (_LAYERS, (0.98, 0.9, 0.7, 0.5), (256, 512)),
+    "torch.sparse": ((*_LAYERS, (100_000, 64)), (0.01, 0.02, 0.1, 0.5), (1, 4, 16, 64, 512)),
+}
+QUICK = {part: (((60, 33),), (0.5,), (3,)) for part in PARTS}
+
+
+def against_dense(operation: str, weight: Weight, table: Tensor, batch: int) -> Forms:
+    """Ours and the dense forms of an operation."""
+    x, dy = torch.randn(batch, weight.cols), torch.randn(batch, weight.rows)
+    y, dx, dw = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(table)
+    dense = {
+        "spmm": {
+            "mm(out=)": lambda: torch.mm(x, table.t(), out=y),
+            "F.linear": lambda: F.linear(x, table),
+        },
+        "spmm_t": {"mm(out=)": lambda: torch.mm(dy, table, out=dx)},
+        "sddmm": {"mm(out=)": lambda: torch.mm(dy.t(), x, out=dw)},
+    }
+    return Forms(ours=_ours(operation, weight, x, dy), dense=dense[operation])
+
+
+def against_torch_sparse(operation: str, weight: Weight, csr: Tensor, turned: Tensor, batch: int) -> Forms:
+    """Ours and torch.sparse's form of an operation; ``turned`` is the transposed weight."""
+    x, dy = torch.randn(batch, weight.cols), torch.randn(batch, weight.rows)
+    xt, dyt = x.t().contiguous(), dy.t().contiguous()
+    others = {
+        "spmm": {"CSR @ X^T": lambda: csr @ xt},
+        "spmm_t": {"CSR(W^T) @ dY^T": lambda: turned @ dyt},
+        "sddmm": {"sampled_addmm": lambda: torch.sparse.sampled_addmm(csr, dyt, x, beta=0.0)},
+    }
+    if batch == 1:  # a vector has a faster path than a matrix of one column
+        others["spmm"]["CSR @ x"] = lambda: csr @ x[0]
+        others["spmm_t"]["CSR(W^T) @ dy"] = lambda: turned @ dy[0]
+    return Forms(ours=_ours(operation, weight, x, dy), dense={}, others=others[operation])
+
+
+def _ours(operation: str, weight: Weight, x: Tensor, dy: Tensor) -> Any:
+    return {
+        "spmm": lambda: ops.spmm(weight.values, *weight.index, x),
+        "spmm_t": lambda: ops.spmm_t(weight.values, *weight.index, dy, weight.cols),
+        "sddmm": lambda: ops.sddmm(*weight.index, dy, x, weight.nnz),
+    }[operation]
+
+
+def _forms(part: str, weight: Weight, batches: tuple[int, ...]) -> Iterator[tuple[str, int, Forms]]:
+    if part == "dense":
+        table = weight.dense()
+        for operation, batch in itertools.product(OPERATIONS, batches):
+            yield operation, batch, against_dense(operation, weight, table, batch)
+    else:
+        csr = weight.csr()
+        turned = csr.to_sparse_coo().t().coalesce().to_sparse_csr()
+        pointers, columns = turned.crow_indices().to(torch.int32), turned.col_indices().to(torch.int32)
+        turned = _torch_csr(pointers, columns, turned.values(), (weight.cols, weight.rows))
+        for operation, batch in itertools.product(OPERATIONS, batches):
+            yield operation, batch, against_torch_sparse(operation, weight, csr, turned, batch)
+
+
+def measure(part: str, threads: list[int], seconds: float, quick: bool = False) -> list[dict[str, Any]]:
+    """Time a part in this process.
+
+    Returns:
+        A row for each shape, density, operation, batch and number of threads: the ``ratio`` to the fastest ``other``
+        form, ``ms``, and the ``floor``.
+    """
+    rows: list[dict[str, Any]] = []
+    shapes, densities, batches = (QUICK if quick else PARTS)[part]
+    before = torch.get_num_threads()
+    try:
+        for shape, density in itertools.product(shapes, densities):
+            weight = Weight(*shape, density)
+            for operation, batch, forms in _forms(part, weight, batches):
+                for n_threads in threads:
+                    torch.set_num_threads(n_threads)
+                    others = {**forms.dense, **forms.others}
+                    times = interleaved(
+                        {"ours": forms.ours, **others}, seconds=seconds, least=1 if quick else 3
+                    )
+                    best = min(others, key=lambda name: times[name].minimum)
+                    rows.append(
+                        {
+                            "part": part,
+                            "operation": operation,
+                            "shape": f"{shape[0]} x {shape[1]}",
+                            "density": density,
+                            "batch": batch,
+                            "encoding": "bitmap" if weight.index[1] is None else "csr",
+                            "threads": n_threads,
+                            "ratio": times[best].minimum / times["ours"].minimum,
+                            "median ratio": times[best].median / times["ours"].median,
+                            "other": best,
+                            "ms": 1e3 * times["ours"].minimum,
+                            "floor": FLOORS[part],
+                        }
+                    )
+            if not quick:  # large operands must not wait for the collector
+                gc.collect()
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _page(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "# Floors",
+        "",
+        "Ratio: time of the fastest other form / ours, minima of interleaved samples (*of medians* beside it).",
+        "Rows below their floor are marked. torch.sparse is given transposed operands free of charge.",
+    ]
+    for part, simd in dict.fromkeys((r["part"], r["simd"]) for r in rows):
+        chosen = [r for r in rows if (r["part"], r["simd"]) == (part, simd)]
+        below = sum(r["ratio"] < r["floor"] for r in chosen)
+        lines += [
+            "",
+            f"## Against {part}, {simd} code",
+            "",
+            f"{below} of {len(chosen)} below {FLOORS[part]:g}; the lowest {min(r['ratio'] for r in chosen):.2f}.",
+            "",
+            "| operation | shape | density | batch | encoding | threads | ratio | of medians | other | ms | |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r['operation']} | {r['shape']} | {r['density']:g} | {r['batch']} | {r['encoding']} | {r['threads']} "
+            f"| {r['ratio']:.2f} | {r['median ratio']:.2f} | {r['other']} | {r['ms']:.3g} "
+            f"| {'below' if r['ratio'] < r['floor'] else ''} |"
+            for r in chosen
+        ]
+    return lines
+
+
+def main(
+    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    simd: Annotated[str, typer.Option(help="Code to measure, comma-separated.")] = "native,portable",
+    part: Annotated[str, typer.Option(help="Comparisons, comma-separated.")] = ",".join(PARTS),
+    seconds: Annotated[float, typer.Option(help="Timing of each row, at least.")] = 0.05,
+    quick: Annotated[
+        bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
+    ] = False,
+) -> None:
+    """Measure both floors, for each kind of code in a process of its own."""
+    rows: list[dict[str, Any]] = []
+    for name, mode in itertools.product(part.split(","), simd.split(",")):
+        request = json.dumps([name, [int(n) for n in threads.split(",")], 0.0 if quick else seconds, quick])
+        done = subprocess.run(
+            [sys.executable, "-m", "harness.floors", "--here", request],
+            env={**os.environ, "SPARSECORE_SIMD": mode},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        rows += [{**row, "simd": mode} for row in json.loads(done.stdout)]
+    page = _page(rows)
+    if output is not None:
+        save_results(output, "harness.floors", page, {"quick": quick, "rows": rows})
+    else:
+        print("\n".join(page))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--here"]:
+        print(json.dumps(measure(*json.loads(sys.argv[2]))))
+    else:
+        typer.run(main)
