@@ -14,7 +14,8 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from sparsecore.backends.numba.index_set import IndexSet, fill, insert, surviving
+from sparsecore.backends.numba.fill import fill
+from sparsecore.backends.numba.index_set import IndexSet, insert, surviving
 from sparsecore.backends.numba.jit import array, kernel, threads
 from sparsecore.backends.numba.rewrite import realign_, record_
 from sparsecore.backends.numba.selection import k_largest, k_smallest

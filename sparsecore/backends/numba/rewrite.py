@@ -22,11 +22,12 @@ from sparsecore.backends.numba.simd import (
     bits,
     compress,
     count,
-    expand,
     first_lanes,
     load,
     load_masked,
+    prefetch,
     put,
+    spread,
     store,
     store_masked,
 )
@@ -112,6 +113,8 @@ def _realign(
                 here = np.int64(pointers[low])
                 place = np.int64(new_pointers[low])
                 n = new_pointers[high] - place
+                following = top + height if low == r else low - height
+                leap = np.int64(pointers[min(following, last)]) - here
                 if col is not None:
                     q = 0
                     for row in range(low, high):
@@ -141,7 +144,8 @@ def _realign(
                         for row in range(low, high):
                             for w in range(row * stride + 2, row * stride + 2 + (cols + 15) // 16):
                                 m, new = bits(masks, w), bits(new_masks, w)
-                                v = expand(numbers, k, m)
+                                prefetch(numbers, k + leap)
+                                v = spread(load_masked(numbers, k, first_lanes(count(m))), m)
                                 if begun != 0:
                                     v = add(v, load_masked(fresh, 16 * t, np.uint16(~m)))
                                 store(buffer, e, compress(v, new))
