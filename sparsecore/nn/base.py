@@ -15,6 +15,7 @@ from sparsecore.encoding import (
     encode,
 )  # fmt: skip
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
+from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
 from sparsecore.topology.use import Recorder, Use
 
@@ -48,7 +49,7 @@ class SparseModule(nn.Module):
         self._shape = pattern.shape
         self._recorder = None
         pattern = pattern if device is None else pattern.to(device)
-        self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
+        self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
         self._store(pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device))
 
     def _from_values(self, pattern: Pattern, values: Tensor) -> None:
