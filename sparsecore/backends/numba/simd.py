@@ -19,8 +19,8 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 __all__ = [
-    "LANES", "absolute", "add", "ascending", "at", "at_least", "bits", "bits64", "compress", "consecutive", "count",
-    "div", "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load", "load_masked", "lookup",
+    "LANES", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress", "consecutive", "count", "div",
+    "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load", "load_masked", "lookup",
     "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt", "store", "store_masked", "sub",
     "sum_of_each", "transpose", "where", "zeros",
 ]  # fmt: skip
@@ -585,27 +585,20 @@ def lookup(typing_context, array, places, longest):
 
 
 @intrinsic
-def ascending(typing_context, numbers, index, n):
-    """How many of the next n (1 .. 16) elements of an int64 array follow one another: a, a + 1, a + 2 ..."""
+def breaks(typing_context, numbers, index, n):
+    """Mask of those of n (1 .. 16) elements of an int64 array that are not their predecessor + 1."""
 
     def emit(context, builder, signature, arguments):
         array, index, n = arguments
         wide = ir.VectorType(_I64, LANES)
         valid = builder.sub(builder.shl(_I32(1), builder.trunc(n, _I32)), _I32(1))
-        valid = builder.trunc(valid, _I16)
-        place = builder.bitcast(
-            _element(context, builder, signature.args[0], array, index), wide.as_pointer()
-        )
-        zero = ir.Constant(wide, [0] * LANES)
-        arguments = [place, _I32(8), _lanes(builder, valid), zero]
-        found = _call(builder, f"llvm.masked.load.v{LANES}i64.p0", wide, arguments)
-        first = builder.extract_element(found, _I32(0))
-        first = builder.insert_element(zero, first, _I32(0))
-        first = builder.shuffle_vector(first, zero, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
-        expected = builder.add(first, ir.Constant(wide, list(range(LANES))))
-        follow = builder.bitcast(builder.icmp_signed("==", found, expected), _I16)
-        broken = builder.zext(builder.not_(builder.and_(follow, valid)), _I32)
-        broken = builder.or_(broken, _I32(1 << LANES))
-        return builder.zext(_call(builder, "llvm.cttz.i32", _I32, [broken, _I1(1)]), _I64)
+        valid = _lanes(builder, builder.trunc(valid, _I16))
+        found = []
+        for start in (index, builder.sub(index, _I64(1))):
+            place = _vectors(context, builder, signature.args[0], array, start, wide)
+            masked = [place, _I32(8), valid, ir.Constant(wide, [0] * LANES)]
+            found.append(_call(builder, f"llvm.masked.load.v{LANES}i64.p0", wide, masked))
+        expected = builder.add(found[1], ir.Constant(wide, [1] * LANES))
+        return builder.bitcast(builder.and_(builder.icmp_signed("!=", found[0], expected), valid), _I16)
 
-    return types.intp(numbers, types.intp, types.intp), emit
+    return types.uint16(numbers, types.intp, types.intp), emit
