@@ -58,7 +58,7 @@ class Adagrad(ElementwiseOptimizer):
             )
 
     def _fused(
-        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+        self, kernels: Any, parameter: Tensor, grad: Tensor, spans: Any, group: State, state: State
     ) -> None:
         state["step"] += 1
         kernels.adagrad_(
@@ -68,7 +68,7 @@ class Adagrad(ElementwiseOptimizer):
             lr=float(group["lr"]) / (1 + (state["step"].item() - 1) * group["lr_decay"]),
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            places=places,
+            spans=spans,
         )
 
     def _plain(

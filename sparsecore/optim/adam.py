@@ -66,7 +66,7 @@ class Adam(ElementwiseOptimizer):
             state["step_per_weight"] = torch.full_like(parameter, float(state["step"]))
 
     def _fused(
-        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+        self, kernels: Any, parameter: Tensor, grad: Tensor, spans: Any, group: State, state: State
     ) -> None:
         state["step"] += 1
         kernels.adam_(
@@ -81,7 +81,7 @@ class Adam(ElementwiseOptimizer):
             decoupled=self._decoupled,
             step=state["step"].item(),
             step_per_weight=state["step_per_weight"] if group["per_weight_step"] else None,
-            places=places,
+            spans=spans,
         )
 
     def _plain(

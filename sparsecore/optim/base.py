@@ -38,7 +38,7 @@ class ElementwiseOptimizer(Optimizer):
         """Make what is missing of a parameter's state."""
 
     def _fused(
-        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+        self, kernels: Any, parameter: Tensor, grad: Tensor, spans: Any, group: State, state: State
     ) -> None:
         raise NotImplementedError
 
@@ -80,10 +80,10 @@ class ElementwiseOptimizer(Optimizer):
                 if not self._fits(parameter, grad, state):
                     others.append(parameter)
                     continue
-                kernels, places = load(parameter.device), None
+                kernels, spans = load(parameter.device), None
                 if grad.layout is torch.sparse_coo:
-                    places, grad = _places(kernels, parameter, grad)
-                self._fused(kernels, parameter, grad, places, group, state)
+                    spans, grad = _spans(kernels, parameter, grad)
+                self._fused(kernels, parameter, grad, spans, group, state)
                 torch.autograd.graph.increment_version(parameter)
             self._others(others, group)
         return loss
@@ -136,15 +136,13 @@ def _rows_of(grad: Tensor) -> Tensor:
     return grad._indices()[0]
 
 
-def _places(kernels: Any, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat places (ascending, each once) of the elements that a sparse gradient names, and its numbers there."""
+def _spans(kernels: Any, parameter: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+    """Spans of the elements that a sparse gradient names, and its numbers there."""
     rows, values = _rows_of(grad), grad._values()
     if values.dim() == 1:
-        places, values = kernels.coalesce(rows, values, parameter.numel())
-    else:
-        width = parameter.numel() // parameter.shape[0]
-        rows, values = kernels.sum_rows(rows, values.reshape(-1, width), parameter.shape[0])
-        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < parameter.shape[0]):
-            raise IndexError(f"a sparse gradient names rows outside 0 .. {parameter.shape[0] - 1}")
-        places = (rows[:, None] * width + torch.arange(width)).view(-1)
-    return places, values
+        return kernels.spans_of_places(rows, values, parameter.numel())
+    width = parameter.numel() // parameter.shape[0]
+    rows, values = kernels.sum_rows(rows, values.reshape(-1, width), parameter.shape[0])
+    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < parameter.shape[0]):
+        raise IndexError(f"a sparse gradient names rows outside 0 .. {parameter.shape[0] - 1}")
+    return kernels.spans_of_rows(rows, width), values

@@ -51,7 +51,7 @@ class SGD(ElementwiseOptimizer):
         super().__init__(params, defaults)
 
     def _fused(
-        self, kernels: Any, parameter: Tensor, grad: Tensor, places: Tensor | None, group: State, state: State
+        self, kernels: Any, parameter: Tensor, grad: Tensor, spans: Any, group: State, state: State
     ) -> None:
         first = state.get("momentum_buffer") is None
         if first and group["momentum"]:
@@ -65,7 +65,7 @@ class SGD(ElementwiseOptimizer):
             dampening=0.0 if first else group["dampening"],  # torch's first buffer is the gradient itself
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
-            places=places,
+            spans=spans,
         )
 
     def _plain(

@@ -5,8 +5,9 @@ from sparsecore.backends.numba.embedding import gather
 from sparsecore.backends.numba.gather_dot import gather_dot
 from sparsecore.backends.numba.graph import propagate, propagate_sample
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
-from sparsecore.backends.numba.optimizer import adagrad_, adam_, coalesce, sgd_
+from sparsecore.backends.numba.optimizer import adagrad_, adam_, sgd_
 from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched
+from sparsecore.backends.numba.spans import spans_of_places, spans_of_rows
 from sparsecore.backends.numba.table_rows import add_rows_, propagate_table, sample
 from sparsecore.backends.numba.topk import score_topk
 
@@ -17,7 +18,6 @@ __all__ = [
     "bag",
     "bag_dot",
     "bag_grad",
-    "coalesce",
     "gather",
     "gather_dot",
     "propagate",
@@ -28,6 +28,8 @@ __all__ = [
     "score_topk",
     "sddmm",
     "sgd_",
+    "spans_of_places",
+    "spans_of_rows",
     "spmm",
     "spmm_t",
     "sum_rows",

@@ -16,8 +16,7 @@ from numba.extending import intrinsic
 
 from sparsecore.backends.numba.index_set import IndexSet
 from sparsecore.backends.numba.jit import device_function, kernel, threads
-from sparsecore.backends.numba.simd import _has_avx512 as has_avx512
-from sparsecore.backends.numba.simd import at, count, lowest, put
+from sparsecore.backends.numba.simd import at, count, has_avx512, lowest, put
 from sparsecore.ops.explore import Index
 from sparsecore.sampling import BLOCK, GOLDEN, LEVELS, MIX, plan_draw
 

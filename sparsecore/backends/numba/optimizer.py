@@ -1,7 +1,7 @@
 """One pass over a weight, its gradient and its optimizer state: what fused optimizers do.
 
-With ``places`` the gradient belongs to those elements alone (ascending, each once) and no other element is touched:
-the pass then costs what the batch touched. Elements that follow one another are taken up to 16 at a time.
+With ``spans`` the gradient belongs to those elements alone and no other element is touched: the pass then costs what
+the batch touched.
 
 Every element is computed by itself: results do not depend on the number of threads.
 """
@@ -11,16 +11,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numba import prange
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.simd import (
     LANES,
     absolute,
     add,
-    ascending,
     at,
     at_least,
     div,
@@ -37,12 +35,11 @@ from sparsecore.backends.numba.simd import (
     store_masked,
     where,
 )
+from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD, Spans, whole
 
-__all__ = ["adagrad_", "adam_", "coalesce", "sgd_"]
+__all__ = ["adagrad_", "adam_", "sgd_"]
 
-_AHEAD = 256  # entries of a sparse gradient between asking for an element and changing it
 _FLOPS = 8
-_NO_PLACES = np.empty(0, np.int64)
 # Moments below are flushed to 0: arithmetic on subnormal numbers made a step up to 2.4 times slower.
 _TINY = {np.dtype(kind): float(np.finfo(kind).tiny) for kind in (np.float32, np.float64)}
 
@@ -60,7 +57,7 @@ def adam_(
     decoupled: bool,
     step: float,
     step_per_weight: Tensor | None = None,
-    places: Tensor | None = None,
+    spans: Spans | None = None,
 ) -> None:
     """``torch.optim.Adam``'s rule (AdamW's if ``decoupled``), in place, ``step`` counting this one.
 
@@ -73,13 +70,13 @@ def adam_(
     corrections = (1 / (1 - first**step), 1 / (1 - second**step) ** 0.5)
     moments = (first, 1 - first, second, 1 - second, eps, -lr, remain, decay, _TINY[dtype], 0.0)
     constants = np.array(moments + corrections, dtype)
-    if places is None and step_per_weight is None:
+    if spans is None and step_per_weight is None:
         _adam(*arrays, constants, _chunks(grad))
         return
     counts, own = constants[:0], (constants[:0], constants[:0])
     if step_per_weight is not None:
         counts, own = _flat(step_per_weight), _corrections(first, second, 1 << int(step).bit_length(), dtype)
-    _adam_at(_places(places), *arrays, counts, *own, constants, _chunks(grad))
+    _adam_at(*_spans(spans, grad), *arrays, counts, *own, constants, _chunks(grad))
 
 
 def sgd_(
@@ -92,13 +89,13 @@ def sgd_(
     dampening: float,
     weight_decay: float,
     nesterov: bool,
-    places: Tensor | None = None,
+    spans: Spans | None = None,
 ) -> None:
     """``torch.optim.SGD``'s rule, in place; without a buffer there is no momentum."""
     x = _flat(values)
     constants = np.array([-lr, momentum, 1 - dampening, weight_decay], x.dtype)
     buffer = x[:0] if momentum_buffer is None else _flat(momentum_buffer)
-    _sgd(_places(places), x, _flat(grad), buffer, constants, nesterov, _chunks(grad))
+    _sgd(*_spans(spans, grad), x, _flat(grad), buffer, constants, nesterov, _chunks(grad))
 
 
 def adagrad_(
@@ -109,39 +106,21 @@ def adagrad_(
     lr: float,
     weight_decay: float,
     eps: float,
-    places: Tensor | None = None,
+    spans: Spans | None = None,
 ) -> None:
     """``torch.optim.Adagrad``'s rule, in place, for a learning rate that has already decayed."""
     x = _flat(values)
     constants = np.array([-lr, weight_decay, eps], x.dtype)
-    _adagrad(_places(places), x, _flat(grad), _flat(total), constants, _chunks(grad))
-
-
-def coalesce(places: Tensor, grad: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Places ascending, each once; entries of the same place are summed in the order in which they came.
-
-    The gradients of several lookups come one after another, each ascending: they are merged, not sorted.
-
-    Raises:
-        IndexError: for a place outside 0 .. size - 1, which kernels would write to.
-    """
-    keys = places.contiguous().numpy()
-    pieces = _pieces(keys, 1)
-    if pieces > 1:
-        keys, numbers = _merge(keys, array(grad), pieces, 1)
-        places, grad = torch.from_numpy(keys), torch.from_numpy(numbers)
-    if keys.size and not (keys[0] >= 0 and keys[-1] < size):
-        raise IndexError(f"a sparse gradient of {size} elements has entries at {keys[0]} .. {keys[-1]}")
-    return places, grad
+    _adagrad(*_spans(spans, grad), x, _flat(grad), _flat(total), constants, _chunks(grad))
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
-    flat = tensor.detach().contiguous().numpy()
+    flat = array(tensor)
     return flat if flat.ndim == 1 else flat.reshape(-1)
 
 
-def _places(places: Tensor | None) -> np.ndarray:
-    return _NO_PLACES if places is None else places.numpy()
+def _spans(spans: Spans | None, grad: Tensor) -> Spans:
+    return whole(grad.numel()) if spans is None else spans
 
 
 def _chunks(grad: Tensor) -> int:
@@ -208,174 +187,120 @@ def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks):
 
 
 @kernel
-def _adam_at(places, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks):
-    n, sparse, counted = grad.shape[0], places.shape[0] > 0, counts.shape[0] > 0
+def _adam_at(begins, offsets, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks):
+    counted = counts.shape[0] > 0
     for chunk in prange(n_chunks):
         c = _splats(constants)
         c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
         one, longest = splat(values.dtype.type(1)), splat(values.dtype.type(first.shape[0] - 1))
-        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
-        while i < last:
-            p, lanes = i, min(LANES, last - i)
-            if sparse:
-                p = at(places, i)
-                lanes = ascending(places, i, lanes)
-                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
-                prefetch(values, ahead)
-                prefetch(values, end)
-                prefetch(exp_avg, ahead)
-                prefetch(exp_avg, end)
-                prefetch(exp_avg_sq, ahead)
-                prefetch(exp_avg_sq, end)
-            mask = first_lanes(lanes)
-            if counted:
-                if lanes == LANES:
+        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+        for u in range(split(offsets, n_chunks, chunk), last):
+            if u + SPANS_AHEAD < last:
+                ahead = at(begins, u + SPANS_AHEAD)
+                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
+                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
+                    prefetch(values, k)
+                    prefetch(exp_avg, k)
+                    prefetch(exp_avg_sq, k)
+                prefetch(values, last_ahead)
+                prefetch(exp_avg, last_ahead)
+                prefetch(exp_avg_sq, last_ahead)
+            i, end = at(offsets, u), at(offsets, u + 1)
+            p = at(begins, u)
+            while i + LANES <= end:
+                if counted:
                     t = load(counts, p)
                     store(counts, p, add(t, one))
-                else:
-                    t = load_masked(counts, p, mask)
-                    store_masked(counts, p, add(t, one), mask)
-                c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
-            if lanes == LANES:
+                    c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
                 x, m, v = load(values, p), load(exp_avg, p), load(exp_avg_sq, p)
                 x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
                 store(exp_avg, p, m)
                 store(exp_avg_sq, p, v)
                 store(values, p, x)
-            else:
+                i, p = i + LANES, p + LANES
+            if i < end:
+                mask = first_lanes(end - i)
+                if counted:
+                    t = load_masked(counts, p, mask)
+                    store_masked(counts, p, add(t, one), mask)
+                    c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
                 x, m = load_masked(values, p, mask), load_masked(exp_avg, p, mask)
                 v = load_masked(exp_avg_sq, p, mask)
                 x, m, v = _adam_rule(x, load_masked(grad, i, mask), m, v, c1, c2, c)
                 store_masked(exp_avg, p, m, mask)
                 store_masked(exp_avg_sq, p, v, mask)
                 store_masked(values, p, x, mask)
-            i += lanes
 
 
 @kernel
-def _sgd(places, values, grad, buffer, constants, nesterov, n_chunks):
-    n, sparse, heavy = grad.shape[0], places.shape[0] > 0, buffer.shape[0] > 0
+def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks):
+    heavy = buffer.shape[0] > 0
     for chunk in prange(n_chunks):
         rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
         take, decay = splat(at(constants, 2)), splat(at(constants, 3))
-        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
-        while i < last:
-            p, lanes = i, min(LANES, last - i)
-            if sparse:
-                p = at(places, i)
-                lanes = ascending(places, i, lanes)
-                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
-                prefetch(values, ahead)
-                prefetch(values, end)
-                prefetch(buffer, ahead)
-                prefetch(buffer, end)
-            mask = first_lanes(lanes)
-            if lanes == LANES:
-                x, g = load(values, p), load(grad, i)
-            else:
-                x, g = load_masked(values, p, mask), load_masked(grad, i, mask)
-            g = fma(decay, x, g)
-            if heavy:
-                b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
-                g = fma(momentum, b, g) if nesterov else b
-                if lanes == LANES:
+        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+        for u in range(split(offsets, n_chunks, chunk), last):
+            if u + SPANS_AHEAD < last:
+                ahead = at(begins, u + SPANS_AHEAD)
+                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
+                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
+                    prefetch(values, k)
+                    prefetch(buffer, k)
+                prefetch(values, last_ahead)
+                prefetch(buffer, last_ahead)
+            i, end = at(offsets, u), at(offsets, u + 1)
+            p = at(begins, u)
+            while i + LANES <= end:
+                g = fma(decay, load(values, p), load(grad, i))
+                if heavy:
+                    b = fma(momentum, load(buffer, p), mul(take, g))
+                    g = fma(momentum, b, g) if nesterov else b
                     store(buffer, p, b)
-                else:
+                store(values, p, fma(rate, g, load(values, p)))
+                i, p = i + LANES, p + LANES
+            if i < end:
+                mask = first_lanes(end - i)
+                x = load_masked(values, p, mask)
+                g = fma(decay, x, load_masked(grad, i, mask))
+                if heavy:
+                    b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
+                    g = fma(momentum, b, g) if nesterov else b
                     store_masked(buffer, p, b, mask)
-            if lanes == LANES:
-                store(values, p, fma(rate, g, x))
-            else:
                 store_masked(values, p, fma(rate, g, x), mask)
-            i += lanes
+
+
+@device_function
+def _adagrad_rule(x, g, s, rate, decay, eps):
+    """Element, gradient and sum of squares -> the new element and sum."""
+    g = fma(decay, x, g)
+    s = fma(g, g, s)
+    return fma(rate, div(g, add(sqrt(s), eps)), x), s
 
 
 @kernel
-def _adagrad(places, values, grad, total, constants, n_chunks):
-    n, sparse = grad.shape[0], places.shape[0] > 0
+def _adagrad(begins, offsets, values, grad, total, constants, n_chunks):
     for chunk in prange(n_chunks):
         rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
-        i, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
-        while i < last:
-            p, lanes = i, min(LANES, last - i)
-            if sparse:
-                p = at(places, i)
-                lanes = ascending(places, i, lanes)
-                ahead, end = at(places, min(i + _AHEAD, n - 1)), at(places, min(i + _AHEAD + lanes, n) - 1)
-                prefetch(values, ahead)
-                prefetch(values, end)
-                prefetch(total, ahead)
-                prefetch(total, end)
-            mask = first_lanes(lanes)
-            if lanes == LANES:
-                x, g, s = load(values, p), load(grad, i), load(total, p)
-            else:
-                x, g, s = (
-                    load_masked(values, p, mask),
-                    load_masked(grad, i, mask),
-                    load_masked(total, p, mask),
-                )
-            g = fma(decay, x, g)
-            s = fma(g, g, s)
-            x = fma(rate, div(g, add(sqrt(s), eps)), x)
-            if lanes == LANES:
+        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+        for u in range(split(offsets, n_chunks, chunk), last):
+            if u + SPANS_AHEAD < last:
+                ahead = at(begins, u + SPANS_AHEAD)
+                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
+                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
+                    prefetch(values, k)
+                    prefetch(total, k)
+                prefetch(values, last_ahead)
+                prefetch(total, last_ahead)
+            i, end = at(offsets, u), at(offsets, u + 1)
+            p = at(begins, u)
+            while i + LANES <= end:
+                x, s = _adagrad_rule(load(values, p), load(grad, i), load(total, p), rate, decay, eps)
                 store(total, p, s)
                 store(values, p, x)
-            else:
+                i, p = i + LANES, p + LANES
+            if i < end:
+                mask = first_lanes(end - i)
+                x, s = load_masked(values, p, mask), load_masked(total, p, mask)
+                x, s = _adagrad_rule(x, load_masked(grad, i, mask), s, rate, decay, eps)
                 store_masked(total, p, s, mask)
                 store_masked(values, p, x, mask)
-            i += lanes
-
-
-@kernel
-def _pieces(places, n_chunks):
-    """Number of ascending pieces."""
-    found = 0
-    for _ in prange(n_chunks):
-        found += places.shape[0] > 0
-        for i in range(1, places.shape[0]):
-            found += at(places, i) <= at(places, i - 1)
-    return found
-
-
-@kernel
-def _merge(places, grad, pieces, n_chunks):
-    n = places.shape[0]
-    bounds = np.empty(pieces + 1, np.int64)
-    a, b, x, y = places.copy(), np.empty(n, np.int64), grad.copy(), np.empty(n, grad.dtype)
-    for _ in prange(n_chunks):
-        found = 0
-        for i in range(n):
-            if i == 0 or a[i] <= a[i - 1]:
-                bounds[found] = i
-                found += 1
-        bounds[found] = n
-        while found > 1:
-            w, merged = 0, 0
-            for piece in range(0, found, 2):
-                i, middle = bounds[piece], bounds[piece + 1]
-                j, end = middle, bounds[min(piece + 2, found)]
-                bounds[merged] = w
-                merged += 1
-                while i < middle and j < end:
-                    left, right = a[i], a[j]
-                    number = grad.dtype.type(0)
-                    if left <= right:
-                        number = x[i]
-                    if left >= right:
-                        number += x[j]
-                    b[w], y[w] = min(left, right), number
-                    i += left <= right
-                    j += left >= right
-                    w += 1
-                while i < middle:
-                    b[w], y[w] = a[i], x[i]
-                    w += 1
-                    i += 1
-                while j < end:
-                    b[w], y[w] = a[j], x[j]
-                    w += 1
-                    j += 1
-            bounds[merged] = w
-            found, n = merged, w
-            a, b, x, y = b, a, y, x
-    return a[:n], x[:n]

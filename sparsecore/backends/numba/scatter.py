@@ -57,17 +57,23 @@ def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nn
 def gradient(crow: Tensor, nnz: int, dtype: torch.dtype) -> Tensor:
     """Zeros for a gradient of all values of the weight that has this index.
 
-    A large one gets the memory of the last but one, or of the last, if nothing else uses it any more: training frees a
-    gradient in every step, and to get 128 MB back from the system costs 8 to 100 ms, to clear them costs 2. The memory
-    lives as long as the index.
+    A large one is made in the memory of an earlier one that nothing uses any more: training frees a gradient in every
+    step, and to get 128 MB back from the system costs 8 to 100 ms, to clear them costs 2. One is kept, as long as the
+    index lives.
     """
-    if nnz * dtype.itemsize < _LARGE:
+    size = nnz * dtype.itemsize
+    if size < _LARGE:
         return torch.zeros(nnz, dtype=dtype)
-    kept = _gradients.pop(crow, [])
-    # Only this list, the loop variable and getrefcount know an array that no tensor uses.
-    free = [memory for memory in kept if sys.getrefcount(memory) <= 3 and memory.size == nnz * dtype.itemsize]
-    chosen = free[0] if free else output((nnz * dtype.itemsize,), torch.uint8).numpy()
-    _gradients[crow] = [chosen, *(memory for memory in kept if memory is not chosen)][:2]
+    memory = _gradients.pop(crow, None)
+    if (
+        memory is not None and memory.size == size and sys.getrefcount(memory) <= 2
+    ):  # this name's, and the argument's
+        chosen = memory
+    else:
+        chosen = output((size,), torch.uint8).numpy()
+    # An earlier one that is in use stays: a second one beside it (zero_grad(set_to_none=False) adds every new gradient
+    # to the one that lies there) is not worth its memory.
+    _gradients[crow] = chosen if memory is None or memory.size != size else memory
     return torch.from_numpy(chosen).view(dtype).zero_()
 
 

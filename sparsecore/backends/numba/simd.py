@@ -27,12 +27,12 @@ from sparsecore.backends.numba.simd_arithmetic import (
     sum_of_each,
     zeros,
 )
-from sparsecore.backends.numba.simd_lanes import compress, expand, spread, transpose
+from sparsecore.backends.numba.simd_lanes import compress, expand, has_avx512, spread, transpose
 from sparsecore.backends.numba.simd_masks import (
-    ascending,
     at_least,
     bits,
     bits64,
+    breaks,
     count,
     first_lanes,
     greater,
@@ -53,8 +53,8 @@ from sparsecore.backends.numba.simd_memory import (
 from sparsecore.backends.numba.simd_types import LANES, VectorType
 
 __all__ = [
-    "LANES", "VectorType", "absolute", "add", "ascending", "at", "at_least", "bits", "bits64", "compress",
-    "consecutive", "count", "div", "expand", "first_lanes", "fma", "greater", "hidden", "horizontal_sum", "load",
-    "load_masked", "lookup", "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt", "store",
-    "store_masked", "sub", "sum_of_each", "transpose", "where", "zeros",
+    "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress",
+    "consecutive", "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum",
+    "load", "load_masked", "lookup", "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt",
+    "store", "store_masked", "sub", "sum_of_each", "transpose", "where", "zeros",
 ]  # fmt: skip

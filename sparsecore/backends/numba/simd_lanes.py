@@ -22,7 +22,7 @@ from sparsecore.backends.numba.simd_types import (
 )
 
 
-def _has_avx512() -> bool:
+def has_avx512() -> bool:
     """Whether code is compiled for a processor with AVX-512: this one, unless numba was told another."""
     if config.CPU_NAME or config.CPU_FEATURES:
         return False
@@ -60,7 +60,7 @@ def spread(typing_context, value, mask):
         vector = context.get_value_type(value)
         zero = ir.Constant(vector, [0.0] * LANES)
         lanes = as_lanes(builder, arguments[1])
-        if value.dtype.bitwidth == 32 and _has_avx512():
+        if value.dtype.bitwidth == 32 and has_avx512():
             return call(builder, "llvm.x86.avx512.mask.expand.v16f32", vector, [arguments[0], zero, lanes])
         buffer = cgutils.alloca_once(builder, vector)
         builder.store(arguments[0], buffer)

@@ -17,6 +17,7 @@ from sparsecore.backends.numba.simd_types import (
     as_lanes,
     call,
     element,
+    place_of,
 )
 
 
@@ -131,25 +132,20 @@ def positions(typing_context, target, index, mask, base):
 
 
 @intrinsic
-def ascending(typing_context, numbers, index, n):
-    """How many of the next n (1 .. 16) elements of an int64 array follow one another: a, a + 1, a + 2 ..."""
+def breaks(typing_context, numbers, index, n):
+    """Mask of those of n (1 .. 16) elements of an int64 array that are not their predecessor + 1."""
 
     def emit(context, builder, signature, arguments):
         array, index, n = arguments
         wide = ir.VectorType(I64, LANES)
         valid = builder.sub(builder.shl(I32(1), builder.trunc(n, I32)), I32(1))
-        valid = builder.trunc(valid, I16)
-        place = builder.bitcast(element(context, builder, signature.args[0], array, index), wide.as_pointer())
-        zero = ir.Constant(wide, [0] * LANES)
-        arguments = [place, I32(8), as_lanes(builder, valid), zero]
-        found = call(builder, f"llvm.masked.load.v{LANES}i64.p0", wide, arguments)
-        first = builder.extract_element(found, I32(0))
-        first = builder.insert_element(zero, first, I32(0))
-        first = builder.shuffle_vector(first, zero, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
-        expected = builder.add(first, ir.Constant(wide, list(range(LANES))))
-        follow = builder.bitcast(builder.icmp_signed("==", found, expected), I16)
-        broken = builder.zext(builder.not_(builder.and_(follow, valid)), I32)
-        broken = builder.or_(broken, I32(1 << LANES))
-        return builder.zext(call(builder, "llvm.cttz.i32", I32, [broken, I1(1)]), I64)
+        valid = as_lanes(builder, builder.trunc(valid, I16))
+        found = []
+        for start in (index, builder.sub(index, I64(1))):
+            place = place_of(context, builder, signature.args[0], array, start, wide)
+            masked = [place, I32(8), valid, ir.Constant(wide, [0] * LANES)]
+            found.append(call(builder, f"llvm.masked.load.v{LANES}i64.p0", wide, masked))
+        expected = builder.add(found[1], ir.Constant(wide, [1] * LANES))
+        return builder.bitcast(builder.and_(builder.icmp_signed("!=", found[0], expected), valid), I16)
 
-    return types.intp(numbers, types.intp, types.intp), emit
+    return types.uint16(numbers, types.intp, types.intp), emit
