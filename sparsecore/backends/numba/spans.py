@@ -1,8 +1,8 @@
 """Which elements of a weight a gradient belongs to, as *spans*: elements that follow one another in both.
 
 A row of a table is a span, in a sparse gradient as in memory. A kernel that knows where each begins and ends takes it
-16 elements at a time and asks memory for spans to come. To find out from place after place made a lazy step of Adam a
-quarter slower (half of the elements of 64 columns): where the next vector begins was known only from the last.
+16 elements at a time and asks memory for spans to come. Place after place, where the next vector begins is known only
+from the last.
 """
 
 from __future__ import annotations
