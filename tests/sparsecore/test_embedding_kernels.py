@@ -151,7 +151,8 @@ def test_memory_of_a_large_gradient_is_used_again_only_when_free() -> None:
     assert torch.equal(view, torch.ones(10))
     del second, view
     third = scatter.gradient(crow, n, torch.float32)
-    assert third.data_ptr() == place and not third.any()
+    assert third.data_ptr() == place
+    assert not third.any()
     shared = third.numpy()
     del third
     assert scatter.gradient(crow, n, torch.float32).data_ptr() != shared.ctypes.data

@@ -40,6 +40,6 @@ def test_peak_of_a_process_at_a_quarter() -> None:
         ("counted", 0.32),
         ("resident", 0.32),
         ("peak", 0.32),
-        ("peak with exploration", 0.6),
+        ("peak with exploration", 0.36),
     ):
         assert sparse[quantity] <= limit * dense[quantity], (quantity, sparse, dense)
