@@ -2,7 +2,7 @@
 
 A row looked up at random in an array of some hundred megabytes misses the TLB as surely as the cache: with pages of
 4 KiB, finding where the row lies in memory costs about as much as fetching it (measured: dot products of rows of two
-tables of 128 MB take 1.5 to 1.8 times as long). Linux gives 2 MiB pages to who asks for them (its setting ``madvise``,
+tables of 128 MB take 1.2 to 1.5 times as long). Linux gives 2 MiB pages to who asks for them (its setting ``madvise``,
 the usual one). torch does not ask, unless THP_MEM_ALLOC_ENABLE=1 is in the environment: dense tables then gain too.
 """
 
