@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import sparsecore
 from sparsecore import Pattern, SparseEmbedding, ops
 from sparsecore.encoding import choose_encoding, encode
+from sparsecore.pages import ask_huge_pages
 
 __all__ = [
     "Forms",
@@ -77,13 +78,16 @@ class Weight:
         else:
             self.pattern = Pattern.random((rows, cols), density, generator=generator)
         self.rows, self.cols, self.nnz = rows, cols, self.pattern.nnz
-        self.values = torch.randn(self.nnz, generator=generator)
+        self.values = ask_huge_pages(torch.empty(self.nnz)).normal_(generator=generator)  # as a module does
         self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
         if choose_encoding(self.nnz, (rows, cols)) == "bitmap":
             self.index = encode(self.pattern.crow, self.pattern.col, cols), None
 
     def dense(self) -> Tensor:
         return self.pattern.to_dense(self.values)
+
+    def dense_on_huge_pages(self) -> Tensor:
+        return ask_huge_pages(torch.empty(self.rows, self.cols)).copy_(self.dense())
 
     def csr(self) -> Tensor:
         crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)
@@ -112,14 +116,15 @@ def _ids(rows: int, batch: int, lists: int = _LISTS) -> Callable[[], Tensor]:
 
 def gather(density: float, rows: int, cols: int, batch: int) -> Forms:
     weight = Weight(rows, cols, density)
-    table, out = weight.dense(), torch.empty(batch, cols)
-    a, b, c = (_ids(rows, batch) for _ in range(3))
+    table, huge, out = weight.dense(), weight.dense_on_huge_pages(), torch.empty(batch, cols)
+    a, b, c, d = (_ids(rows, batch) for _ in range(4))
     return Forms(
         ours=lambda: ops.gather(weight.values, *weight.index, a(), cols),
         dense={
             "F.embedding": lambda: F.embedding(b(), table),
             "index_select(out=)": lambda: torch.index_select(table, 0, c(), out=out),
         },
+        others={"dense on huge pages": lambda: torch.index_select(huge, 0, d(), out=out)},
         nbytes=batch * (weight.row_bytes + 4 * cols),
     )
 
@@ -128,13 +133,15 @@ def gather_dot(density: float, rows: int, cols: int, batch: int) -> Forms:
     """Scores of pairs from two tables."""
     users, items = Weight(rows, cols, density), Weight(rows, cols, density)
     left, right = users.dense(), items.dense()
-    a, b, c, d, e, f = (_ids(rows, batch) for _ in range(6))
+    huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()
+    a, b, c, d, e, f, g, h = (_ids(rows, batch) for _ in range(8))
     return Forms(
         ours=lambda: ops.gather_dot(users.values, *users.index, a(), items.values, *items.index, b(), cols),
         dense={
             "(E[u] * E[i]).sum(1)": lambda: (F.embedding(c(), left) * F.embedding(d(), right)).sum(1),
             "vecdot(E[u], E[i])": lambda: torch.linalg.vecdot(left[e()], right[f()]),
         },
+        others={"dense on huge pages": lambda: (F.embedding(g(), huge) * F.embedding(h(), huger)).sum(1)},
         nbytes=2 * batch * users.row_bytes,
     )
 

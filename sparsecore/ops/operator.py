@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
 
 __all__ = [
@@ -124,10 +125,9 @@ def same_dtype(name: str, **tensors: Tensor) -> None:
 def check_ids(ids: Tensor, n_rows: int) -> None:
     """Kernels read without bounds checks; on other devices the check would wait for the device."""
     if ids.device.type == "cpu" and ids.numel():
-        low, high = torch.aminmax(ids)
-        if int(low) < 0 or int(high) >= n_rows:
-            wrong = int(low) if int(low) < 0 else int(high)
-            raise IndexError(f"ids must be in 0 .. {n_rows - 1}, got {wrong}")
+        low, high = load(ids.device).id_range(ids)
+        if low < 0 or high >= n_rows:
+            raise IndexError(f"ids must be in 0 .. {n_rows - 1}, got {low if low < 0 else high}")
 
 
 def check_rows(name: str, crow: Tensor, grad: Tensor) -> None:

@@ -532,7 +532,7 @@ def test_backends_offer_the_same_functions() -> None:
     from sparsecore.backends import numba, torch
 
     # torch's own optimizers are the other implementation of these.
-    optimizers = {"adagrad_", "adam_", "coalesce", "sgd_", "sum_rows"}
+    optimizers = {"adagrad_", "adam_", "sgd_", "spans_of_places", "spans_of_rows", "sum_rows"}
     assert set(numba.__all__) - optimizers == set(torch.__all__)
 
 

@@ -4,6 +4,7 @@ from sparsecore.backends.numba.bags import bag, bag_dot, bag_grad
 from sparsecore.backends.numba.embedding import gather
 from sparsecore.backends.numba.gather_dot import gather_dot
 from sparsecore.backends.numba.graph import propagate, propagate_sample
+from sparsecore.backends.numba.ids import id_range
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.numba.optimizer import adagrad_, adam_, sgd_
 from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched
@@ -20,6 +21,7 @@ __all__ = [
     "bag_grad",
     "gather",
     "gather_dot",
+    "id_range",
     "propagate",
     "propagate_sample",
     "propagate_table",

@@ -45,7 +45,8 @@ def gather_dot(
     out = torch.empty(ids_b.shape, dtype=values_a.dtype)
     n = threads(ids_b.numel() * n_cols)
     each = ids_b.shape[1] if ids_b.dim() == 2 else 1
-    lines = max(row_of(values_a, crow_a), row_of(values_b, crow_b))  # one number for both: fewer kernels
+    # One number for both: fewer kernels.
+    lines = max(row_of(values_a, crow_a, n_cols), row_of(values_b, crow_b, n_cols))
     target = out.view(-1).numpy()
     if (col_a is None) != (
         col_b is None

@@ -6,6 +6,7 @@ from sparsecore.backends.torch.embedding import (
     bag_grad,
     gather,
     gather_dot,
+    id_range,
     scatter_grad,
     touched,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "bag_grad",
     "gather",
     "gather_dot",
+    "id_range",
     "propagate",
     "propagate_sample",
     "propagate_table",

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparsecore.backends.torch.csr import indices
 from sparsecore.pattern import entries
 
-__all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "scatter_grad", "touched"]
+__all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "scatter_grad", "touched"]
 
 
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
@@ -102,3 +102,8 @@ def bag_dot(
     which, place = entries(crow, ids)
     picked = grad.reshape(-1)[bags[which] * grad.shape[1] + col[place]]
     return values.new_zeros(ids.numel()).index_add_(0, which, values[place] * picked)
+
+
+def id_range(ids: Tensor) -> tuple[int, int]:
+    low, high = torch.aminmax(ids)
+    return int(low), int(high)
