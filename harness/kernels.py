@@ -46,7 +46,9 @@ def measure(
     try:
         for n_threads, ceiling in ceilings.items():
             torch.set_num_threads(n_threads)
-            times: dict[str, Timing] = interleaved(candidates, seconds=seconds, least=1 if quick else 3)
+            times: dict[str, Timing] = interleaved(
+                candidates, seconds, least=1 if quick else 3, warm=0 if quick else 1
+            )
             ours = times["ours"]
             dense = min(forms.dense, key=lambda name: times[name].minimum)
             work = forms.flops if case.bound == "fma" else forms.nbytes
@@ -117,7 +119,8 @@ def _page(document: dict[str, Any]) -> list[str]:
         "",
         "Ratio: time of the fastest dense form / ours, minima of interleaved samples (*of medians* beside it); above 1",
         "sparse is faster. *Others*: time of torch.sparse CSR and scipy / ours. *Useful*: work on nonzeros alone;",
-        "*of ceiling*: fraction of the rate below that bounds the operation.",
+        "*of ceiling*: fraction of the rate below that bounds the operation. Before each timed call the form runs once",
+        "untimed, so that every form finds the caches as in a loop of its own.",
         "",
         *_table(document["wins"]),
         "",

@@ -1,7 +1,8 @@
 """Which implementation runs an operation: by device, overridable for a block of code or by environment.
 
 CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend("torch"):`` or the environment variable
-``SPARSECORE_BACKEND`` override it. A backend is a module with one function per operation (see ``sparsecore.ops``).
+``SPARSECORE_BACKEND``, read at the import, override it. A backend is a module with one function per operation (see
+``sparsecore.ops``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sparsecore.errors import SparsecoreError
 __all__ = ["backend", "backend_name", "load"]
 
 _NAMES = ("numba", "torch")
+_environment = os.environ.get("SPARSECORE_BACKEND")  # once: to look there costs a microsecond
 _override: ContextVar[str | None] = ContextVar("sparsecore_backend", default=None)
 _loaded: dict[str, ModuleType] = {}
 
@@ -48,7 +50,7 @@ def backend(name: str) -> Iterator[None]:
 
 def backend_name(device: torch.device) -> str:
     """Name of the backend that an operation on this device uses now."""
-    name = _override.get() or os.environ.get("SPARSECORE_BACKEND")
+    name = _override.get() or _environment
     if name:
         _checked(name, "SPARSECORE_BACKEND")
         if name == "numba" and device.type != "cpu":

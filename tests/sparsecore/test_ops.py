@@ -506,10 +506,11 @@ def test_half_precision_is_refused_with_a_way_out(name: str, dtype: torch.dtype)
 
 
 def test_backend_override_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsecore import backends
     from sparsecore.backends import backend_name
 
     cpu = torch.device("cpu")
-    monkeypatch.delenv("SPARSECORE_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_environment", None)
     assert backend_name(cpu) == "numba"
     assert backend_name(torch.device("cuda")) == "torch"
     with sparsecore.backend("torch"):
@@ -519,9 +520,9 @@ def test_backend_override_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(SparsecoreError, match="numba backend runs on the CPU, not on cuda"):
                 backend_name(torch.device("cuda"))
         assert backend_name(cpu) == "torch"
-    monkeypatch.setenv("SPARSECORE_BACKEND", "torch")
+    monkeypatch.setattr(backends, "_environment", "torch")  # SPARSECORE_BACKEND
     assert backend_name(cpu) == "torch"
-    monkeypatch.setenv("SPARSECORE_BACKEND", "cupy")
+    monkeypatch.setattr(backends, "_environment", "cupy")
     with pytest.raises(SparsecoreError, match="SPARSECORE_BACKEND must be one of numba, torch, got 'cupy'"):
         backend_name(cpu)
     with pytest.raises(SparsecoreError, match="backend must be one of"), sparsecore.backend("nope"):
