@@ -162,7 +162,8 @@ def test_which_algorithm(wide, monkeypatch):
 
     for operation in ("spmm", "spmm_t", "sddmm"):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
-        assert chosen(operation, 3, 0.5, col) is panel_spmm
+        assert (chosen(operation, 16, 0.5, col) is few) is (operation != "sddmm")
+        assert chosen(operation, 17, 0.5, col) is panel_spmm
         assert chosen(operation, 64, 1.0, None) is panel_spmm
         assert chosen(operation, 512, 0.5, None) is panel_spmm
         assert (chosen(operation, 512, 1.0, None) is blockwise) is not wide

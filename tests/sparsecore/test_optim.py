@@ -415,3 +415,17 @@ def test_moments_do_not_become_subnormal(dtype: torch.dtype) -> None:
     assert not optimizer.state[p]["exp_avg"].any()
     assert not optimizer.state[p]["exp_avg_sq"].any()
     assert torch.isfinite(p).all()
+
+
+@every_dtype
+def test_adam_passes_nan_on_as_torch_does(dtype: torch.dtype) -> None:
+    ours, torchs = (nn.Parameter(torch.ones(40, dtype=dtype)) for _ in range(2))
+    optimizers = optim.Adam([ours]), torch.optim.Adam([torchs])
+    for p, optimizer in zip((ours, torchs), optimizers, strict=True):
+        p.grad = torch.ones_like(p)
+        p.grad[[3, 37]] = torch.nan
+        optimizer.step()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    torch.testing.assert_close(ours, torchs, equal_nan=True)
+    assert ours.isnan().nonzero().flatten().tolist() == [3, 37]

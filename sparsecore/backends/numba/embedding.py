@@ -74,7 +74,7 @@ def row_of(values: Tensor, crow: Tensor, n_cols: int) -> tuple[int, ...]:
     A row ends in a vector that may hold two values and still reaches over a whole line: without the lines that it
     touches, rows of 50 columns and 25 values took 1.6 times as long.
     """
-    size, blocks = values.element_size(), -(-n_cols // LANES)
+    size, blocks = values.element_size(), max(1, -(-n_cols // LANES))
     to_last = values.numel() * size // max(1, crow.shape[0] - 1) * (blocks - 1) // blocks
     reach = to_last * 5 // 4 + LANES * size
     return (0,) * max(3, min(_MOST_LINES, (reach + 2 * _LINE - size) // _LINE))
@@ -140,7 +140,9 @@ def _gather_csr(values, crow, col, ids, out, lines, n_chunks):
                 place = at(crow, at(ids, e + VALUES_AHEAD))
                 prefetch_row(values, place, lines)
                 prefetch(col, place)
-                prefetch(col, place + _LINE)
+                prefetch(
+                    col, place + _LINE
+                )  # of uint8; a division here would cost more than it finds for wider ones
             o = e * d
             for b in range(blocks):
                 store(out, o + b * LANES, zero)

@@ -1,7 +1,7 @@
 """Products for a few examples, where lanes of a batch would be empty: vectors run along the columns of W instead.
 
-From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example. From
-CSR there is a form for one example. Results of ``spmm_t`` depend on the number of threads (threads take rows and
+From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example; CSR has
+its own forms (`few_csr`). Results of ``spmm_t`` depend on the number of threads (threads take rows and
 have a dX each, added in their order), the others do not.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numba import prange
 
+from sparsecore.backends.numba import few_csr
 from sparsecore.backends.numba.jit import device_function, kernel
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panels import move, split_rows
@@ -47,18 +48,17 @@ def spmm(values, crow, col, x, y, n_chunks):
         else:
             _expand_one(values, crow, _widened(x, 1), y, n_chunks)
     else:
-        for e in range(len(x)):
-            _dot_one(values, crow, col, x[e], y[e], n_chunks)
+        few_csr.spmm(values, crow, col, x, y, n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
+    if col is not None:
+        few_csr.spmm_t(values, crow, col, dy, dx, n_chunks)
+        return
     batch, cols = dx.shape
     wide = -(-cols // 16) * 16
     sums = _on_lines((n_chunks, batch, wide), dx.dtype)
-    if col is None:
-        _add_expanded(values, crow, dy, sums, n_chunks)
-    else:
-        _add_one(values, crow, col, dy[0], sums[:, 0], n_chunks)
+    _add_expanded(values, crow, dy, sums, n_chunks)
     np.copyto(dx, sums[0, :, :cols])
     for part in range(1, n_chunks):
         dx += sums[part, :, :cols]
@@ -69,7 +69,7 @@ def sddmm(crow, col, dy, x, out, n_chunks):
         tiles = workspace("tiles", n_chunks, 16 * 16 + 512, torch.from_numpy(x).dtype)
         _outer(crow, dy, _widened(x, len(x)), tiles, out, n_chunks)
     else:
-        _outer_one(crow, col, dy[0], x[0], out, n_chunks)
+        few_csr.sddmm(crow, col, dy, x, out, n_chunks)
 
 
 def _widened(x, rows):
@@ -207,49 +207,3 @@ def _outer(crow, dy, x, tiles, out, n_chunks):
 def _keep(v, mask, out, k):
     store_masked(out, k, compress(v, mask), first_lanes(count(mask)))
     return k + count(mask)
-
-
-# ---------------------------------------------------------------- CSR, one example
-
-
-@device_function
-def dot(values, start, col, first, last, x):
-    """Sum of values[start + k] * x[col[k]], four sums at a time."""
-    k = first
-    a = b = c = d = values.dtype.type(0)
-    while k + 3 < last:
-        a += at(values, start + k) * at(x, np.intp(at(col, k)))
-        b += at(values, start + k + 1) * at(x, np.intp(at(col, k + 1)))
-        c += at(values, start + k + 2) * at(x, np.intp(at(col, k + 2)))
-        d += at(values, start + k + 3) * at(x, np.intp(at(col, k + 3)))
-        k += 4
-    while k < last:
-        a += at(values, start + k) * at(x, np.intp(at(col, k)))
-        k += 1
-    return (a + b) + (c + d)
-
-
-@kernel
-def _dot_one(values, crow, col, x, y, n_chunks):
-    for chunk in prange(n_chunks):
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            put(y, row, dot(values, 0, col, np.intp(crow[row]), np.intp(crow[row + 1]), x))
-
-
-@kernel
-def _add_one(values, crow, col, dy, sums, n_chunks):
-    for chunk in prange(n_chunks):
-        total = sums[chunk]
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            y = dy[row]
-            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                j = np.intp(at(col, k))
-                put(total, j, at(total, j) + at(values, k) * y)
-
-
-@kernel
-def _outer_one(crow, col, dy, x, out, n_chunks):
-    for chunk in prange(n_chunks):
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                out[k] = dy[row] * at(x, np.intp(at(col, k)))

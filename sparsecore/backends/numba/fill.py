@@ -44,7 +44,7 @@ def fill(
     words = None if out.masks is None else out.masks.view(np.uint32)
     n_chunks = threads(rows * cols)
     edges = rows * np.arange(n_chunks + 1) // n_chunks
-    before = draw.counts.cumsum() - draw.counts
+    before = np.concatenate((np.zeros(1, np.int64), draw.counts.cumsum()))
     _fill(
         index.pointers, index.columns, words, out.stride // 2, cols, skip, np.uint64(draw.key), free, draw.counts,
         before, edges, out.pointers, out.columns, n_chunks,
@@ -66,9 +66,10 @@ def _fill(
         rank = (first - (skip < first)) * cols - np.int64(pointers[first])
         block, place = rank // BLOCK, rank % BLOCK
         added = np.int64(0)
+        if first < last:
+            added = before[block]
         if block < blocks and first < last:
             _draw(drawn, key, block, min(BLOCK, free - block * BLOCK), counts[block])
-            added = before[block]
             for w in range(place >> 6):
                 added += count(drawn[w])
             added += count(drawn[place >> 6] & ((np.uint64(1) << np.uint64(place & 63)) - np.uint64(1)))

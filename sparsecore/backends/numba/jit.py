@@ -30,9 +30,8 @@ _SERIAL_WORK = 50_000
 
 # What compiled kernels depend on besides their own file: numba's cache does not notice edits of inlined helpers, nor
 # (where installers keep a wheel's file times) that another version was installed.
-_SOURCES = hashlib.sha256(
-    b"".join(path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()
+_FILES = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[2] / "sampling.py"]
+_SOURCES = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in _FILES)).hexdigest()
 
 _SIMD = os.environ.get("SPARSECORE_SIMD", "native")
 if _SIMD not in ("native", "portable"):

@@ -20,10 +20,10 @@ from sparsecore.backends.numba.simd import (
     absolute,
     add,
     at,
-    at_least,
     div,
     first_lanes,
     fma,
+    greater,
     load,
     load_masked,
     lookup,
@@ -157,7 +157,7 @@ def _adam_rule(x, g, m, v, c1, c2, constants):
     g = fma(decay, x, g)
     m = fma(take_first, g, mul(keep_first, m))
     v = fma(take_second, mul(g, g), mul(keep_second, v))
-    m, v = where(at_least(absolute(m), tiny), m, zero), where(at_least(v, tiny), v, zero)
+    m, v = where(greater(tiny, absolute(m)), zero, m), where(greater(tiny, v), zero, v)  # NaN stays NaN
     return fma(mul(rate, c1), div(m, fma(sqrt(v), c2, eps)), mul(remain, x)), m, v
 
 

@@ -41,7 +41,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     for part in parts(batch, cols):
         sums = workspace("sums", n_chunks, padded(len(dy[part])) * cols, dtype)
         _spmm_t(values, crow, col, dy[part], cols, block, height, tiles, local, segment, sums, n_chunks)
-        _add_and_unpack(sums, dx[part], n_chunks)
+        add_and_unpack(sums, dx[part], n_chunks)
 
 
 @kernel
@@ -156,7 +156,7 @@ def _add_16(values, start, ahead, local, first, last, tile, t, total, base):
 
 
 @kernel
-def _add_and_unpack(sums, dx, n_chunks):
+def add_and_unpack(sums, dx, n_chunks):
     batch, cols = dx.shape
     parts, size = sums.shape
     out, flat = dx.reshape(-1), sums.reshape(-1)

@@ -54,7 +54,7 @@ def padded(batch: int) -> int:
 def parts(batch: int, cols: int) -> list[slice]:
     """Examples whose panels of ``cols`` features together are at most 16 MiB, or one panel: scratch that is kept from
     call to call (fresh pages of larger scratch took as long as the product at 600 x 20000), in the shared cache."""
-    step = max(1, (1 << 22) // (cols * WIDTH)) * WIDTH
+    step = max(1, ((1 << 22) - 64) // (cols * WIDTH)) * WIDTH
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 

@@ -47,6 +47,16 @@ Groups = tuple[np.ndarray, np.ndarray, np.ndarray]
 _gradients = WeakTensorKeyDictionary()
 
 
+def _references(kept: dict[int, np.ndarray]) -> int:
+    memory = kept.pop(0, None)
+    return sys.getrefcount(memory)
+
+
+_UNUSED = _references(
+    {0: np.empty(0)}
+)  # of an array that only a local name knows: 2 up to Python 3.13, then 1
+
+
 def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
     """``out[k] = sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k: (nnz,)."""
     out = gradient(crow, nnz, grad.dtype)
@@ -65,9 +75,7 @@ def gradient(crow: Tensor, nnz: int, dtype: torch.dtype) -> Tensor:
     if size < _LARGE:
         return torch.zeros(nnz, dtype=dtype)
     memory = _gradients.pop(crow, None)
-    if (
-        memory is not None and memory.size == size and sys.getrefcount(memory) <= 2
-    ):  # this name's, and the argument's
+    if memory is not None and memory.size == size and sys.getrefcount(memory) <= _UNUSED:
         chosen = memory
     else:
         chosen = output((size,), torch.uint8).numpy()

@@ -26,7 +26,8 @@ def has_avx512() -> bool:
     """Whether code is compiled for a processor with AVX-512: this one, unless numba was told another."""
     if config.CPU_NAME or config.CPU_FEATURES:
         return False
-    return bool(binding.get_host_cpu_features().get("avx512f", False))
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx512f", False) and features.get("bmi2", False))
 
 
 @intrinsic
