@@ -125,7 +125,7 @@ def measure(part: str, threads: list[int], seconds: float, quick: bool = False) 
                     torch.set_num_threads(n_threads)
                     others = {**forms.dense, **forms.others}
                     times = interleaved(
-                        {"ours": forms.ours, **others}, seconds=seconds, least=1 if quick else 3
+                        {"ours": forms.ours, **others}, seconds=seconds, least=1 if quick else 5
                     )
                     best = min(others.keys() - {GIVEN}, key=lambda name: times[name].minimum)
                     rows.append(
@@ -188,7 +188,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
     simd: Annotated[str, typer.Option(help="Code to measure, comma-separated.")] = "native,portable",
     part: Annotated[str, typer.Option(help="Comparisons, comma-separated.")] = ",".join(PARTS),
-    seconds: Annotated[float, typer.Option(help="Timing of each row, at least.")] = 0.05,
+    seconds: Annotated[float, typer.Option(help="Timing of each row, at least.")] = 0.2,
     quick: Annotated[
         bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
     ] = False,
