@@ -141,7 +141,8 @@ class Pattern:
                 ranks = torch.where(ranks >= skip_row * cols, ranks + cols, ranks)
             row = ranks.div(cols, rounding_mode="floor")
             col[filled : filled + ranks.numel()] = (ranks - row * cols).to(col.dtype)
-            crow[1:] += torch.bincount(row, minlength=rows)
+            first, last = int(row[0]), int(row[-1])
+            crow[first + 1 : last + 2] += torch.bincount(row - first)
             filled += ranks.numel()
         return cls(crow.cumsum(0).to(pointer_dtype(nnz)), col, (rows, cols))
 
