@@ -125,24 +125,37 @@ def test_filling_does_not_depend_on_threads(
 ) -> None:
     pattern = Pattern.random(shape, nnz=stored, skip_row=skip, generator=generator(1))
     free = (shape[0] - (skip is not None)) * shape[1] - pattern.nnz
+    for n in (0, 1, free // 3, free - 1, free, free + 10):
+        check_fill(pattern, encoding, n, skip)
+
+
+def check_fill(pattern: Pattern, encoding: str, n: int, skip: int | None) -> None:
+    """The same index set for every number of threads as from torch."""
 
     def index() -> explore.Index:
         if encoding == "csr":
             return pattern.crow.clone(), pattern.col.clone()
-        return encode(pattern.crow, pattern.col, shape[1]), None
+        return encode(pattern.crow, pattern.col, pattern.shape[1]), None
 
+    expected = reference(index(), pattern.shape, n, skip)
     before = torch.get_num_threads()
     try:
-        for n in (0, 1, free // 3, free - 1, free, free + 10):
-            expected = reference(index(), shape, n, skip)
-            for threads in (1, 2, 7):
-                torch.set_num_threads(threads)
-                found = explore.fill(index(), shape, n, generator(5), skip)
-                assert torch.equal(found[0], expected[0])
-                if found[1] is not None and expected[1] is not None:
-                    assert torch.equal(found[1], expected[1])
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found = explore.fill(index(), pattern.shape, n, generator(5), skip)
+            assert torch.equal(found[0], expected[0])
+            if found[1] is not None and expected[1] is not None:
+                assert torch.equal(found[1], expected[1])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_filling_where_a_thread_finds_nothing_free(encoding: str) -> None:
+    """The first row takes exactly a block of ranks; what the last row's thread begins with lies behind all of them."""
+    row, zero = torch.arange(BLOCK), torch.zeros(1, dtype=torch.int64)
+    check_fill(Pattern.from_coo(torch.ones_like(row), row, (2, BLOCK)), encoding, 100, None)
+    check_fill(Pattern.from_coo(zero, zero, (2, BLOCK + 1)), encoding, 100, 1)
 
 
 @intrinsic
@@ -165,35 +178,3 @@ def test_deposit(bits: int, mask: int) -> None:
     for rank, place in enumerate([i for i in range(64) if mask >> i & 1]):
         expected |= (bits >> rank & 1) << place
     assert deposit_both(np.uint64(bits), np.uint64(mask)) == (expected, expected)
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("last_row", ["full", "skipped"])
-def test_filling_where_a_thread_finds_nothing_free(encoding: str, last_row: str) -> None:
-    """The first row takes exactly a block of ranks; what the last row's thread begins with lies behind all of them."""
-    shape, n = (2, BLOCK), 100
-    if last_row == "full":
-        pattern = Pattern.from_coo(torch.ones(BLOCK, dtype=torch.int64), torch.arange(BLOCK), shape)
-        skip = None
-    else:
-        pattern = Pattern.from_coo(
-            torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), (2, BLOCK + 1)
-        )
-        shape, skip = (2, BLOCK + 1), 1
-
-    def index() -> explore.Index:
-        if encoding == "csr":
-            return pattern.crow.clone(), pattern.col.clone()
-        return encode(pattern.crow, pattern.col, shape[1]), None
-
-    expected = reference(index(), shape, n, skip)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found = explore.fill(index(), shape, n, generator(5), skip)
-            assert torch.equal(found[0], expected[0])
-            if found[1] is not None and expected[1] is not None:
-                assert torch.equal(found[1], expected[1])
-    finally:
-        torch.set_num_threads(before)
