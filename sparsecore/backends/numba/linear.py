@@ -21,8 +21,8 @@ from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
-# Largest batch of the few, for a bitmap and for CSR; chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16. At 16
-# panels are already faster for sddmm at density 0.25 and below, and 10 % slower at 0.5.
+# Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
+# faster for sddmm at density 0.25 and below, and 10 % slower at 0.5) and for CSR (one vector of `few_csr`).
 _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Density from which a batch of _LARGE or more runs blockwise: of layers with up to _WIDE inputs and of wider ones, with
 # AVX-512 and without. There panels are slower than dense / 0.9, or than the tiles. Beyond _WIDE, a panel's features no
