@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import sparsecore
 from sparsecore import DynamicSparsity, MacCounter, SparsecoreError, SparseEmbedding, gather_dot, ops
 from sparsecore.encoding import ENCODINGS
 
+kernels = importlib.import_module("sparsecore.backends.numba.gather_dot")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -24,6 +27,11 @@ def table(rows: int, cols: int, seed: int, encoding: str = "csr", **options: Any
     )
     made.set_encoding(encoding)
     return made
+
+
+def by_shared_columns(shared: bool) -> Any:
+    """Bitmaps: look at the columns that two rows share, as in large tables of low density, or at whole rows."""
+    return patch.multiple(kernels, _CACHED=-1, _FEW=1000 if shared else 0)
 
 
 def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> Tensor:
@@ -39,6 +47,7 @@ def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> 
     st.sampled_from(ENCODINGS),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     backends,
     seeds,
 )
@@ -50,10 +59,11 @@ def test_equals_dense(
     second: str,
     same: bool,
     sparse: bool,
+    shared: bool,
     backend: str,
     seed: int,
 ) -> None:
-    """Two tables in any encodings or one with itself; sparse or dense gradients."""
+    """Two tables in any encodings or one with itself; sparse or dense gradients; by either kernel for bitmaps."""
     a = table(20, cols, seed, first, sparse=sparse)
     b = a if same else table(9, cols, seed + 1, second, sparse=sparse)
     g = torch.Generator().manual_seed(seed)
@@ -64,7 +74,7 @@ def test_equals_dense(
     for dense in (c, d):
         dense.sparse = False
     weights = torch.randn(ids_b.shape, dtype=torch.float64, generator=g)
-    with sparsecore.backend(backend):
+    with sparsecore.backend(backend), by_shared_columns(shared):
         ours = gather_dot(a, ids_a, b, ids_b)
         (ours * weights).sum().backward()
     theirs = expected(c, ids_a, d, ids_b)
@@ -101,15 +111,35 @@ def test_gradcheck_and_opcheck(backend: str, encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_threads_do_not_change_a_bit(encoding: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_threads_do_not_change_a_bit(encoding: str, dtype: torch.dtype, shared: bool) -> None:
     a = table(300, 70, 3, encoding).to(dtype)
     ids = torch.randint(300, (2000, 3), generator=torch.Generator().manual_seed(0))
     results = []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
-        results.append(gather_dot(a, ids[:, 0].contiguous(), a, ids[:, 1:]))
+        with by_shared_columns(shared):
+            results.append(gather_dot(a, ids[:, 0].contiguous(), a, ids[:, 1:]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "density", "shared"), [(600_000, 0.1, 1), (600_000, 0.4, 0), (2_000, 0.1, 0)]
+)
+def test_large_tables_of_low_density_share_few_columns(rows: int, density: float, shared: int) -> None:
+    """The rule, and the chosen kernel's result."""
+    a = SparseEmbedding(rows, 64, density=density)
+    a.set_encoding("bitmap")
+    ids = torch.randint(rows, (2, 300), generator=torch.Generator().manual_seed(1))
+    with (
+        torch.no_grad(),
+        patch.object(kernels, "_dot_shared", wraps=kernels._dot_shared) as by_columns,
+        patch.object(kernels, "_dot_bitmaps", wraps=kernels._dot_bitmaps) as by_rows,
+    ):
+        ours = gather_dot(a, ids[0], a, ids[1])
+    assert (by_columns.call_count, by_rows.call_count) == (shared, 1 - shared)
+    torch.testing.assert_close(ours, (a(ids[0]) * a(ids[1])).sum(1), rtol=1e-4, atol=1e-5)
 
 
 def test_counts() -> None:
