@@ -22,7 +22,7 @@ class BprStep:
 
     Args:
         form: ``"dense"`` (fused Adam), ``"dense lazy"`` (SparseAdam), ``"masked"`` (dense times masks, fused Adam), or
-            ``"sparse"`` (our table, lazy Adam).
+            ``"sparse"`` (our table, lazy Adam in the backward pass).
         rows, dim, batch: size of the table and number of triples.
         density: of masked and sparse.
         interval: steps between explorations, for masked and sparse.
@@ -43,7 +43,7 @@ class BprStep:
         parameters = list(self.table.parameters())
         self.optimizer: torch.optim.Optimizer
         if form == "sparse":
-            self.optimizer = sparsecore.optim.Adam(parameters)
+            self.optimizer = sparsecore.optim.Adam(parameters, in_backward=True)
             self.explorer = sparsecore.DynamicSparsity(
                 self.table, self.optimizer, interval=interval, total_steps=10**9
             )

@@ -122,6 +122,14 @@ CASES: tuple[Case, ...] = (
         "rows",
     ),
     Case(
+        "embedding gradient + lazy Adam without autograd, 1M x 64, B = 2048",
+        forms.lazy_adam_alone,
+        _TABLE | {"batch": 2048},
+        _SMALL_TABLE | {"batch": 7},
+        _by_density(11, 12, 14),
+        "rows",
+    ),
+    Case(
         "propagate gowalla, d = 64",
         forms.propagate,
         {"dim": 64},

@@ -243,10 +243,10 @@ def adam(density: float, rows: int, cols: int, batch: int) -> Forms:
 
 
 def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
-    """Gradient of a lookup and Adam over what was looked up."""
+    """Gradient of a lookup and Adam over what was looked up, called as in training."""
     table = SparseEmbedding(rows, cols, density=density, sparse=True)
+    other = SparseEmbedding(rows, cols, density=density, sparse=True)
     dense = nn.Embedding(rows, cols, sparse=True)
-    ours, torchs = sparsecore.optim.Adam(table.parameters()), torch.optim.SparseAdam(dense.parameters())
     grad, draw = torch.randn(batch, cols), _ids(rows, batch)
 
     def steps(module: nn.Module, optimizer: torch.optim.Optimizer) -> Run:
@@ -260,8 +260,29 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
         return step
 
     return Forms(
-        ours=steps(table, ours),
-        dense={"nn.Embedding(sparse=True) + SparseAdam": steps(dense, torchs)},
+        ours=steps(table, sparsecore.optim.Adam(table.parameters(), in_backward=True)),
+        dense={
+            "nn.Embedding(sparse=True) + SparseAdam": steps(dense, torch.optim.SparseAdam(dense.parameters()))
+        },
+        others={"ours, step() afterwards": steps(other, sparsecore.optim.Adam(other.parameters()))},
+        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+    )
+
+
+def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """The same without autograd: the two operators that make the gradient, and the optimizers."""
+    table = SparseEmbedding(rows, cols, density=density, sparse=True)
+    dense = nn.Parameter(torch.randn(rows, cols))
+    ours, torchs = sparsecore.optim.Adam([table.values], in_backward=True), torch.optim.SparseAdam([dense])
+    grad, a, b = torch.randn(batch, cols), _ids(rows, batch), _ids(rows, batch)
+
+    def step() -> None:
+        dense.grad = torch.ops.aten.embedding_sparse_backward(grad, b(), rows, -1, False)
+        torchs.step()
+
+    return Forms(
+        ours=lambda: ours.update_rows(table.values, *table.index, a(), grad, None, None),
+        dense={"embedding_sparse_backward + SparseAdam": step},
         nbytes=batch * (7 * 4 * density * cols + 4 * cols),
     )
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.embedding import bag_grad, gather, sparse_vector, touched
+from sparsecore.ops.embedding import bag_grad, deliver, gather
 from sparsecore.ops.operator import check_ids, operator, same_dtype
 
 __all__ = ["gather_dot", "gather_dot_touched"]
@@ -87,6 +87,7 @@ class _GatherDotTouched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         _setup(ctx, inputs, inputs[0])
+        ctx.values = inputs[0], inputs[4]  # the parameters themselves, for `deliver`
         return gather_dot(*inputs)
 
     @staticmethod
@@ -102,13 +103,10 @@ class _GatherDotTouched(torch.autograd.Function):
         if crow_a is crow_b:  # one table on both sides: one gradient, sorted once
             ids, sources = torch.cat((left, right)), torch.cat((of_a + n, of_b))
             rows, both = torch.cat((rows_a, rows_b)), torch.cat((weights, weights))
-            found = touched(crow_a, col_a, ids, rows, values_a.shape[0], sources, both)
-            return sparse_vector(found[0], found[1], values_a.shape[0]), *[None] * 8
-        d_a = touched(crow_a, col_a, left, rows_b, values_a.shape[0], of_a, weights)
-        d_b = touched(crow_b, col_b, right, rows_a, values_b.shape[0], of_b, weights)
-        a = sparse_vector(d_a[0], d_a[1], values_a.shape[0])
-        b = sparse_vector(d_b[0], d_b[1], values_b.shape[0])
-        return a, None, None, None, b, None, None, None, None
+            return deliver(ctx.values[0], crow_a, col_a, ids, rows, sources, both), *[None] * 8
+        d_a = deliver(ctx.values[0], crow_a, col_a, left, rows_b, of_a, weights)
+        d_b = deliver(ctx.values[1], crow_b, col_b, right, rows_a, of_b, weights)
+        return d_a, None, None, None, d_b, None, None, None, None
 
 
 def gather_dot_touched(*inputs: Any) -> Tensor:

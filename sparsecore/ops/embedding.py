@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
+from sparsecore.ops.in_backward import updater_of
 from sparsecore.ops.operator import (
     INDEX,
     WEIGHT,
@@ -23,6 +24,7 @@ __all__ = [
     "bag",
     "bag_dot",
     "bag_grad",
+    "deliver",
     "gather",
     "gather_touched",
     "scatter_grad",
@@ -92,21 +94,40 @@ def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
     )
 
 
+def deliver(
+    parameter: Tensor,
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    sources: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor | None:
+    """What a backward pass returns for looked-up rows: their gradient as `touched` finds it, a sparse vector; or
+    nothing, if an optimizer took it (see `sparsecore.ops.in_backward`).
+    """
+    updater = updater_of(parameter)
+    if updater is None:
+        places, values = touched(crow, col, ids, grad, parameter.shape[0], sources, weights)
+        return sparse_vector(places, values, parameter.shape[0])
+    updater.update_rows(parameter, crow, col, ids, grad.contiguous(), sources, weights)
+    return None
+
+
 class _GatherTouched(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int
     ) -> Tensor:
         ctx.save_for_backward(crow, col, ids)
-        ctx.nnz = values.shape[0]
+        ctx.values = values  # not saved: that the values change after this does not matter here
         return _gather(values, crow, col, ids, n_cols)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         crow, col, ids = ctx.saved_tensors
-        places, values = touched(crow, col, ids, grads[0], ctx.nnz)
-        return sparse_vector(places, values, ctx.nnz), None, None, None, None
+        return deliver(ctx.values, crow, col, ids, grads[0]), None, None, None, None
 
 
 def gather_touched(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:

@@ -18,7 +18,8 @@ __all__ = ["Adagrad"]
 class Adagrad(ElementwiseOptimizer):
     """``torch.optim.Adagrad``, in one pass; sparse gradients update the elements that they name.
 
-    Args: as in torch.
+    Args: as in torch, and
+        in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
 
     Raises:
         SparsecoreError: for an argument out of range.
@@ -34,6 +35,8 @@ class Adagrad(ElementwiseOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        *,
+        in_backward: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -45,7 +48,7 @@ class Adagrad(ElementwiseOptimizer):
         for name, option in options.items():
             if not option >= 0:
                 raise SparsecoreError(f"{name} must not be negative, got {option}")
-        super().__init__(params, options)
+        super().__init__(params, options | {"in_backward": in_backward})
         for group in self.param_groups:  # as torch does: a state dict from before the first step has it
             for parameter in group["params"]:
                 self._begin(parameter, group, self.state[parameter])

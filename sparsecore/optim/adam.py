@@ -23,6 +23,7 @@ class Adam(ElementwiseOptimizer):
         params, lr, betas, eps, weight_decay: as in torch.
         per_weight_step: correct every weight's bias by the number of its own steps (state ``step_per_weight``), so that
             regrown weights start anew.
+        in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
 
     Raises:
         SparsecoreError: for an argument out of range.
@@ -40,6 +41,7 @@ class Adam(ElementwiseOptimizer):
         weight_decay: float = 0.0,
         *,
         per_weight_step: bool = False,
+        in_backward: bool = False,
     ) -> None:
         if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
             raise SparsecoreError(
@@ -53,6 +55,7 @@ class Adam(ElementwiseOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "per_weight_step": per_weight_step,
+            "in_backward": in_backward,
         }
         super().__init__(params, defaults)
 
@@ -139,5 +142,7 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
         *,
         per_weight_step: bool = False,
+        in_backward: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, per_weight_step=per_weight_step)
+        options = {"per_weight_step": per_weight_step, "in_backward": in_backward}
+        super().__init__(params, lr, betas, eps, weight_decay, **options)

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from sparsecore.backends import backend_name, load
 from sparsecore.errors import SparsecoreError
+from sparsecore.ops import in_backward
+from sparsecore.ops.embedding import sparse_vector, touched
 
 __all__ = ["ElementwiseOptimizer", "step_tensor"]
 
@@ -27,6 +29,9 @@ def step_tensor() -> Tensor:
 
 class ElementwiseOptimizer(Optimizer):
     """An optimizer that treats every element by itself.
+
+    With the option ``in_backward`` of a group, its tables with sparse gradients are updated while the backward pass
+    runs, see `sparsecore.optim`.
 
     A subclass makes the state (``_begin``) and runs one step: of one parameter with a kernel (``_fused``), of several
     with torch's functions (``_plain``).
@@ -57,6 +62,49 @@ class ElementwiseOptimizer(Optimizer):
                     )
             for option, default in self.defaults.items():
                 group.setdefault(option, default)
+            self._watch(group)
+
+    def add_param_group(self, param_group: State) -> None:
+        super().add_param_group(param_group)
+        self._watch(self.param_groups[-1])
+
+    def _watch(self, group: State) -> None:
+        change = in_backward.register if group["in_backward"] else in_backward.forget
+        for parameter in group["params"]:
+            change(parameter, self)
+
+    @torch.no_grad()
+    def update_rows(
+        self,
+        parameter: Tensor,
+        crow: Tensor,
+        col: Tensor | None,
+        ids: Tensor,
+        grad: Tensor,
+        sources: Tensor | None,
+        weights: Tensor | None,
+    ) -> None:
+        """One step of a table's values with the gradient of a lookup: what the backward pass calls.
+
+        Args: as `sparsecore.ops.embedding.touched`, whose sums of rows of ``grad`` (entries, cols) are the gradient.
+        """
+        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        state = self.state[parameter]
+        self._begin(parameter, group, state)
+        fits = self._fits(parameter, grad, state)
+        if fits and not torch._C._len_torch_dispatch_stack():
+            kernels = load(parameter.device)
+            spans, summed = kernels.touched_spans(crow, col, ids, grad, sources, weights)
+            self._fused(kernels, parameter, summed, spans, group, state)
+            torch.autograd.graph.increment_version(parameter)
+            return
+        # Other devices, and whoever watches operators (a counter of multiply-adds): with the gradient as a tensor.
+        places, values = touched(crow, col, ids, grad, parameter.shape[0], sources, weights)
+        gradient = sparse_vector(places, values, parameter.shape[0])
+        if fits:
+            self._with_kernels(parameter, gradient, group, state)
+        else:
+            self._touched_rows(parameter, gradient, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -80,13 +128,16 @@ class ElementwiseOptimizer(Optimizer):
                 if not self._fits(parameter, grad, state):
                     others.append(parameter)
                     continue
-                kernels, spans = load(parameter.device), None
-                if grad.layout is torch.sparse_coo:
-                    spans, grad = _spans(kernels, parameter, grad)
-                self._fused(kernels, parameter, grad, spans, group, state)
-                torch.autograd.graph.increment_version(parameter)
+                self._with_kernels(parameter, grad, group, state)
             self._others(others, group)
         return loss
+
+    def _with_kernels(self, parameter: Tensor, grad: Tensor, group: State, state: State) -> None:
+        kernels, spans = load(parameter.device), None
+        if grad.layout is torch.sparse_coo:
+            spans, grad = _spans(kernels, parameter, grad)
+        self._fused(kernels, parameter, grad, spans, group, state)
+        torch.autograd.graph.increment_version(parameter)
 
     def _fits(self, parameter: Tensor, grad: Tensor, state: State) -> bool:
         """Whether kernels can do it: numba's floating-point types, in memory one after another."""

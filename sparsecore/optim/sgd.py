@@ -18,7 +18,8 @@ __all__ = ["SGD"]
 class SGD(ElementwiseOptimizer):
     """``torch.optim.SGD``, in one pass; sparse gradients update the elements that they name, with momentum too.
 
-    Args: as in torch.
+    Args: as in torch, and
+        in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
 
     Raises:
         SparsecoreError: for an argument out of range, or Nesterov momentum with dampening or without momentum.
@@ -34,6 +35,8 @@ class SGD(ElementwiseOptimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        in_backward: bool = False,
     ) -> None:
         if not (lr >= 0 and momentum >= 0 and weight_decay >= 0):
             raise SparsecoreError(
@@ -47,6 +50,7 @@ class SGD(ElementwiseOptimizer):
             "dampening": dampening,
             "weight_decay": weight_decay,
             "nesterov": nesterov,
+            "in_backward": in_backward,
         }
         super().__init__(params, defaults)
 

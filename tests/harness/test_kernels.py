@@ -21,6 +21,7 @@ STATEFUL = (
     kernel_forms.gather_dot,
     kernel_forms.adam,
     kernel_forms.lazy_adam,
+    kernel_forms.lazy_adam_alone,
     kernel_forms.explore,
 )
 COMPARED = [case for case in (*CASES, *LOSING, *SKEWED) if case.build not in STATEFUL]

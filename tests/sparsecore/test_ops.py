@@ -533,7 +533,15 @@ def test_backend_override_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_backends_offer_the_same_functions() -> None:
     numba, torch = (importlib.import_module(f"sparsecore.backends.{name}") for name in ("numba", "torch"))
     # torch's own optimizers are the other implementation of these.
-    optimizers = {"adagrad_", "adam_", "sgd_", "spans_of_places", "spans_of_rows", "sum_rows"}
+    optimizers = {
+        "adagrad_",
+        "adam_",
+        "sgd_",
+        "spans_of_places",
+        "spans_of_rows",
+        "sum_rows",
+        "touched_spans",
+    }
     assert set(numba.__all__) - optimizers == set(torch.__all__)
 
 

@@ -429,3 +429,108 @@ def test_adam_passes_nan_on_as_torch_does(dtype: torch.dtype) -> None:
         optimizer.step()
     torch.testing.assert_close(ours, torchs, equal_nan=True)
     assert ours.isnan().nonzero().flatten().tolist() == [3, 37]
+
+
+def _two_tables() -> tuple[sparsecore.SparseEmbedding, sparsecore.SparseEmbedding]:
+    made = []
+    for seed, encoding in ((1, "csr"), (2, "bitmap")):
+        g = torch.Generator().manual_seed(seed)
+        table = sparsecore.SparseEmbedding(40, 24, density=0.3, sparse=True, dtype=torch.float64, generator=g)
+        table.set_encoding(encoding)
+        made.append(table)
+    return made[0], made[1]
+
+
+def _loss(a: sparsecore.SparseEmbedding, b: sparsecore.SparseEmbedding, turn: int, kind: str) -> Tensor:
+    g = torch.Generator().manual_seed(turn)
+    ids, others = torch.randint(40, (30,), generator=g), torch.randint(40, (30, 2), generator=g)
+    if kind == "lookup":
+        return (a(ids) * b(ids).detach()).sum() + b(others).pow(2).sum()
+    return torch.tanh(sparsecore.gather_dot(a, ids, a if kind == "one table" else b, others)).sum()
+
+
+@every_case
+@every_backend
+@pytest.mark.parametrize("kind", ["lookup", "one table", "two tables"])
+def test_in_backward_equals_a_step_afterwards(
+    name: str, options: dict[str, Any], backend: str, kind: str
+) -> None:
+    """Values and state after several steps, with a learning rate that falls, a lookup or fused scores at a time."""
+    results = []
+    for in_backward in (False, True):
+        tables = _two_tables()
+        values = [table.values for table in tables]
+        optimizer = getattr(optim, name)(values, in_backward=in_backward, **options)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        with sparsecore.backend(backend):
+            for turn in range(4):
+                optimizer.zero_grad()
+                _loss(*tables, turn, kind).backward()
+                if in_backward:
+                    assert all(v.grad is None for v in values)
+                optimizer.step()
+                schedule.step()
+        state = [optimizer.state[v] for v in values]
+        results.append(
+            [v.detach() for v in values] + [s[k] for s in state for k in sorted(s) if s[k] is not None]
+        )
+    assert len(results[0]) == len(results[1])
+    assert_close(results[0], results[1], torch.float64)
+
+
+def test_in_backward_counts_explores_and_survives_a_state_dict() -> None:
+    """The same multiply-adds, explorations and saved states as with a step afterwards."""
+    outcomes = []
+    for in_backward in (False, True):
+        a, b = _two_tables()
+        model = nn.ModuleList([a, b])
+        optimizer = optim.Adam(model.parameters(), in_backward=in_backward)
+        explorer = DynamicSparsity(model, optimizer, interval=2, total_steps=8)
+        counter = sparsecore.MacCounter()
+        for turn in range(6):
+            optimizer.zero_grad()
+            with counter.phase("all"):
+                _loss(a, b, turn, "two tables").backward()
+            assert (a.values.grad is None) == in_backward
+            optimizer.step()
+            explorer.step()
+            if turn == 3:
+                saved = optimizer.state_dict()
+                optimizer = optim.Adam(model.parameters(), lr=1.0, in_backward=not in_backward)
+                optimizer.load_state_dict(saved)
+                assert optimizer.param_groups[0]["in_backward"] == in_backward
+                explorer.optimizers = [optimizer]
+        outcomes.append((a.values.detach(), a.pattern.positions(), b.values.detach(), counter.macs))
+    torch.testing.assert_close(outcomes[0][0], outcomes[1][0])
+    assert torch.equal(outcomes[0][1], outcomes[1][1])
+    torch.testing.assert_close(outcomes[0][2], outcomes[1][2])
+    assert outcomes[0][3] == outcomes[1][3]
+
+
+def test_in_backward_ends_with_the_optimizer_and_leaves_dense_gradients_to_step() -> None:
+    a, b = _two_tables()
+    b.sparse = False
+    optimizer = optim.SGD([a.values, b.values], lr=0.1, in_backward=True)
+    before = a.values.detach().clone()
+    ids = torch.tensor([3, 3, 5])
+    (a(ids).sum() + b(ids).sum()).backward()
+    assert a.values.grad is None
+    assert b.values.grad is not None
+    changed = before != a.values
+    in_rows = torch.zeros(40, 24, dtype=torch.bool)
+    in_rows[[3, 5]] = True
+    assert torch.equal(changed, in_rows.view(-1)[a.pattern.positions()])
+    del optimizer
+    a(ids).sum().backward()
+    assert a.values.grad is not None
+
+
+def test_in_backward_refuses_values_that_were_needed_afterwards() -> None:
+    """Two fused scores of one table in a step: the first update would change what the second derivative reads."""
+    a, _ = _two_tables()
+    optimizer = optim.SGD([a.values], lr=0.1, in_backward=True)
+    ids = torch.arange(5)
+    loss = sparsecore.gather_dot(a, ids, a, ids + 1).sum() + sparsecore.gather_dot(a, ids, a, ids + 2).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert optimizer.param_groups[0]["in_backward"]

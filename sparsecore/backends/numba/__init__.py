@@ -7,7 +7,7 @@ from sparsecore.backends.numba.graph import propagate, propagate_sample
 from sparsecore.backends.numba.ids import id_range
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.numba.optimizer import adagrad_, adam_, sgd_
-from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched
+from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched, touched_spans
 from sparsecore.backends.numba.spans import spans_of_places, spans_of_rows
 from sparsecore.backends.numba.table_rows import add_rows_, propagate_table, sample
 from sparsecore.backends.numba.topk import score_topk
@@ -36,4 +36,5 @@ __all__ = [
     "spmm_t",
     "sum_rows",
     "touched",
+    "touched_spans",
 ]

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.backends.numba.embedding import INDEX_AHEAD, VALUES_AHEAD, lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
-from sparsecore.backends.numba.memory import output
+from sparsecore.backends.numba.memory import output, workspace
 from sparsecore.backends.numba.simd import (
     LANES,
     add,
@@ -35,8 +35,18 @@ from sparsecore.backends.numba.simd import (
     store_masked,
     zeros,
 )
+from sparsecore.backends.numba.spans import Spans
 
-__all__ = ["Groups", "gradient", "group", "scatter_grad", "sum_groups", "sum_rows", "touched"]
+__all__ = [
+    "Groups",
+    "gradient",
+    "group",
+    "scatter_grad",
+    "sum_groups",
+    "sum_rows",
+    "touched",
+    "touched_spans",
+]
 
 _NONE, _NO_INDEX = np.empty(0, np.int64), np.empty(0, np.int32)
 _LARGE = 8 << 20  # bytes of a gradient whose memory is kept
@@ -98,16 +108,29 @@ def touched(
 
     With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
     """
-    crow = crow.contiguous()
-    index = crow.numpy()
-    groups, place = _grouped(
-        ids, crow.shape[0] - 1, index if index.ndim == 1 else index.reshape(-1), crow.stride(0)
-    )
-    positions = torch.empty(int(place[-1]), dtype=torch.int64)
+    groups, spans = _grouped_in(crow, ids)
+    positions = torch.empty(int(spans.offsets[-1]), dtype=torch.int64)
     out = torch.empty(positions.numel(), dtype=grad.dtype)
     parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
-    sum_groups(crow, col, groups, *parts, grad, out, place, positions.numpy())
+    sum_groups(crow, col, groups, *parts, grad, out, spans.offsets, positions.numpy())
     return positions, out
+
+
+def touched_spans(
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    sources: Tensor | None,
+    weights: Tensor | None,
+) -> tuple[Spans, Tensor]:
+    """`touched` with its places as spans: the numbers lie in scratch, until this thread's next call."""
+    groups, spans = _grouped_in(crow, ids)
+    out = torch.from_numpy(workspace("touched", 1, int(spans.offsets[-1]), grad.dtype)[0])
+    out = out[: int(spans.offsets[-1])]
+    parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
+    sum_groups(crow, col, groups, *parts, grad, out, spans.offsets)
+    return spans, out
 
 
 def sum_rows(ids: Tensor, grad: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
@@ -123,16 +146,23 @@ def group(ids: Tensor, n_rows: int) -> Groups:
     return _grouped(ids, n_rows, _NO_INDEX, 0)[0]
 
 
-def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[Groups, np.ndarray]:
-    """Groups, and (with an index) how many nonzeros the rows before each group's have."""
+def _grouped_in(crow: Tensor, ids: Tensor) -> tuple[Groups, Spans]:
+    """Groups, and their rows as spans of the values."""
+    index = array(crow)
+    stride = index.shape[1] if index.ndim == 2 else 1
+    return _grouped(ids, crow.shape[0] - 1, index if stride == 1 else index.reshape(-1), stride)
+
+
+def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[Groups, Spans]:
+    """Groups, and (with an index) their rows as spans of the values."""
     n = ids.numel()
     digits = max(1, (n_rows - 1).bit_length())
     passes = -(-digits // _DIGIT)
     rows, starts, order = np.empty(n, np.int64), np.empty(n + 1, np.int32), np.empty(n, np.int32)
-    place = np.empty(n + 1 if stride else 0, np.int64)
+    begins, offsets = np.empty(n if stride else 0, np.int64), np.empty(n + 1 if stride else 0, np.int64)
     options = (n.bit_length(), passes, -(-digits // passes), stride)
-    found = _group(array(ids), index, *options, rows, starts, order, place, 1)
-    return (rows[:found], starts[: found + 1], order), place[: found + 1]
+    found = _group(array(ids), index, *options, rows, starts, order, begins, offsets, 1)
+    return (rows[:found], starts[: found + 1], order), Spans(begins[:found], offsets[: found + 1])
 
 
 def sum_groups(
@@ -149,7 +179,7 @@ def sum_groups(
     """Weighted sums of rows of ``grad`` (entry e takes row ``bags[e]``), compressed, where their row's values lie.
 
     Without bags and weights, entry e takes row e, once. With ``place``, group u is written from ``place[u]`` on instead
-    and the places of its values in the table to ``positions``.
+    and (with ``positions``) the places of its values in the table to there.
     """
     rows, starts, order = groups
     summands = array(grad)
@@ -166,13 +196,15 @@ def sum_groups(
 
 
 @kernel
-def _group(ids, index, shift, passes, digits, stride, rows, starts, order, place, n_chunks):
+def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begins, offsets, n_chunks):
     n = ids.shape[0]
     keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
     counts = np.empty(1 << digits, np.int64)
     for _ in prange(n_chunks):
         for e in range(n):
             keys[e] = (ids[e] << shift) | e
+            if stride:  # the index arrives while the keys are sorted
+                prefetch(index, ids[e] * stride)
         low = (1 << digits) - 1
         for p in range(passes):
             down = shift + p * digits
@@ -194,16 +226,16 @@ def _group(ids, index, shift, passes, digits, stride, rows, starts, order, place
             if key >> shift != before:
                 before = key >> shift
                 rows[found], starts[found] = before, e
-                prefetch(index, before * stride)
                 found += 1
         starts[found] = n
         if stride:
             total = 0
             for u in range(found):
-                place[u] = total
+                offsets[u] = total
                 r = at(rows, u) * stride
-                total += np.int64(at(index, r + stride)) - np.int64(at(index, r))
-            place[found] = total
+                begins[u] = np.int64(at(index, r))
+                total += np.int64(at(index, r + stride)) - begins[u]
+            offsets[found] = total
     return found
 
 
@@ -239,8 +271,9 @@ def _sum_bitmap(
             m = r * half_words + 2
             if place.shape[0]:
                 o, end = at(place, u), at(place, u + 1)
-                for i in range(end - o):
-                    put(positions, o + i, k + i)
+                if positions.shape[0]:
+                    for i in range(end - o):
+                        put(positions, o + i, k + i)
                 k = o
             begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
             fours = blocks // 4 * 4
@@ -286,8 +319,9 @@ def _sum_csr(crow, col, rows, starts, source, weights, step, grad, place, positi
             o = k
             if place.shape[0]:
                 o = at(place, u)
-                for i in range(stored):
-                    put(positions, o + i, k + i)
+                if positions.shape[0]:
+                    for i in range(stored):
+                        put(positions, o + i, k + i)
             begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
             g, w = np.int64(at(source, begin)) * d, at(weights, begin * step)
             for i in range(stored):
