@@ -32,7 +32,10 @@ def describe_machine() -> dict[str, str | int]:
 def _commit() -> str:
     """Revision of the checkout that is running, "+" where files differ from it; "unknown" outside one."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 

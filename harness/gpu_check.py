@@ -1,0 +1,271 @@
+"""What a GPU makes of it: tests, every operation against its best dense form, training steps, memory.
+
+    python -m harness.gpu_check --output results/gpu
+
+writes ``OUTPUT.json`` and ``OUTPUT.md``, anew after every measurement, within ``--seconds``. ``--device cpu --quick``
+runs all of it on tiny shapes, through the same code (torch.sparse), and judges nothing. Measurements are made in a
+process of their own (`harness.gpu_worker`): what fails there has its error in its row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from harness.gpu_forms import OPERATIONS
+from harness.gpu_steps import MEMORY, WORKLOADS
+from harness.gpu_worker import Job, Row, describe_error, run_jobs, time_calls, watch
+from harness.results import save_results
+
+__all__ = ["jobs", "main", "measure", "run_tests"]
+
+_TOLERANCE = 1e-3  # relative; float32 products over 20,000 terms stay below 1e-5
+_TESTS_SECONDS = 120.0
+SECTIONS = ("operations", "training steps", "memory")
+
+
+def jobs() -> dict[str, list[Job]]:
+    """What is measured, by section."""
+    steps = "harness.gpu_steps"
+    return {
+        "operations": [
+            Job("harness.gpu_check", name, density)
+            for name, operation in OPERATIONS.items()
+            for density in operation.densities
+        ],
+        "training steps": [Job(steps, name) for name in WORKLOADS],
+        "memory": [Job(steps, name) for name in MEMORY],
+    }
+
+
+def measure(job: Job, device: str, quick: bool) -> list[Row]:
+    """One row of an operation at a density; forms that fail are named in it.
+
+    Returns:
+        ``ratio`` and ``median ratio`` (fastest dense / ours), the fastest ``dense`` form, ``ms`` and ``median ms``,
+        ``dense ms``, ``others`` (time / ours), relative ``deviation`` from the reference, ``syncs``. Or ``error``.
+    """
+    operation = OPERATIONS[job.name]
+    forms = operation.build(job.density, device, **(operation.quick if quick else operation.size))
+    row, failed = job.row(), {}
+    ours = forms.ours(0)
+    name, reference = next(iter(forms.dense.items()))
+    row["deviation"] = forms.error(ours, reference(0))
+    if not row["deviation"] <= _TOLERANCE:
+        return [row | {"error": f"wrong: relative error {row['deviation']:.2g} against {name}"}]
+    seen = watch(lambda: forms.ours(1), device)
+    row |= {"syncs": seen.syncs, "sync places": seen.places}
+    calls = {"ours": forms.ours}
+    for name, run in {**forms.dense, **forms.others}.items():
+        try:
+            run(1)
+            calls[name] = run
+        except Exception as error:
+            failed[name] = describe_error(error)
+    times = time_calls(calls, device, samples=1 if quick else 25)
+    mine, dense = times["ours"], [name for name in forms.dense if name in times]
+    best = min(dense, key=lambda name: times[name].minimum)
+    return [
+        row
+        | {
+            "ratio": times[best].minimum / mine.minimum,
+            "median ratio": min(times[name].median for name in dense) / mine.median,
+            "dense": best,
+            "ms": 1e3 * mine.minimum,
+            "median ms": 1e3 * mine.median,
+            "dense ms": 1e3 * times[best].minimum,
+            "others": {name: times[name].minimum / mine.minimum for name in forms.others if name in times},
+            "failed forms": failed,
+            "samples": mine.samples,
+        }
+    ]
+
+
+def run_tests(seconds: float) -> dict[str, Any]:
+    """The tests marked ``gpu``: outcomes by number, exit code, and the end of the output if something is wrong."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    # A test file whose imports are missing here must not keep the others from running.
+    command.append("--continue-on-collection-errors")
+    root, begin = Path(__file__).parents[1], time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=seconds)
+        code, output = done.returncode, done.stderr + done.stdout
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+        code, output = -1, f"{output}\nstopped after {seconds:.0f} seconds"
+    pattern = r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed|warnings?)"
+    counts = {what: int(number) for number, what in re.findall(pattern, output.strip().split("\n")[-1])}
+    tail = output[-6000:] if code else ""
+    return {"exit code": code, "counts": counts, "seconds": time.monotonic() - begin, "tail": tail}
+
+
+def _number(row: Row, key: str, form: str = ".2f") -> str:
+    return format(row[key], form) if row.get(key) is not None else ""
+
+
+def _density(row: Row) -> str:
+    return _number(row, "density", "g")
+
+
+def _operations(rows: list[Row]) -> list[str]:
+    lines = [
+        "Ratio: time of the fastest dense form / ours, minima of interleaved samples (*of medians* beside it); above 1",
+        "sparse is faster. Float32, TF32 off. Each call is timed between two events, behind a kernel that overwrites",
+        "the cache. Others: time / ours. Deviation: relative error against dense, before timing. Syncs: how often a",
+        "call makes the host wait for the device, as far as torch tells.",
+        "",
+        "| operation | density | ratio | of medians | dense | ms (min / median) | dense ms | others | deviation "
+        "| syncs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if "error" in r:
+            lines.append(f"| {r['name']} | {_density(r)} | {r['error']} | | | | | | | |")
+            continue
+        others = ", ".join(f"{name} {ratio:.1f}" for name, ratio in r["others"].items())
+        lines.append(
+            f"| {r['name']} | {_density(r)} | {r['ratio']:.2f} | {r['median ratio']:.2f} | {r['dense']} "
+            f"| {r['ms']:.3g} / {r['median ms']:.3g} | {r['dense ms']:.3g} | {others} | {r['deviation']:.1e} "
+            f"| {_number(r, 'syncs', 'd')} |"
+        )
+    lines += [""]
+    for r in rows:
+        for form, error in r.get("failed forms", {}).items():
+            lines.append(f"{r['name']} @ {_density(r)}, {form}: {error}.")
+    lines += ["", "Highest density of those measured at which sparse is no slower than dense:", ""]
+    for name in dict.fromkeys(r["name"] for r in rows if r["density"] is not None and "ratio" in r):
+        fast = [r["density"] for r in rows if r["name"] == name and r.get("ratio", 0) >= 1]
+        lines.append(f"* {name}: {max(fast):g}" if fast else f"* {name}: none")
+    return lines
+
+
+def _steps(rows: list[Row]) -> list[str]:
+    lines = [
+        "Time: fastest dense form / form, higher is better. Memory: form / the dense form that takes least, lower is",
+        "better; resident between steps, and the peak of a step, as torch's allocator counts them; counted: weights,",
+        "gradients, optimizer state, indices. Target: density x 1.15, of resident. Batches and noise are drawn on the",
+        "device, and MultVAE has no dropout.",
+        "",
+        "| workload | form | time ratio | of medians | ms (min / median) | exploration ms | resident MB | ratio "
+        "| target | peak MB | ratio | counted MB | ratio | syncs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        head = f"| {r['name']} | {r.get('form', '')} "
+        if "error" in r:
+            head += f"{r['error']} "
+        milliseconds = f"{r['ms']:.3g} / {r['median ms']:.3g}" if "ms" in r else ""
+        size = [
+            _number({k: r.get(k, 0) / 1e6}, k, ",.1f") if r.get(k) else ""
+            for k in ("resident", "peak", "counted")
+        ]
+        lines.append(
+            head + f"| {_number(r, 'ratio')} | {_number(r, 'median ratio')} "
+            f"| {milliseconds} | {_number(r, 'exploration ms', '.3g')} "
+            f"| {size[0]} | {_number(r, 'resident ratio', '.3f')} | {_number(r, 'target', '.3f')} "
+            f"| {size[1]} | {_number(r, 'peak ratio', '.3f')} | {size[2]} | {_number(r, 'counted ratio', '.3f')} "
+            f"| {_number(r, 'syncs', 'd')} |"
+        )
+    return lines
+
+
+def _page(document: dict[str, Any]) -> list[str]:
+    facts = ", ".join(f"{key} {value}" for key, value in document["device"].items()) or "no device answered"
+    lines = ["# On a GPU", "", f"Device: {facts}. {document['seconds']:g} s in all.", ""]
+    if document["quick"]:
+        lines += ["Tiny shapes: everything ran once, nothing is judged.", ""]
+    tests = document["tests"]
+    if tests:
+        counts = ", ".join(f"{number} {what}" for what, number in tests["counts"].items()) or "no counts"
+        lines += [
+            f"Tests marked gpu: {counts}; exit code {tests['exit code']}, {tests['seconds']:.0f} s.",
+            "",
+        ]
+        lines += ["```text", *tests["tail"].splitlines(), "```", ""] if tests["tail"] else []
+    for section in SECTIONS:
+        table = _operations if section == "operations" else _steps
+        lines += [f"## {section.capitalize()}", "", *table(document[section]), ""]
+    lines += ["## Where the host waits", ""]
+    places: dict[str, list[str]] = {}
+    for row in (row for section in SECTIONS for row in document[section]):
+        for place in row.get("sync places", ()):
+            names = places.setdefault(place, [])
+            names += [row["name"]] if row["name"] not in names else []
+    lines += [f"* `{place}`: {'; '.join(names)}" for place, names in sorted(places.items())] or ["Nowhere."]
+    lines += ["", "## Warnings that reached the user", ""]
+    lines += [f"* {text} (first in: {name})" for text, name in document["warnings"].items()] or ["None."]
+    return lines
+
+
+def _save(output: Path | None, document: dict[str, Any]) -> None:
+    if output is None:
+        return
+    lines = _page(document)
+    try:
+        save_results(output, "harness.gpu_check", lines, document)
+    except (OSError, ImportError) as error:  # a bare machine may lack what describes it, git for one
+        document["machine"] = f"not described: {describe_error(error)}"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.with_name(output.name + ".json").write_text(json.dumps(document, indent=1) + "\n")
+        output.with_name(output.name + ".md").write_text("\n".join([*lines, "", document["machine"], ""]))
+
+
+def _progress(row: Row) -> str:
+    head = " ".join(part for part in (row["name"], row.get("form") or f"@ {_density(row)}") if part)
+    if "error" in row:
+        return f"{head}: {row['error']}"
+    found = [
+        f"{key} {row[key]:.3g}"
+        for key in ("ratio", "ms", "resident ratio", "peak ratio", "counted ratio", "syncs")
+        if row.get(key)
+    ]
+    return f"{head}: {', '.join(found)}"
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to measure.")] = "cuda",
+    tests: Annotated[bool, typer.Option(help="Run the tests marked gpu first; never with --quick.")] = True,
+    seconds: Annotated[
+        float, typer.Option(help="Of all together; what is left then is not measured.")
+    ] = 330.0,
+) -> None:
+    """Run the GPU tests, then measure operations, training steps and memory against dense."""
+    deadline, console = time.monotonic() + seconds, Console(stderr=True, highlight=False, soft_wrap=True)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device here; --device cpu --quick runs everything on the CPU")
+    document: dict[str, Any] = {"quick": quick, "seconds": 0.0, "device": {}, "tests": None}
+    document |= {section: [] for section in SECTIONS} | {"warnings": {}}
+    if tests and not quick:
+        document["tests"] = run_tests(min(_TESTS_SECONDS, seconds))
+        console.print(f"tests: {document['tests']['counts']}")
+        _save(output, document)
+    listed = jobs()
+    section_of = {job: section for section, group in listed.items() for job in group}
+    for job, reply in run_jobs([job for group in listed.values() for job in group], device, quick, deadline):
+        document["device"] |= reply.facts
+        document[section_of[job]] += reply.rows
+        for text in reply.warnings:
+            document["warnings"].setdefault(text, job.name)
+        for row in reply.rows:
+            console.print(_progress(row), markup=False)
+        document["seconds"] = round(seconds - (deadline - time.monotonic()), 1)
+        _save(output, document)
+    if output is None:
+        print("\n".join(_page(document)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

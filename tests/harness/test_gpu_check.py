@@ -1,0 +1,187 @@
+"""The GPU check on the CPU: everything runs once on tiny shapes, and no failure costs more than its own row."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import sparsecore
+from harness import gpu_check, gpu_forms, gpu_steps, gpu_worker
+from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
+
+
+def ends(jobs: Sequence[Job], device: str, quick: bool, results: Connection) -> None:
+    """A measuring process that dies over the job "bad"."""
+    results.send(Reply([], facts={"device": "none"}))
+    for job in jobs:
+        if job.name == "bad":
+            os._exit(7)
+        results.send(Reply([job.row(ms=1.0)]))
+
+
+def sleeps(jobs: Sequence[Job], device: str, quick: bool, results: Connection) -> None:
+    results.send(Reply([], facts={"device": "none"}))
+    results.send(Reply([jobs[0].row(ms=1.0)]))
+    time.sleep(60)
+
+
+def never_begins(jobs: Sequence[Job], device: str, quick: bool, results: Connection) -> None:
+    os._exit(3)
+
+
+def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--quick", "--device", "cpu", "--output", str(tmp_path / "gpu")]
+    monkeypatch.setattr("sys.argv", ["gpu_check", *arguments])
+    app = typer.Typer()
+    app.command()(gpu_check.main)
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    rows = [row for section in gpu_check.SECTIONS for row in document[section]]
+    assert not [row for row in rows if "error" in row or row.get("failed forms")]
+    assert document["warnings"] == {}
+    assert document["device"]["torch"] == torch.__version__
+    operations = document["operations"]
+    assert [(r["name"], r["density"]) for r in operations] == [
+        (job.name, job.density) for job in gpu_check.jobs()["operations"]
+    ]
+    assert all(r["ratio"] > 0 and r["deviation"] < 1e-4 for r in operations)
+    assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
+    assert {r["name"] for r in document["memory"]} == set(gpu_steps.MEMORY)
+    table = [r for r in document["memory"] if "target" in r]
+    assert len(table) == len(gpu_forms.DENSITIES)
+    # The command judges memory by the device's allocator; the count, which is exact, is there on the CPU too.
+    assert all(r["counted ratio"] <= r["target"] for r in table)
+    page = (tmp_path / "gpu.md").read_text()
+    assert all(row["name"] in page for row in rows)
+    assert str(tmp_path) not in page
+
+
+def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(density: float, device: str, wrong: bool) -> gpu_forms.Forms:
+        def fails(i: int) -> torch.Tensor:
+            raise RuntimeError("no such kernel")
+
+        right = torch.ones(3)
+        return gpu_forms.Forms(
+            lambda i: right * (1 + wrong), {"dense": lambda i: right, "another": fails}, {"other": fails}
+        )
+
+    operations = {
+        name: gpu_forms.Operation(build, {}, {"wrong": name == "wrong"}) for name in ("wrong", "right")
+    }
+    monkeypatch.setattr(gpu_check, "OPERATIONS", operations)
+    (row,) = gpu_check.measure(Job("", "wrong", 0.5), "cpu", True)
+    assert row["error"] == "wrong: relative error 1 against dense"
+    assert "ratio" not in row
+    (row,) = gpu_check.measure(Job("", "right", 0.5), "cpu", True)
+    assert row["dense"] == "dense"
+    assert set(row["failed forms"]) == {"another", "other"}
+    assert row["failed forms"]["other"].startswith("RuntimeError: no such kernel at ")
+
+
+def test_nan_and_other_shapes_are_wrong() -> None:
+    assert gpu_forms.relative_error(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
+    assert gpu_forms.relative_error(torch.ones(2, 1), torch.ones(2)) == float("inf")
+    assert gpu_forms.relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == 1
+
+
+def test_a_form_that_fails_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", refuse)
+    with sparsecore.backend("torch"):
+        rows = gpu_steps.measure(Job("", "SparseEmbedding 2,000,000 x 64, Adam"), "cpu", True)
+    assert "OutOfMemoryError: tried to allocate 9 GiB" in rows[0]["error"]
+    assert [row["form"] for row in rows[1:]] == [f"sparse@{f:g}" for f in gpu_forms.DENSITIES]
+    assert all(row["counted"] > 0 for row in rows[1:])
+
+
+def test_a_process_that_dies_costs_one_row() -> None:
+    jobs = [Job("", name) for name in ("good", "bad", "last")]
+    found = list(run_jobs(jobs, "cpu", True, time.monotonic() + 60, target=ends))
+    assert [job.name for job, _ in found] == ["good", "bad", "last"]
+    rows = [reply.rows[0] for _, reply in found]
+    assert rows[0]["ms"] == rows[2]["ms"] == 1.0
+    assert rows[1]["error"] == "the measuring process ended with exit code 7"
+    assert found[2][1].facts == {"device": "none"}
+
+
+def test_what_is_late_or_hangs_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, deadline = [Job("", name) for name in ("good", "slow", "last")], time.monotonic() + 600
+    found = run_jobs(jobs, "cpu", True, deadline, target=sleeps)
+    assert "error" not in next(found)[1].rows[0]
+    monkeypatch.setattr(gpu_worker, "time", SimpleNamespace(monotonic=lambda: deadline + 1))
+    assert [reply.rows[0]["error"] for _, reply in found] == [LATE, LATE]
+    monkeypatch.undo()
+
+    found = run_jobs(jobs[:2], "cpu", True, deadline, target=sleeps)
+    assert "error" not in next(found)[1].rows[0]
+    monkeypatch.setattr(gpu_worker, "_LONGEST", 0.1)
+    assert [reply.rows[0]["error"] for _, reply in found] == ["stopped after 0.1 seconds"]
+
+
+def test_processes_that_never_begin_are_given_up() -> None:
+    found = list(run_jobs([Job("", "one"), Job("", "two")], "cpu", True, time.monotonic() + 60, never_begins))
+    text = "not measured: the measuring process ended with exit code 3"
+    assert [reply.rows[0]["error"] for _, reply in found] == [text, text]
+
+
+def test_samples_and_warnings() -> None:
+    turns: list[int] = []
+    times = time_calls({"a": turns.append, "b": lambda i: None}, "cpu", samples=7)
+    assert turns == list(range(7))
+    assert times["a"].samples == times["b"].samples == 7
+    assert time_calls({"a": lambda i: None}, "cpu", samples=7, seconds=0)["a"].samples == 5
+    with pytest.warns(UserWarning, match="beta"):
+        seen = watch(lambda: warnings.warn("in beta", stacklevel=1), "cpu")
+    assert (seen.syncs, seen.places) == (None, [])
+
+
+def test_outcomes_of_the_tests_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(output: str, code: int) -> dict:
+        done = SimpleNamespace(stdout=output, stderr="noise\n", returncode=code)
+        monkeypatch.setattr("harness.gpu_check.subprocess.run", lambda *args, **kwargs: done)
+        return gpu_check.run_tests(1.0)
+
+    good = run("..\n2 passed, 1 skipped, 900 deselected in 3.10s\n", 0)
+    assert good["counts"] == {"passed": 2, "skipped": 1, "deselected": 900}
+    assert good["tail"] == ""
+    bad = run("F\nE  RuntimeError: no\n1 failed, 1 error in 2.00s\n", 1)
+    assert bad["counts"] == {"failed": 1, "error": 1}
+    assert "RuntimeError: no" in bad["tail"]
+
+
+def test_results_are_kept_where_the_machine_cannot_be_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(gpu_check, "save_results", refuse)
+    document = {"quick": True, "seconds": 1.0, "device": {}, "tests": None, "warnings": {"beta": "spmm"}}
+    gpu_check._save(tmp_path / "there" / "gpu", document | {section: [] for section in gpu_check.SECTIONS})
+    written = json.loads((tmp_path / "there" / "gpu.json").read_text())
+    assert "FileNotFoundError: git" in written["machine"]
+    assert "beta (first in: spmm)" in (tmp_path / "there" / "gpu.md").read_text()
+
+
+def test_no_device_is_said_at_once() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(typer.BadParameter, match="--device cpu --quick"):
+        gpu_check.main()
