@@ -8,10 +8,12 @@ threads.
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t
@@ -24,15 +26,16 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 # Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
 # faster for sddmm at density 0.25 and below, and 10 % slower at 0.5) and for CSR (one vector of `few_csr`).
 _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
-# Density from which a batch of _LARGE or more runs blockwise: of layers with up to _WIDE inputs and of wider ones, with
-# AVX-512 and without. There panels are slower than dense / 0.9, or than the tiles. Beyond _WIDE, a panel's features no
-# longer stay in the second-level cache.
+# Density from which a batch of _LARGE or more runs blockwise, where panels would take longer: of layers with up to
+# _WIDE inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Zen 5 multiplies
+# and stores whole AVX-512 vectors, of which MKL uses half; Zen 4 has half of that. Its limits hold for processors that
+# were not measured: blockwise keeps within 10 % of dense anywhere.
 _LARGE = 128
 _WIDE = 4096
 _DENSE = {
-    "spmm": ((1.1, 0.65), (1.1, 0.45)),
-    "spmm_t": ((1.1, 0.55), (0.75, 0.36)),
-    "sddmm": ((1.1, 0.57), (1.1, 0.55)),
+    "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
+    "AVX-512": {"spmm": (0.85, 0.68), "spmm_t": (0.45, 0.35), "sddmm": (0.62, 0.52)},
+    "portable": {"spmm": (0.65, 0.45), "spmm_t": (0.55, 0.36), "sddmm": (0.57, 0.55)},
 }
 
 
@@ -74,10 +77,17 @@ def _algorithm(
 ) -> ModuleType:
     if batch <= _FEW[operation][col is not None]:
         return few
-    limit = _DENSE[operation][shape[1] > _WIDE][not has_expand()]
+    limit = _DENSE[_processor()][operation][shape[1] > _WIDE]
     if batch >= _LARGE and nnz >= limit * shape[0] * shape[1]:
         return blockwise
     return panels
+
+
+@cache
+def _processor() -> str:
+    if not has_expand():
+        return "portable"
+    return "Zen 5" if get_host_cpu_name() == "znver5" else "AVX-512"
 
 
 def _columns(col: Tensor | None) -> np.ndarray | None:
