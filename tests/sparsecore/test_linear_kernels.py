@@ -152,9 +152,9 @@ def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
 
 
-@pytest.mark.parametrize("wide", [True, False])
-def test_which_algorithm(wide, monkeypatch):
-    monkeypatch.setattr(linear, "has_expand", lambda: wide)
+@pytest.mark.parametrize("processor", ["Zen 5", "AVX-512", "portable"])
+def test_which_algorithm(processor, monkeypatch):
+    monkeypatch.setattr(linear, "_processor", lambda: processor)
     col = torch.zeros(1)
 
     def chosen(operation, batch, density, col):
@@ -165,8 +165,8 @@ def test_which_algorithm(wide, monkeypatch):
         assert (chosen(operation, 16, 0.5, col) is few) is (operation != "sddmm")
         assert chosen(operation, 17, 0.5, col) is panel_spmm
         assert chosen(operation, 64, 1.0, None) is panel_spmm
-        assert chosen(operation, 512, 0.5, None) is panel_spmm
-        assert (chosen(operation, 512, 1.0, None) is blockwise) is not wide
+        assert chosen(operation, 512, 0.4, None) is panel_spmm
+        assert (chosen(operation, 512, 1.0, None) is blockwise) is (processor != "Zen 5")
     assert linear._algorithm("spmm_t", panel_spmm, 512, 90_000, (10, 10_000), None) is blockwise
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, threads
 from sparsecore.backends.numba.memory import output
+from sparsecore.backends.numba.processor import INDEX_AHEAD, MOST_ROW_LINES, VALUES_AHEAD, ZEN_5
 from sparsecore.backends.numba.simd import (
     LANES,
     at,
@@ -28,8 +29,6 @@ from sparsecore.backends.numba.simd import (
 )
 
 __all__ = [
-    "INDEX_AHEAD",
-    "VALUES_AHEAD",
     "gather",
     "lines_of",
     "masks_of",
@@ -38,7 +37,6 @@ __all__ = [
     "row_of",
 ]
 
-INDEX_AHEAD, VALUES_AHEAD = 64, 32  # rows
 _LINE = 64  # bytes of a cache line
 _STEP = 16  # elements from line to line: of float32, the fast path. The kernel would divide by an item size every time.
 _MOST_LINES = 8  # asked for of a row: the processor notices by itself that a longer one is read on
@@ -69,15 +67,17 @@ def lines_of(stored: Tensor, crow: Tensor, most: int = _MOST_LINES) -> int:
 
 
 def row_of(values: Tensor, crow: Tensor, n_cols: int) -> tuple[int, ...]:
-    """A tuple as long as the number of cache lines to ask for of a row of average length, three at least.
+    """A tuple as long as the number of cache lines to ask for of a row of average length.
 
     A row ends in a vector that may hold two values and still reaches over a whole line: without the lines that it
-    touches, rows of 50 columns and 25 values took 1.6 times as long.
+    touches, rows of 50 columns and 25 values took 1.6 times as long on Zen 5. On Zen 4 asking costs more than it saves.
     """
     size, blocks = values.element_size(), max(1, -(-n_cols // LANES))
-    to_last = values.numel() * size // max(1, crow.shape[0] - 1) * (blocks - 1) // blocks
-    reach = to_last * 5 // 4 + LANES * size
-    return (0,) * max(3, min(_MOST_LINES, (reach + 2 * _LINE - size) // _LINE))
+    row = values.numel() * size // max(1, crow.shape[0] - 1)
+    if ZEN_5:
+        reach = row * (blocks - 1) // blocks * 5 // 4 + LANES * size
+        return (0,) * max(3, min(MOST_ROW_LINES, (reach + 2 * _LINE - size) // _LINE))
+    return (0,) * max(2, min(MOST_ROW_LINES, (row + _LINE * 3 // 2) // _LINE))
 
 
 @device_function

@@ -14,8 +14,9 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from sparsecore.backends.numba.embedding import INDEX_AHEAD, VALUES_AHEAD, masks_of, prefetch_row, row_of
+from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
 from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
     add,

@@ -8,17 +8,16 @@ threads.
 
 from __future__ import annotations
 
-from functools import cache
 from types import ModuleType
 
 import numpy as np
 import torch
-from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t
 from sparsecore.backends.numba.jit import array, threads
 from sparsecore.backends.numba.memory import output
+from sparsecore.backends.numba.processor import ZEN_5
 from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
@@ -83,11 +82,8 @@ def _algorithm(
     return panels
 
 
-@cache
 def _processor() -> str:
-    if not has_expand():
-        return "portable"
-    return "Zen 5" if get_host_cpu_name() == "znver5" else "AVX-512"
+    return "portable" if not has_expand() else "Zen 5" if ZEN_5 else "AVX-512"
 
 
 def _columns(col: Tensor | None) -> np.ndarray | None:

@@ -15,9 +15,10 @@ from numba import prange
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsecore.backends.numba.embedding import INDEX_AHEAD, VALUES_AHEAD, lines_of, masks_of, prefetch_lines
+from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.memory import output, workspace
+from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
     add,

@@ -16,6 +16,7 @@ from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, kernel
+from sparsecore.backends.numba.processor import ZEN_5
 from sparsecore.backends.numba.simd import (
     LANES,
     at,
@@ -29,7 +30,7 @@ from sparsecore.backends.numba.simd import (
 
 __all__ = ["LINE", "MOST_LINES", "SPANS_AHEAD", "Spans", "spans_of_places", "spans_of_rows", "whole"]
 
-SPANS_AHEAD = 16  # spans between asking for one and changing it
+SPANS_AHEAD = 16 if ZEN_5 else 8  # spans between asking for one and changing it
 _LONGEST = 1024  # elements (or one more), so that a gradient of one run can be divided among threads
 LINE = 64  # bytes of a cache line
 MOST_LINES = 8  # asked for of a span: the processor notices by itself that a longer one is read on
