@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
 
 from sparsecore import Pattern
-from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm
+from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm, turned_spmm_t
 from sparsecore.encoding import ENCODINGS, encode
 
+TURN = (1, 1 << 30)  # always, never: from which batch on the gradient in the input turns the weight
 BATCHES = (0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 130, 512)
 
 
@@ -68,13 +69,17 @@ def check(pattern, encoding, batch, dtype, change=lambda t: t):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_batches(batch, encoding, dtype, n_threads):
+@pytest.mark.parametrize("turn", TURN)
+def test_batches(batch, encoding, dtype, turn, monkeypatch, n_threads):
+    monkeypatch.setattr(linear, "_TURN", turn)
     check(random_pattern((150, 137), 0.3, seed=1), encoding, batch, dtype)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 127, 128, 129, 255, 256, 257])
-def test_heights(rows, encoding, n_threads):
+@pytest.mark.parametrize("turn", TURN)
+def test_heights(rows, encoding, turn, monkeypatch, n_threads):
+    monkeypatch.setattr(linear, "_TURN", turn)
     for batch in (1, 4, 20, 70):
         check(random_pattern((rows, 33), 0.4, seed=2), encoding, batch, torch.float32)
 
@@ -83,7 +88,9 @@ def test_heights(rows, encoding, n_threads):
 @pytest.mark.parametrize(
     "cols", [*NARROW_WIDTHS, 31, 32, 33, 96, 97, 127, 128, 129, 511, 513, 1025, 65535, 65537]
 )
-def test_widths(cols, encoding, n_threads):
+@pytest.mark.parametrize("turn", TURN)
+def test_widths(cols, encoding, turn, monkeypatch, n_threads):
+    monkeypatch.setattr(linear, "_TURN", turn)
     for batch in (1, 3, 16, 33, 129) if cols < 60000 else (1, 3, 17):
         check(
             random_pattern((5, cols), 0.5 if cols < 60000 else 0.01, seed=3), encoding, batch, torch.float32
@@ -97,15 +104,16 @@ def test_widths(cols, encoding, n_threads):
     st.sampled_from((1, 2, 5, 16, 40, 100, 200)),
     st.sampled_from(DTYPES),
     st.sampled_from((1, 2)),
+    st.sampled_from(TURN),
 )
-def test_patterns(pattern, encoding, batch, dtype, count):
-    before = jit._SERIAL_WORK
+def test_patterns(pattern, encoding, batch, dtype, count, turn):
+    before = jit._SERIAL_WORK, linear._TURN
     torch.set_num_threads(count)
-    jit._SERIAL_WORK = 0
+    jit._SERIAL_WORK, linear._TURN = 0, turn
     try:
         check(pattern, encoding, batch, dtype)
     finally:
-        jit._SERIAL_WORK = before
+        jit._SERIAL_WORK, linear._TURN = before
         torch.set_num_threads(1)
 
 
@@ -176,6 +184,10 @@ def test_rows_longer_than_the_scratch_of_a_chunk(encoding, batch, monkeypatch, n
     monkeypatch.setattr(panel_spmm, "_LOCAL", 300)
     check(random_pattern((40, 90), 0.3, seed=6), encoding, batch, torch.float32)
     check(random_pattern((4, 700), 0.3, seed=6), encoding, batch, torch.float32)
+    monkeypatch.setattr(turned_spmm_t, "_POSITIONS", 300)
+    monkeypatch.setattr(linear, "_TURN", 1)
+    check(random_pattern((40, 90), 0.3, seed=6), encoding, batch, torch.float32)
+    check(random_pattern((4, 700), 0.3, seed=6), encoding, batch, torch.float32)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16, 70, 200])
@@ -192,7 +204,7 @@ def test_infinite_activations_reach_stored_places_only(encoding, batch):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("batch", [1, 16, 100])
+@pytest.mark.parametrize("batch", [1, 16, 100, 600])
 def test_repeatable(encoding, batch, n_threads):
     """Same bits at every call; of the forward product and the weight's gradient at every thread count."""
     pattern = random_pattern((300, 200), 0.3, seed=8)

@@ -1,9 +1,9 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
-*few*: vectors along the columns of W, for a handful of examples. *panels*: vectors along the batch. *blockwise*:
-torch's dense products on expanded blocks of rows. All read either encoding of W (sparsecore.encoding) and keep nothing
-but scratch between calls. ``spmm_t`` adds the threads' sums, in their order: its rounding depends on the number of
-threads.
+*few*: vectors along the columns of W, for a handful of examples. *panels*: vectors along the batch. *turned*: panels
+too, with W column-major. *blockwise*: torch's dense products on expanded blocks of rows. All read either encoding of W
+(sparsecore.encoding) and keep nothing but scratch between calls. ``spmm_t`` adds the threads' sums, in their order: its
+rounding depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t
+from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t, turned_spmm_t
 from sparsecore.backends.numba.jit import array, threads
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.processor import ZEN_5
@@ -33,9 +33,11 @@ _LARGE = 128
 _WIDE = 4096
 _DENSE = {
     "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
-    "AVX-512": {"spmm": (0.85, 0.68), "spmm_t": (0.45, 0.35), "sddmm": (0.62, 0.52)},
-    "portable": {"spmm": (0.65, 0.45), "spmm_t": (0.55, 0.36), "sddmm": (0.57, 0.55)},
+    "AVX-512": {"spmm": (0.85, 0.68), "spmm_t": (0.65, 0.42), "sddmm": (0.62, 0.52)},
+    "portable": {"spmm": (0.65, 0.45), "spmm_t": (0.52, 0.36), "sddmm": (0.57, 0.55)},
 }
+# Batch from which ``spmm_t`` turns W: Zen 4 stores half a vector a cycle, Zen 5 a whole one.
+_TURN = 512 if ZEN_5 else 128
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
@@ -55,7 +57,9 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype)
     dx = output((batch, n_cols), dy.dtype)
-    module = _algorithm("spmm_t", panel_spmm_t, batch, nnz, (rows, n_cols), col)
+    turn = batch >= _TURN and n_cols <= turned_spmm_t.MOST_COLUMNS
+    panels = turned_spmm_t if turn else panel_spmm_t
+    module = _algorithm("spmm_t", panels, batch, nnz, (rows, n_cols), col)
     module.spmm_t(array(values), array(crow), _columns(col), array(dy), dx.numpy(), threads(batch * nnz))
     return dx
 

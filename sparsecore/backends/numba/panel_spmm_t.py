@@ -46,13 +46,11 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 @kernel
 def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments, sums, n_chunks):
-    batch, rows = dy.shape
-    source = dy.reshape(-1)
+    batch = dy.shape[0]
     blocks = -(-cols // block)
     for chunk in prange(n_chunks):
         local, segment = locals_[chunk], segments[chunk]
         total, tile = sums[chunk], tiles[chunk]
-        spare = tile[tile.shape[0] - 512 :]
         total[:] = 0
         end = split_rows(crow, n_chunks, chunk + 1)
         for first in range(split_rows(crow, n_chunks, chunk), end, height):
@@ -62,22 +60,7 @@ def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments
             start, ahead = pointer(crow, first), pointer(crow, last)
             for p in range(0, batch, 128):
                 lanes = lanes_of(batch - p)
-                for lane in range(0, lanes, 16):
-                    examples = max(0, min(16, batch - p - lane))
-                    for i in range(0, n, 16):
-                        s = (p + lane) * rows + first + i
-                        move(
-                            source,
-                            s,
-                            rows,
-                            examples,
-                            min(16, n - i),
-                            tile,
-                            i * lanes + lane,
-                            lanes,
-                            16,
-                            spare,
-                        )
+                tile_of(dy, p, first, last, tile, lanes)
                 for b in range(blocks):
                     base = p * cols + b * block * lanes
                     for i in range(n):
@@ -94,6 +77,18 @@ def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments
                             _add_32(values, start, ahead, local, k0, k1, tile, t, total, base)
                         else:
                             _add_16(values, start, ahead, local, k0, k1, tile, t, total, base)
+
+
+@device_function
+def tile_of(dy, p, first, last, tile, lanes):
+    """Columns first .. last of dY's examples from p on, turned to panel rows; the last 512 numbers are scratch."""
+    batch, rows = dy.shape
+    source, spare, n = dy.reshape(-1), tile[tile.shape[0] - 512 :], last - first
+    for lane in range(0, lanes, 16):
+        examples = max(0, min(16, batch - p - lane))
+        for i in range(0, n, 16):
+            s = (p + lane) * rows + first + i
+            move(source, s, rows, examples, min(16, n - i), tile, i * lanes + lane, lanes, 16, spare)
 
 
 @device_function
