@@ -140,11 +140,18 @@ def resident_bytes(
     return ResidentBytes(
         weights=size([p.data for p in parameters]),
         indices=size(indices),
-        gradients=size([p.grad for p in parameters]),
+        gradients=size([t for p in parameters for t in _parts(p.grad)]),
         optimizer_state=size([t for o in optimizers for state in o.state.values() for t in state.values()]),
         topology=size(_topology_tensors(explorer)),
         other=size(list(model.buffers())),
     )
+
+
+def _parts(grad: Tensor | None) -> list[Tensor]:
+    """What a gradient consists of: indices and values of a sparse one."""
+    if grad is None:
+        return []
+    return [grad._indices(), grad._values()] if grad.layout is torch.sparse_coo else [grad]
 
 
 def _topology_tensors(explorer: Any) -> list[Tensor]:

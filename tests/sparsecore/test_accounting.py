@@ -55,6 +55,15 @@ def test_resident_bytes_of_a_sparse_linear_with_adam() -> None:
     )  # a pointer, ten words of bits and one of padding
 
 
+def test_resident_bytes_of_sparse_gradients() -> None:
+    """Place (int64) and value (float32) of every nonzero of the rows that were looked up."""
+    table = SparseEmbedding(50, 8, density=0.5, sparse=True)
+    ids = torch.tensor([3, 7, 3])
+    table(ids).sum().backward()
+    stored = int(table.pattern.crow.diff()[[3, 7]].sum())
+    assert resident_bytes(table).gradients == stored * (8 + 4)
+
+
 def test_resident_bytes_of_the_dense_counterpart() -> None:
     model = nn.Linear(300, 40)
     count = resident_bytes(model, train_step(model, torch.ones(2, 300)))
