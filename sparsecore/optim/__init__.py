@@ -11,7 +11,8 @@ implementation runs. What is more:
 * **Updates in the backward pass** (``in_backward=True``). The gradient of a ``SparseEmbedding(sparse=True)`` is used as
   soon as it is known and never becomes a tensor: ``values.grad`` stays None, ``step()`` has nothing to do for these
   tables, and a training step is shorter. It is the lazy update of each lookup (or ``gather_dot``) by itself: a table
-  that is looked up twice in a step is updated twice, and there is nothing to accumulate, to clip or to skip.
+  that is looked up twice in a step is updated twice, and there is nothing to accumulate, to clip, to unscale after a
+  loss that was scaled, or to average over processes: use ``step()`` for those.
 * **Counting steps per weight** (``Adam`` and ``AdamW``, ``per_weight_step=True``). A weight that has just been grown
   begins with empty moments; corrected by the global step they are taken at face value, and its first step is
   ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 times what Adam's first step should be. With a count of its own it starts anew.
