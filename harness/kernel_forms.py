@@ -259,12 +259,11 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
 
         return step
 
+    lazy, adam = torch.optim.SparseAdam(dense.parameters()), sparsecore.optim.Adam
     return Forms(
-        ours=steps(table, sparsecore.optim.Adam(table.parameters(), in_backward=True)),
-        dense={
-            "nn.Embedding(sparse=True) + SparseAdam": steps(dense, torch.optim.SparseAdam(dense.parameters()))
-        },
-        others={"ours, step() afterwards": steps(other, sparsecore.optim.Adam(other.parameters()))},
+        ours=steps(table, adam(table.parameters(), in_backward=True)),
+        dense={"nn.Embedding(sparse=True) + SparseAdam": steps(dense, lazy)},
+        others={"ours, step() afterwards": steps(other, adam(other.parameters()))},
         nbytes=batch * (7 * 4 * density * cols + 4 * cols),
     )
 

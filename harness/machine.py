@@ -10,18 +10,20 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 __all__ = ["describe_machine"]
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores, memory, versions and date, for the head of a results file."""
+    """Processor (and LLVM's name for its kind), cores, memory, versions and date, for the head of a results file."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(memory / 2**30),
+        "microarchitecture": get_host_cpu_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numba", "numpy", "scipy")},

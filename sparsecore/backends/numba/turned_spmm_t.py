@@ -2,8 +2,8 @@
 
 Each column of a chunk is then a sum of panel rows of dY that stays in registers, as in ``spmm``; without turning, every
 nonzero loads and stores a panel row of dX (`panel_spmm_t`), and a processor that stores half a vector a cycle waits for
-its stores. To turn a nonzero costs about as much as 4 of its multiply-adds with vectors: that pays for batches of 128
-and more. Threads have rows and sums of their own, as in `panel_spmm_t`: results depend on their number.
+its stores. Turning costs the same for any batch, and pays for large ones (`linear._TURN`). Threads have rows and sums
+of their own, as in `panel_spmm_t`: results depend on their number.
 """
 
 from __future__ import annotations

@@ -24,13 +24,9 @@ def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
     kernels read all three as contiguous memory without looking at the strides.
     """
     with warnings.catch_warnings():
-        for about in (
-            "Sparse CSR tensor support is in beta",
-            "Sparse invariant checks are implicitly disabled",
-        ):
-            warnings.filterwarnings(
-                "ignore", message=about
-            )  # 2.11 gives the second although they are declined below
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        # torch 2.11 says so on CUDA, although checks are declined below.
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(
             crow.contiguous(),
             col.to(crow.dtype).contiguous(),
