@@ -19,11 +19,12 @@ from sparsecore.backends.numba.simd import (
     bits,
     compress,
     count,
-    expand,
     first_lanes,
+    load,
     load_masked,
     prefetch,
     put,
+    spread,
     store,
     store_masked,
 )
@@ -31,7 +32,7 @@ from sparsecore.backends.numba.simd import (
 # Dense products of tiles take as long as the whole one's from about 256 x 512 on (20000 x 600, 1024 x 1024, 600 x
 # 20000, 256 examples: 0.97 to 1.05 times as long); blocks of whole rows of 20000 columns took 1.1 times as long.
 _POSITIONS = 1 << 19  # of a tile
-_COLS = 1024  # of a tile, at most; a multiple of 16
+_COLS = 2048  # of a tile, at most; a multiple of 16
 
 
 def _parts(size: int, longest: int, unit: int) -> list[tuple[int, int]]:
@@ -127,13 +128,16 @@ def _spread_row(values, crow, col, row, left, wide, k, ahead, out, place):
         word = row * 2 * crow.shape[1] + 2 + left // 16
         for j in range(0, wide // 16 * 16, 16):
             mask = bits(masks, word)
-            store(out, place + j, expand(values, k, mask))
-            k += count(mask)
+            n = count(mask)
+            store(out, place + j, spread(load_masked(values, k, first_lanes(n)), mask))
+            k += n
             word += 1
         if wide % 16:
             mask = bits(masks, word)
-            store_masked(out, place + wide // 16 * 16, expand(values, k, mask), first_lanes(wide % 16))
-            k += count(mask)
+            n = count(mask)
+            v = spread(load_masked(values, k, first_lanes(n)), mask)
+            store_masked(out, place + wide // 16 * 16, v, first_lanes(wide % 16))
+            k += n
         return k
 
     def csr(values, crow, col, row, left, wide, k, ahead, out, place):
@@ -158,12 +162,22 @@ def _collect_row(crow, col, row, left, wide, k, ahead, source, place, out):
     def bitmap(crow, col, row, left, wide, k, ahead, source, place, out):
         masks = crow.view(np.uint16).reshape(-1)
         word = row * 2 * crow.shape[1] + 2 + left // 16
-        for j in range(0, wide, 16):
+        # A whole vector where the row has room for it: what is too much is overwritten by the columns to the right.
+        end = pointer(crow, row + 1) - 16
+        for j in range(0, wide // 16 * 16, 16):
             mask = bits(masks, word)
-            v = load_masked(source, place + j, first_lanes(min(16, wide - j)))
-            store_masked(out, k, compress(v, mask), first_lanes(count(mask)))
+            v = compress(load(source, place + j), mask)
+            if k <= end:
+                store(out, k, v)
+            else:
+                store_masked(out, k, v, first_lanes(count(mask)))
             k += count(mask)
             word += 1
+        if wide % 16:
+            mask = bits(masks, word)
+            v = load_masked(source, place + wide // 16 * 16, first_lanes(wide % 16))
+            store_masked(out, k, compress(v, mask), first_lanes(count(mask)))
+            k += count(mask)
         return k
 
     def csr(crow, col, row, left, wide, k, ahead, source, place, out):

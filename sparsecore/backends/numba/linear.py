@@ -26,15 +26,14 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 # faster for sddmm at density 0.25 and below, and 10 % slower at 0.5) and for CSR (one vector of `few_csr`).
 _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Density from which a batch of _LARGE or more runs blockwise, where panels would take longer: of layers with up to
-# _WIDE inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Zen 5 multiplies
+# WIDE inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Zen 5 multiplies
 # and stores whole AVX-512 vectors, of which MKL uses half; Zen 4 has half of that. Its limits hold for processors that
 # were not measured: blockwise keeps within 10 % of dense anywhere.
 _LARGE = 128
-_WIDE = 4096
 _DENSE = {
     "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
-    "AVX-512": {"spmm": (0.85, 0.68), "spmm_t": (0.65, 0.42), "sddmm": (0.62, 0.52)},
-    "portable": {"spmm": (0.65, 0.45), "spmm_t": (0.52, 0.36), "sddmm": (0.57, 0.55)},
+    "AVX-512": {"spmm": (0.93, 0.57), "spmm_t": (0.68, 0.44), "sddmm": (0.82, 0.55)},
+    "portable": {"spmm": (0.65, 0.38), "spmm_t": (0.5, 0.33), "sddmm": (0.5, 0.32)},
 }
 # Batch from which ``spmm_t`` turns W: Zen 4 stores half a vector a cycle, Zen 5 a whole one.
 _TURN = 512 if ZEN_5 else 128
@@ -80,7 +79,7 @@ def _algorithm(
 ) -> ModuleType:
     if batch <= _FEW[operation][col is not None]:
         return few
-    limit = _DENSE[_processor()][operation][shape[1] > _WIDE]
+    limit = _DENSE[_processor()][operation][shape[1] > panel_spmm.WIDE]
     if batch >= _LARGE and nnz >= limit * shape[0] * shape[1]:
         return blockwise
     return panels

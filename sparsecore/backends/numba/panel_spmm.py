@@ -29,6 +29,7 @@ from sparsecore.backends.numba.panels import (
 from sparsecore.backends.numba.simd import at
 
 _HEIGHT = 128  # rows of W that are decoded at a time
+WIDE = 4096  # columns of a W that is wide: a panel does not stay in the second-level cache
 _LOCAL = 1 << 22  # ... fewer where a row is so long that their columns would take more positions than this
 
 
@@ -36,7 +37,7 @@ def spmm(values, crow, col, x, y, n_chunks):
     batch, cols = x.shape
     width, dtype = width_of(batch), torch.from_numpy(x).dtype
     height = max(1, min(_HEIGHT, _LOCAL // cols))
-    block = block_of(width, values.shape[0] / (cols * (crow.shape[0] - 1)))
+    block = block_of(width, values.shape[0] / (cols * (crow.shape[0] - 1)), cols)
     tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
@@ -44,13 +45,14 @@ def spmm(values, crow, col, x, y, n_chunks):
         _spmm(values, crow, col, panels, cols, block, height, tiles, local, segment, y[part], n_chunks)
 
 
-def block_of(width: int, density: float) -> int:
-    """Columns of W in a block. Measured at 20000 x 600: 32 KiB of panel are best where there is much to sum in them,
-    64 KiB where every block's end costs more than the first-level cache gains."""
-    block = {128: 64, 64: 128, 32: 512, 16: 1024}[width]
-    if width >= 64 and density < 0.35:
-        block *= 2
-    while block < 65536 and block * density < 8:
+def block_of(width: int, density: float, cols: int) -> int:
+    """Columns of W in a block: 32 KiB of panel, the first-level cache (narrow panels: 64). More where too little is
+    done with a row's nonzeros in a block to pay for the branch at its end, which is mispredicted, and for its sums,
+    which are far away when W is wide (measured on Zen 4 at 20000 x 600 and 600 x 20000).
+    """
+    block = (8192 if width >= 64 else 16384) // width
+    enough = 1600 if cols <= WIDE else 2600
+    while block < 65536 and block * density * width < enough:
         block *= 2
     return block
 

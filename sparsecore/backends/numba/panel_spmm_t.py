@@ -35,7 +35,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     dtype = torch.from_numpy(dy).dtype
     width = width_of(batch)
     height = max(1, min(_HEIGHT, _LOCAL // cols))
-    block = block_of(width, values.shape[0] / (cols * rows))
+    block = block_of(width, values.shape[0] / (cols * rows), cols)
     tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):

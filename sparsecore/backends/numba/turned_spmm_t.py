@@ -41,7 +41,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     batch, cols = dx.shape
     dtype = torch.from_numpy(dy).dtype
     width = width_of(batch)
-    height = max(1, min(block_of(width, values.shape[0] / (cols * dy.shape[1])), _POSITIONS // cols))
+    height = max(1, min(block_of(width, values.shape[0] / (cols * dy.shape[1]), 0), _POSITIONS // cols))
     tiles = workspace("tiles", n_chunks, height * width + _NOTHING + 512, dtype)
     local, segment = index_space(n_chunks, height, cols, MOST_COLUMNS)
     turned = workspace("turned", n_chunks, height * cols + 16, dtype)
