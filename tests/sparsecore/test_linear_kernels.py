@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
 
 from sparsecore import Pattern
-from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm, turned_spmm_t
+from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm, panels, turned_spmm_t
 from sparsecore.encoding import ENCODINGS, encode
 
 TURN = (1, 1 << 30)  # always, never: from which batch on the gradient in the input turns the weight
@@ -73,6 +73,16 @@ def check(pattern, encoding, batch, dtype, change=lambda t: t):
 def test_batches(batch, encoding, dtype, turn, monkeypatch, n_threads):
     monkeypatch.setattr(linear, "_TURN", turn)
     check(random_pattern((150, 137), 0.3, seed=1), encoding, batch, dtype)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("turn", TURN)
+def test_activations_in_parts(encoding, turn, monkeypatch, n_threads):
+    """Panels of all examples would take more than `panels.parts` lets stand at a time: 128 + 128 + 5 examples."""
+    assert len(panels.parts(261, 30_001)) == 3
+    monkeypatch.setattr(linear, "_TURN", turn)
+    check(random_pattern((40, 30_001), 0.1, seed=6), encoding, 261, torch.float32)
+    check(random_pattern((30_001, 40), 0.1, seed=6), encoding, 261, torch.float32)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
