@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from recsys.errors import ConfigError
 
 __all__ = [
+    "BPRMFConfig",
     "Config",
     "DataConfig",
     "LightGCNConfig",
     "MultVAEConfig",
     "SparsityConfig",
     "TrainConfig",
+    "UltraGCNConfig",
     "load_config",
     "presets",
 ]
@@ -64,6 +66,32 @@ class LightGCNConfig(_Section):
     hops: int = Field(default=3, gt=0)
     regularization: float = Field(default=1e-4, ge=0)
     init: Literal["normal", "xavier_uniform"] = "normal"
+
+
+class BPRMFConfig(_Section):
+    """Settings of `recsys.models.bprmf.BPRMF`."""
+
+    name: Literal["bprmf"] = "bprmf"
+    dim: int = Field(default=64, gt=0)
+    regularization: float = Field(default=1e-4, ge=0)
+    init_std: float = Field(default=0.1, gt=0)
+
+
+class UltraGCNConfig(_Section):
+    """Settings of `recsys.models.ultragcn.UltraGCN`."""
+
+    name: Literal["ultragcn"] = "ultragcn"
+    dim: int = Field(default=64, gt=0)
+    negatives: int = Field(default=800, gt=0)
+    negative_weight: float = Field(default=300.0, ge=0)
+    item_weight: float = Field(default=5e-4, ge=0)
+    regularization: float = Field(default=1e-4, ge=0)
+    w1: float = Field(default=1e-8, ge=0)
+    w2: float = Field(default=1.0, ge=0)
+    w3: float = Field(default=1e-8, ge=0)
+    w4: float = Field(default=1.0, ge=0)
+    neighbors: int = Field(default=10, ge=0)
+    init_std: float = Field(default=1e-4, gt=0)
 
 
 class SparsityConfig(_Section):
@@ -119,7 +147,9 @@ class Config(_Section):
     """A whole run. `to_dict` and `hash` identify it; `load_config` makes it."""
 
     data: DataConfig = DataConfig()
-    model: Annotated[MultVAEConfig | LightGCNConfig, Field(discriminator="name")] = MultVAEConfig()
+    model: Annotated[
+        BPRMFConfig | LightGCNConfig | MultVAEConfig | UltraGCNConfig, Field(discriminator="name")
+    ] = MultVAEConfig()
     sparsity: SparsityConfig = SparsityConfig()
     train: TrainConfig = TrainConfig()
 
@@ -143,6 +173,12 @@ class Config(_Section):
         for name, values in sections.items():
             tree[name] = {**tree.get(name, {}), **values}
         return _validate(tree)
+
+
+_MODELS = {
+    section.model_fields["name"].default: section
+    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, UltraGCNConfig)
+}
 
 
 def presets() -> list[str]:
@@ -245,7 +281,7 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
         table = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the top level"
         return f"unknown key {key!r}{_nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
     if detail["type"] == "union_tag_invalid":
-        name, valid = str(tree["model"]["name"]), ["lightgcn", "multvae"]
+        name, valid = str(tree["model"]["name"]), sorted(_MODELS)
         return f"unknown model {name!r}{_nearest(name, valid)}; valid: {', '.join(valid)}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
@@ -256,10 +292,8 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
 def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:
     section: Any = Config
     for name in location:
-        if name == "model":
-            section = LightGCNConfig if tree["model"]["name"] == "lightgcn" else MultVAEConfig
-        else:
-            section = section.model_fields[name].annotation
+        is_model = name == "model"
+        section = _MODELS[tree["model"]["name"]] if is_model else section.model_fields[name].annotation
     return list(section.model_fields)
 
 

@@ -14,13 +14,22 @@ import torch
 from torch import Tensor, nn
 
 import sparsecore
+from recsys.errors import DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from recsys.data import Dataset
 
-__all__ = ["Interactions", "Recommender", "Triples", "embedding", "embedding_bag", "linear"]
+__all__ = [
+    "Interactions",
+    "Recommender",
+    "Triples",
+    "embedding",
+    "embedding_bag",
+    "known_users",
+    "linear",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Triples:
-    """(B,) int64 each: users, an item each of them has chosen, an item each of them has not."""
+    """(B,) int64 each: users, an item each of them has chosen, an item each of them has not; or (B, N) of the last."""
 
     users: Tensor
     positives: Tensor
@@ -92,7 +101,7 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
-        """Scalar training loss of a batch (mean over it); `step` is the number of updates made before it."""
+        """Scalar training loss of a batch, its mean or its sum; `step` is the number of updates made before it."""
 
     @abstractmethod
     def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
@@ -101,6 +110,21 @@ class Recommender(nn.Module, ABC):
         users: (B,) rows of the training matrix, or -1 for somebody who is not in it.
         inputs: (B, n_items) what these users have chosen so far. Items in it are scored like any other.
         """
+
+
+def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
+    """Users as a tensor (B,) int64.
+
+    Raises:
+        DataError: for a user who is not among the model's (-1).
+    """
+    rows = torch.as_tensor(users, dtype=torch.int64)
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= n_users):
+        raise DataError(
+            f"{type(model).__name__} scores the {n_users} users of its training data only, but another was asked "
+            "for; use MultVAE for users who are not in the training data"
+        )
+    return rows
 
 
 def linear(

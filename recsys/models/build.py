@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recsys.errors import ConfigError
 from recsys.models.base import Recommender
+from recsys.models.bprmf import BPRMF
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.ultragcn import UltraGCN
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["build_model"]
+__all__ = ["MODELS", "build_model"]
 
 
 def build_model(
@@ -28,7 +30,7 @@ def build_model(
     """A new model.
 
     Args:
-        settings: {"name": "multvae" or "lightgcn", and keyword arguments of its class}.
+        settings: {"name": one of `MODELS`, and keyword arguments of its class}.
         train: (n_users, n_items) interactions: the number of items, and the graph of a model that has one.
         density: of its weights; 1 means dense layers.
         generator: its initial values, index sets and noise follow from it.
@@ -38,11 +40,18 @@ def build_model(
     """
     options = dict(settings)
     name = options.pop("name")
-    if name == "multvae":
-        return MultVAE(train.shape[1], density=density, generator=generator, **options)
-    if name == "lightgcn":
-        return LightGCN(train, density=density, generator=generator, **options)
-    known = ["lightgcn", "multvae"]
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigError(f"unknown model {name!r}{hint}; known: {', '.join(known)}")
+    if name not in MODELS:
+        known = sorted(MODELS)
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"unknown model {name!r}{hint}; known: {', '.join(known)}")
+    return MODELS[name](train, density=density, generator=generator, **options)
+
+
+# What each model is made from: the number of items, the numbers of users and items, or the interactions themselves.
+MODELS: dict[str, Callable[..., Recommender]] = {
+    "bprmf": lambda train, **options: BPRMF(train.shape, **options),
+    "lightgcn": LightGCN,
+    "multvae": lambda train, **options: MultVAE(train.shape[1], **options),
+    "ultragcn": UltraGCN,
+}

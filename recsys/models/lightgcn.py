@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from recsys.errors import DataError
-from recsys.models.base import Interactions, Recommender, Triples, embedding
+from recsys.models.base import Interactions, Recommender, Triples, embedding, known_users
+from recsys.models.triples import TripleSampler
 from sparsecore.nn import normalized_bipartite, propagate_mean
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from recsys.data import Dataset
 
-__all__ = ["LightGCN", "TripleSampler"]
+__all__ = ["LightGCN"]
 
 
 class LightGCN(Recommender):
@@ -109,12 +109,7 @@ class LightGCN(Recommender):
         Raises:
             DataError: for a user who is not in the graph (-1): LightGCN has no embedding for somebody new.
         """
-        rows = torch.as_tensor(users, dtype=torch.int64)
-        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= self.n_users):
-            raise DataError(
-                f"LightGCN scores the {self.n_users} users of its graph only, but another was asked for; "
-                "use MultVAE for users who are not in the training data"
-            )
+        rows = known_users(self, users, self.n_users)
         embeddings = self._propagated if self._propagated is not None else self.propagate()
         if not self.training:
             self._propagated = embeddings
@@ -124,50 +119,3 @@ class LightGCN(Recommender):
 def _forget(module: nn.Module, incompatible_keys: Any) -> None:
     """New weights are in: what was propagated from the old ones is void."""
     module._propagated = None  # type: ignore[assignment]
-
-
-class TripleSampler:
-    """Draws (user, chosen item, item not chosen), each uniformly, the negative exactly.
-
-    The user is uniform among those with at least one item chosen and one not, so that heavy users do not
-    dominate (He et al. 2020 sample so). No rejection: the r-th item that a user has *not* chosen is r plus
-    the number of chosen items before it. With the chosen items p_0 < p_1 < ... that number is #{j: p_j - j <=
-    r}; p_j - j never falls within a user, so one binary search over all users' keys finds it.
-    """
-
-    def __init__(self, train: csr_array) -> None:
-        matrix = train.tocsr()
-        if not matrix.has_canonical_format:
-            matrix = matrix.copy()
-            matrix.sum_duplicates()
-        n_items = matrix.shape[1]
-        self.pointers = torch.from_numpy(matrix.indptr.astype(np.int64))
-        self.items = torch.from_numpy(matrix.indices.astype(np.int64))
-        degrees = self.pointers.diff()
-        self.users = ((degrees > 0) & (degrees < n_items)).nonzero().squeeze(1)
-        if not self.users.numel():
-            raise DataError(
-                "no user has both an item chosen and an item not chosen: there is nothing to rank"
-            )
-        rows = torch.arange(len(degrees)).repeat_interleave(degrees)
-        rank = torch.arange(len(self.items)) - self.pointers[rows]
-        self.stride = n_items + 1
-        self.keys = rows * self.stride + self.items - rank
-        self.n_items = n_items
-
-    def draw(self, count: int, generator: torch.Generator) -> Triples:
-        """`count` independent triples."""
-        users = self.users[torch.randint(len(self.users), (count,), generator=generator)]
-        first, degree = self.pointers[users], self.pointers[users + 1] - self.pointers[users]
-        positives = self.items[first + _uniform_below(degree, generator)]
-        rank = _uniform_below(self.n_items - degree, generator)
-        before = torch.searchsorted(self.keys, users * self.stride + rank, right=True) - first
-        return Triples(users, positives, rank + before)
-
-
-def _uniform_below(bounds: Tensor, generator: torch.Generator) -> Tensor:
-    """One integer in [0, bound) for every bound; float64 makes the deviation from uniform at most bound *
-    2^-53.
-    """
-    draws = torch.rand(bounds.shape, generator=generator, dtype=torch.float64) * bounds
-    return torch.minimum(draws.long(), bounds - 1)

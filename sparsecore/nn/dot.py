@@ -24,7 +24,7 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
         Of the shape of ids_b. Gradients are sparse vectors if both tables have ``sparse=True``.
 
     Multiply-adds: ``numel(ids_b) * embedding_dim`` forward (every column of a row is multiplied, as rows expand in
-    registers); backward the nonzeros of the rows that occur, twice.
+    registers); backward the nonzeros of b's rows that occur, twice.
 
     Raises:
         SparsecoreError: if widths or shapes do not fit, one table alone has sparse gradients, or one accumulates rows.

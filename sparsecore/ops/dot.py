@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.embedding import bag_grad, deliver, gather
+from sparsecore.ops.embedding import bag, bag_grad, deliver, gather, scatter_grad
 from sparsecore.ops.operator import check_ids, operator, same_dtype
 
 __all__ = ["gather_dot", "gather_dot_touched"]
@@ -45,26 +45,28 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _entries(ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Ids of both sides, one for each product, and products for each id of a."""
-    each = ids_b.shape[1] if ids_b.dim() == 2 else 1
-    return (ids_a.repeat_interleave(each) if each != 1 else ids_a), ids_b.reshape(-1), each
+def _pairs(ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of b, one for each product; where the products of each id of a begin and end; which id of a is whose."""
+    n, each = ids_a.numel(), ids_b.shape[1] if ids_b.dim() == 2 else 1
+    offsets = torch.arange(n + 1, device=ids_a.device) * each
+    sources = torch.arange(n * each, device=ids_a.device)
+    return ids_b.reshape(-1), offsets, sources if each == 1 else sources // each
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Each product sends its gradient times the one row to the other: weighted sums of rows, as of bags."""
+    """Each product sends its gradient times the one row to the other. The rows of b are summed for each id of a first:
+    no row is written for a product, of which there may be hundreds for each id.
+    """
     values_a, crow_a, col_a, ids_a, values_b, crow_b, col_b, ids_b = ctx.saved_tensors
-    left, right, each = _entries(ids_a, ids_b)
+    right, offsets, _ = _pairs(ids_a, ids_b)
     weights = grad.reshape(-1)
     d_a = d_b = None
     if ctx.needs_input_grad[0]:
-        singles = torch.arange(left.numel() + 1, device=left.device)
-        rows = gather(values_b, crow_b, col_b, right, ctx.n_cols)
-        d_a = bag_grad(crow_a, col_a, left, singles, weights, rows, values_a.shape[0])
+        rows = bag(values_b, crow_b, col_b, right, offsets, weights, ctx.n_cols)
+        d_a = scatter_grad(crow_a, col_a, ids_a, rows, values_a.shape[0])
     if ctx.needs_input_grad[4]:
-        groups = torch.arange(ids_a.numel() + 1, device=left.device) * each
         rows = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols)
-        d_b = bag_grad(crow_b, col_b, right, groups, weights, rows, values_b.shape[0])
+        d_b = bag_grad(crow_b, col_b, right, offsets, weights, rows, values_b.shape[0])
     return d_a, None, None, None, d_b, None, None, None, None
 
 
@@ -94,18 +96,17 @@ class _GatherDotTouched(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values_a, crow_a, col_a, ids_a, values_b, crow_b, col_b, ids_b = ctx.saved_tensors
-        left, right, each = _entries(ids_a, ids_b)
-        weights, n = grads[0].reshape(-1), ids_a.numel()
+        right, offsets, sources = _pairs(ids_a, ids_b)
+        weights = grads[0].reshape(-1)
         rows_a = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols)
-        rows_b = gather(values_b, crow_b, col_b, right, ctx.n_cols)
-        of_a = torch.arange(right.numel(), device=left.device)
-        of_b = of_a if each == 1 else of_a // each
+        for_a = bag(values_b, crow_b, col_b, right, offsets, weights, ctx.n_cols)
         if crow_a is crow_b:  # one table on both sides: one gradient, sorted once
-            ids, sources = torch.cat((left, right)), torch.cat((of_a + n, of_b))
-            rows, both = torch.cat((rows_a, rows_b)), torch.cat((weights, weights))
-            return deliver(ctx.values[0], crow_a, col_a, ids, rows, sources, both), *[None] * 8
-        d_a = deliver(ctx.values[0], crow_a, col_a, left, rows_b, of_a, weights)
-        d_b = deliver(ctx.values[1], crow_b, col_b, right, rows_a, of_b, weights)
+            n, ids, rows = ids_a.numel(), torch.cat((ids_a, right)), torch.cat((for_a, rows_a))
+            sources = torch.cat((torch.arange(n, device=ids.device), sources + n))
+            weights = torch.cat((weights.new_ones(n), weights))
+            return deliver(ctx.values[0], crow_a, col_a, ids, rows, sources, weights), *[None] * 8
+        d_a = deliver(ctx.values[0], crow_a, col_a, ids_a, for_a)
+        d_b = deliver(ctx.values[1], crow_b, col_b, right, rows_a, sources, weights)
         return d_a, None, None, None, d_b, None, None, None, None
 
 

@@ -10,6 +10,13 @@ import pytest
 from recsys.config import Config, load_config
 from recsys.data import Dataset, load
 
+# Of each model: settings that make it small, batch size, learning rate.
+SMALL: dict[str, tuple[dict[str, Any], int, float]] = {
+    "bprmf": ({"dim": 32}, 64, 3e-2),
+    "lightgcn": ({"dim": 16, "hops": 2}, 128, 2e-2),
+    "multvae": ({"hidden": 32, "latent": 8, "anneal_steps": 1000}, 16, 5e-3),
+    "ultragcn": ({"dim": 32, "negatives": 20, "negative_weight": 3.0, "init_std": 0.05}, 64, 2e-2),
+}
 TINY_DATA = {"users": 120, "items": 60, "interactions": 1800, "clusters": 6}
 
 
@@ -23,11 +30,7 @@ def make_config() -> Callable[..., Config]:
     """Settings for the tiny data: `make_config("dsl", "train.epochs=3")`."""
 
     def make(method: str = "dsl", *overrides: str, model: str = "multvae") -> Config:
-        sizes: dict[str, Any] = (
-            {"hidden": 32, "latent": 8, "anneal_steps": 1000}
-            if model == "multvae"
-            else {"dim": 16, "hops": 2}
-        )
+        sizes, batch_size, lr = SMALL[model]
         options: dict[str, Any] = {
             "data.seed": 1,
             "data.options": TINY_DATA,
@@ -37,8 +40,8 @@ def make_config() -> Callable[..., Config]:
             "sparsity.density": 0.4,
             "sparsity.interval": 5,
             "train.epochs": 12,
-            "train.batch_size": 16 if model == "multvae" else 128,
-            "train.lr": 5e-3 if model == "multvae" else 2e-2,
+            "train.batch_size": batch_size,
+            "train.lr": lr,
         }
         return load_config(overrides=overrides, options=options)
 

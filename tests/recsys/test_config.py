@@ -16,7 +16,15 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 
 
 def test_every_preset_is_valid():
-    assert presets() == ["lightgcn-gowalla", "lightgcn-lastfm", "multvae-ml-1m", "quickstart"]
+    assert presets() == [
+        "bprmf-gowalla",
+        "lightgcn-gowalla",
+        "lightgcn-lastfm",
+        "multvae-ml-1m",
+        "quickstart",
+        "ultragcn-gowalla",
+        "ultragcn-yelp2018",
+    ]
     for name in presets():
         load_config(name)
 

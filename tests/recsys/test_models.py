@@ -13,9 +13,10 @@ import sparsecore
 from recsys.errors import ConfigError, DataError
 from recsys.models.base import Interactions, Triples, embedding, embedding_bag, linear
 from recsys.models.build import build_model
-from recsys.models.lightgcn import LightGCN, TripleSampler
+from recsys.models.lightgcn import LightGCN
 from recsys.models.losses import gaussian_kl, multinomial_nll
 from recsys.models.multvae import MultVAE
+from recsys.models.triples import TripleSampler
 
 
 def generator(seed=0):

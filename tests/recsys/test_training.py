@@ -10,6 +10,7 @@ import torch
 
 import sparsecore
 from recsys.errors import OutputExistsError, RecsysError
+from recsys.models.build import MODELS
 from recsys.training import session
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
@@ -27,7 +28,7 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+@pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(make_config, tiny, method, model):
     config = make_config(method, model=model)
@@ -82,7 +83,7 @@ def test_same_seed_same_run_with_two_threads(make_config, tiny):
     assert_same(*map(weights, trainers))
 
 
-@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+@pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_equals_uninterrupted_run(make_config, tiny, tmp_path, method, model):
     config = make_config(method, "train.epochs=6", model=model)

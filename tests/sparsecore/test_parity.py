@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import sparsecore
 from recsys.models.base import Interactions
-from recsys.models.lightgcn import LightGCN, TripleSampler
+from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.triples import TripleSampler
 from sparsecore.nn.base import SparseModule
 
 STEPS, INTERVAL = 220, 20  # 11 explorations

@@ -1,0 +1,68 @@
+"""Matrix factorisation with the BPR loss: the simplest model of rows and columns, and a strong yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.models.base import Interactions, Triples
+from recsys.models.factors import Factors, pair_scores
+from recsys.models.triples import TripleSampler
+
+if TYPE_CHECKING:
+    from recsys.data import Dataset
+
+__all__ = ["BPRMF"]
+
+
+class BPRMF(Factors):
+    """Rendle, Freudenthaler, Gantner, Schmidt-Thieme (2009), "BPR: Bayesian personalized ranking from implicit
+    feedback", with matrix factorisation.
+
+    loss = mean softplus(s(u, n) - s(u, p)) + regularization / 2 * (|U_u|^2 + |V_p|^2 + |V_n|^2) / B
+
+    over triples of a user, an item chosen and one not chosen (`TripleSampler`).
+
+    Args:
+        shape: (n_users, n_items).
+        dim: width of both tables.
+        regularization: see above.
+        init_std: initial values are N(0, init_std^2).
+        density: of both tables, in (0, 1].
+        generator: initial values and index sets follow from it.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dim: int = 64,
+        regularization: float = 1e-4,
+        init_std: float = 0.1,
+        *,
+        density: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(shape, dim, init_std, density=density, generator=generator)
+        self.regularization = regularization
+
+    def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
+        """As many triples as there are interactions, see `TripleSampler`."""
+        drawn = TripleSampler(dataset.train).draw(dataset.train.nnz, generator)
+        for start in range(0, drawn.size, batch_size):
+            part = slice(start, start + batch_size)
+            yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
+
+    def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
+        return -(-dataset.train.nnz // batch_size)
+
+    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
+        assert isinstance(batch, Triples)
+        pairs = torch.stack((batch.positives, batch.negatives), dim=1)
+        scores = pair_scores(self.users, batch.users, self.items, pairs)
+        ranking = F.softplus(scores[:, 1] - scores[:, 0]).mean()
+        penalty = self.users(batch.users).square().sum() + self.items(pairs.reshape(-1)).square().sum()
+        return ranking + self.regularization * penalty / (2 * batch.size)

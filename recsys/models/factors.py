@@ -1,0 +1,117 @@
+"""Models that are two tables, one row a user and one row an item, whose score is the rows' dot product."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import sparsecore
+from recsys.models.base import Recommender, embedding, known_users
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["Factors", "pair_scores"]
+
+Table = nn.Embedding | sparsecore.SparseEmbedding
+
+_BLOCK = 1 << 22  # numbers of the rows that are written at a time for dense tables: 16 MiB
+
+
+class Factors(Recommender, ABC):
+    """score(u, i) = U_u . V_i, of the tables ``users`` (n_users, dim) and ``items`` (n_items, dim).
+
+    Args:
+        shape: (n_users, n_items).
+        dim: width of both tables.
+        init_std: initial values are N(0, init_std^2).
+        density: of both tables, in (0, 1].
+        generator: initial values and index sets follow from it.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dim: int,
+        init_std: float,
+        *,
+        density: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_users, self.n_items = shape
+        self.init_std = init_std
+        self.users: Table = embedding(self.n_users, dim, density, generator)
+        self.items: Table = embedding(self.n_items, dim, density, generator)
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw both tables anew; index sets stay."""
+        with torch.no_grad():
+            for table in (self.users, self.items):
+                sparsecore.weight_parameter(table).normal_(0, self.init_std, generator=generator)
+
+    @torch.no_grad()
+    def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
+        """Dot products; `inputs` is not read.
+
+        Raises:
+            DataError: for a user who is not in the training data (-1).
+        """
+        rows = self.users(known_users(self, users, self.n_users))
+        if isinstance(self.items, sparsecore.SparseEmbedding):
+            return sparsecore.ops.spmm(self.items.values, *self.items.index, rows)
+        return rows @ self.items.weight.T
+
+
+def pair_scores(users: Table, user_ids: Tensor, items: Table, item_ids: Tensor) -> Tensor:
+    """(B, M) dot products of row ``user_ids[b]`` of one table and rows ``item_ids[b, m]`` of the other.
+
+    The B M rows are never all written, forward or backward.
+    """
+    if isinstance(users, sparsecore.SparseEmbedding) and isinstance(items, sparsecore.SparseEmbedding):
+        return sparsecore.gather_dot(users, user_ids, items, item_ids)
+    return _PairScores.apply(users(user_ids), items.weight, item_ids)
+
+
+class _PairScores(torch.autograd.Function):
+    """scores[b, m] = rows[b] . table[ids[b, m]] for dense tensors.
+
+    Backward, d rows[b] = sum over m of d scores[b, m] table[ids[b, m]], and the same with users and items exchanged
+    for the table: weighted sums of rows, which embedding_bag computes without writing the rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, table, ids)
+        scores = rows.new_empty(ids.shape)
+        step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))
+        for first in range(0, ids.shape[0], step):
+            part = slice(first, first + step)
+            looked_up = F.embedding(ids[part], table)
+            torch.bmm(looked_up, rows[part].unsqueeze(2), out=scores[part].unsqueeze(2))
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, table, ids = ctx.saved_tensors
+        batch, each = ids.shape
+        weights, flat = grads[0].reshape(-1), ids.reshape(-1)
+        d_rows = d_table = None
+        if ctx.needs_input_grad[0]:
+            offsets = torch.arange(batch, device=ids.device) * each
+            d_rows = F.embedding_bag(flat, table, offsets, mode="sum", per_sample_weights=weights)
+        if ctx.needs_input_grad[1]:
+            order = torch.argsort(flat, stable=True)
+            counts = torch.bincount(flat, minlength=table.shape[0])
+            d_table = F.embedding_bag(
+                order // each, rows, counts.cumsum(0) - counts, mode="sum", per_sample_weights=weights[order]
+            )
+        return d_rows, d_table, None

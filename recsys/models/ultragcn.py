@@ -1,0 +1,162 @@
+"""UltraGCN: two tables, trained so that they approach what infinitely many hops of a graph convolution would give."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from torch import Tensor
+
+import sparsecore
+from recsys.models.base import Interactions, Triples
+from recsys.models.factors import Factors, pair_scores
+
+if TYPE_CHECKING:
+    from recsys.data import Dataset
+
+__all__ = ["UltraGCN", "item_neighbors"]
+
+_PRODUCTS = 1 << 24  # of pairs of interactions that stand at a time while items are compared: 0.3 GB
+
+
+class UltraGCN(Factors):
+    """Mao, Zhu, Xiao, Lu, Wang, He (2021), "UltraGCN: ultra simplification of graph convolutional networks for
+    recommendation".
+
+    With s = U_u . V_i, d the degrees in the training data and beta_ui = sqrt(d_u + 1) / (d_u sqrt(d_i + 1)), the loss
+    of a batch of interactions (u, i), each with N items j drawn uniformly (not: items not chosen), is their sum of
+
+        (w1 + w2 beta_ui) softplus(-s_ui)
+        + negative_weight * mean over j of (w3 + w4 beta_uj) softplus(s_uj)
+        + item_weight * sum over the neighbors k of i of omega_ik softplus(-s_uk)
+
+    and of regularization / 2 * (|U|^2 + |V|^2), over all weights that are stored. omega: see `item_neighbors`.
+
+    Args:
+        train: (n_users, n_items) interactions: degrees and similar items.
+        dim: width of both tables.
+        negatives: N.
+        negative_weight, item_weight, regularization, w1, w2, w3, w4: see above.
+        neighbors: similar items of each.
+        init_std: initial values are N(0, init_std^2).
+        density: of both tables, in (0, 1].
+        generator: initial values and index sets follow from it.
+    """
+
+    user_beta: Tensor
+    item_beta: Tensor
+    similar: Tensor
+    omega: Tensor
+
+    def __init__(
+        self,
+        train: csr_array,
+        dim: int = 64,
+        negatives: int = 800,
+        negative_weight: float = 300.0,
+        item_weight: float = 5e-4,
+        regularization: float = 1e-4,
+        w1: float = 1e-8,
+        w2: float = 1.0,
+        w3: float = 1e-8,
+        w4: float = 1.0,
+        neighbors: int = 10,
+        init_std: float = 1e-4,
+        *,
+        density: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(train.shape, dim, init_std, density=density, generator=generator)
+        self.negatives, self.negative_weight, self.item_weight = negatives, negative_weight, item_weight
+        self.regularization, self.weights = regularization, (w1, w2, w3, w4)
+        chosen = _binary(train)
+        user_beta, item_beta = _beta(chosen.sum(axis=1), chosen.sum(axis=0))
+        similar, omega = item_neighbors(chosen, neighbors)
+        # Functions of the training data, as the graph of LightGCN: not part of the state dict.
+        for name, tensor in (("user_beta", user_beta), ("item_beta", item_beta), ("omega", omega)):
+            self.register_buffer(name, torch.from_numpy(tensor.astype(np.float32)), persistent=False)
+        self.register_buffer("similar", torch.from_numpy(similar), persistent=False)
+
+    def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
+        """Every interaction once, in random order, with negatives drawn uniformly from all items."""
+        train = dataset.train
+        users = torch.from_numpy(np.repeat(np.arange(train.shape[0]), np.diff(train.indptr)))
+        items = torch.from_numpy(train.indices.astype(np.int64))
+        for part in torch.randperm(len(users), generator=generator).split(batch_size):
+            drawn = torch.randint(self.n_items, (len(part), self.negatives), generator=generator)
+            yield Triples(users[part], items[part], drawn)
+
+    def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
+        return -(-dataset.train.nnz // batch_size)
+
+    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
+        assert isinstance(batch, Triples)
+        w1, w2, w3, w4 = self.weights
+        similar, omega = self.similar[batch.positives], self.omega[batch.positives]
+        items = torch.cat((batch.positives.unsqueeze(1), batch.negatives, similar), dim=1)
+        scores = pair_scores(self.users, batch.users, self.items, items)
+        positive, negative, neighbor = scores.split((1, self.negatives, similar.shape[1]), dim=1)
+        beta = self.user_beta[batch.users].unsqueeze(1)
+        chosen = (w1 + w2 * beta * self.item_beta[batch.positives].unsqueeze(1)) * F.softplus(-positive)
+        drawn = (w3 + w4 * beta * self.item_beta[batch.negatives]) * F.softplus(negative)
+        alike = omega * F.softplus(-neighbor)
+        tables = (sparsecore.weight_parameter(table) for table in (self.users, self.items))
+        return (
+            chosen.sum()
+            + self.negative_weight * drawn.mean(dim=1).sum()
+            + self.item_weight * alike.sum()
+            + self.regularization / 2 * sum(values.square().sum() for values in tables)
+        )
+
+
+def item_neighbors(train: csr_array, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar items of each, itself included, by omega.
+
+    With the co-occurrences A = R^T R and their sums D = A 1: omega_ik = A_ik sqrt(D_i + 1) / (D_i sqrt(D_k + 1)).
+
+    Args:
+        train: R, (n_users, n_items).
+        count: neighbors of an item. One that has fewer is its own neighbor again, with omega 0.
+
+    Returns:
+        (n_items, count) int64 items and (n_items, count) float64 omega, the largest first.
+    """
+    chosen = _binary(train)
+    n_items = chosen.shape[1]
+    degrees = chosen.sum(axis=1)
+    total = np.asarray(chosen.T @ degrees)
+    own, other = _beta(total, total)
+    by_item = chosen.T.tocsr()
+    similar = np.repeat(np.arange(n_items), count).reshape(n_items, count)
+    omega = np.zeros((n_items, count))
+    # `total` is also how many products each row of A takes; rows are made a block at a time.
+    made = np.cumsum(total)
+    starts = np.searchsorted(made, np.arange(_PRODUCTS, made[-1] if n_items else 0, _PRODUCTS))
+    for first, last in itertools.pairwise(np.unique([0, *starts, n_items])):
+        block = (by_item[first:last] @ chosen).tocsr()
+        block.sort_indices()
+        row = np.repeat(np.arange(last - first), np.diff(block.indptr))
+        weight = block.data * own[first + row] * other[block.indices]
+        order = np.lexsort((-weight, row))  # stable: of equal ones the smaller item comes first
+        rank = np.arange(len(order)) - block.indptr[row]
+        best, place = order[rank < count], (first + row[rank < count], rank[rank < count])
+        similar[place], omega[place] = block.indices[best], weight[best]
+    return similar, omega
+
+
+def _beta(own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sqrt(d + 1) / d of the one side (0 where d is 0) and 1 / sqrt(d + 1) of the other."""
+    own, other = np.asarray(own, np.float64), np.asarray(other, np.float64)
+    return np.divide(np.sqrt(own + 1), own, out=np.zeros_like(own), where=own > 0), 1 / np.sqrt(other + 1)
+
+
+def _binary(matrix: csr_array) -> csr_array:
+    result = csr_array(matrix, copy=True)
+    result.sum_duplicates()
+    result.data = np.ones(result.nnz)
+    return result
