@@ -1,6 +1,6 @@
 """Products through torch's dense ones, a tile of W at a time: for dense weights and large batches.
 
-A tile is expanded into scratch of 1 MiB, which stays in the second-level cache; W is never expanded as a whole.
+A tile is expanded into scratch of at most 4 MiB; a W that is larger is never expanded as a whole.
 ``spmm_t`` adds the products of the tiles in the order of their rows.
 """
 
@@ -29,9 +29,9 @@ from sparsecore.backends.numba.simd import (
     store_masked,
 )
 
-# Dense products of tiles take as long as the whole one's from about 256 x 512 on (20000 x 600, 1024 x 1024, 600 x
-# 20000, 256 examples: 0.97 to 1.05 times as long); blocks of whole rows of 20000 columns took 1.1 times as long.
-_POSITIONS = 1 << 19  # of a tile
+# Every tile costs a switch between numba's parallel regions and torch's: half as many positions are up to 8 % slower at
+# 600 x 20000 and 2000 x 2000, twice as many are slower at 20000 x 600 (Zen 4, one and two threads).
+_POSITIONS = 1 << 20  # of a tile
 _COLS = 2048  # of a tile, at most; a multiple of 16
 
 
