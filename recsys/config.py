@@ -31,7 +31,7 @@ __all__ = [
     "presets",
 ]
 
-METRICS = ("recall", "ndcg", "hr", "truncated_recall")
+METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 
 
 class _Section(BaseModel):

@@ -6,8 +6,11 @@ For a user with target set T, and hits h_1..h_K (h_r = 1 if the item at rank r i
     truncated_recall@K  = sum_r h_r / min(K, |T|)            (Liang et al., WWW 2018)
     hr@K                = 1 if any h_r else 0
     ndcg@K              = sum_r h_r / log2(r + 1)  /  sum_{r <= min(K, |T|)} 1 / log2(r + 1)
+    mrr@K               = 1 / r of the first hit, 0 without one
+    map@K               = sum_r h_r (h_1 + ... + h_r) / r  /  min(K, |T|)
 
-Each is averaged over the users that have a target.
+Each is averaged over the users that have a target. Ties count against the model: of items with equal scores, those that
+are targets come last. (Sparse tables give many equal scores: two rows without a common column score 0.)
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from recsys.errors import RecsysError
 
 __all__ = ["METRICS", "Score", "evaluate", "evaluate_oracle"]
 
-METRICS = ("recall", "ndcg", "hr", "truncated_recall")
+METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 
 Score = Callable[[NDArray[np.int64], csr_array], torch.Tensor]
 """`score(users, inputs) -> (B, n_items)`: users as in EvalSet.users, inputs their (B, n_items) history."""
@@ -68,8 +71,7 @@ def evaluate(
         per_user: also return each evaluated user's values, in the order of `eval_set.rows_with_targets`.
 
     Returns:
-        {"recall@20": ..., "ndcg@20": ..., "hr@20": ..., "truncated_recall@20": ...} for every K, or with
-        `per_user` a pair of that and {"recall@20": (m,) float64, ...}.
+        {"recall@20": ..., "ndcg@20": ..., ...} for every metric and K, or with `per_user` a pair of that and {"recall@20": (m,) float64, ...}.
 
     Raises:
         RecsysError: no user has a target, a score is NaN or infinite, or scores have the wrong shape.
@@ -120,7 +122,7 @@ def _evaluate(
 
 
 def _hits(scores: torch.Tensor, eval_set: EvalSet, rows: NDArray[np.int64], depth: int) -> NDArray[np.bool_]:
-    """Whether the item at rank 1..depth is a target: (B, depth)."""
+    """Whether the item at rank 1..depth is a target, targets being the last of equal scores: (B, depth)."""
     expected = (len(rows), eval_set.inputs.shape[1])
     if tuple(scores.shape) != expected:
         raise RecsysError(f"scores: expected shape {expected}, got {tuple(scores.shape)}")
@@ -132,9 +134,22 @@ def _hits(scores: torch.Tensor, eval_set: EvalSet, rows: NDArray[np.int64], dept
             "training has diverged (lower the learning rate) or the model file is damaged"
         )
     ranked = scores.masked_fill(_dense_mask(eval_set.inputs[rows], scores.device), -torch.inf)
-    top = ranked.topk(depth, dim=1).indices
-    # An excluded item can come last where fewer than `depth` are left; it is never a target, so never a hit.
-    return _dense_mask(eval_set.targets[rows], scores.device).gather(1, top).cpu().numpy()
+    is_target = _dense_mask(eval_set.targets[rows], scores.device)
+    top, items = ranked.topk(depth, dim=1)
+    hits = is_target.gather(1, items)
+    # Equal scores above the last one: by target, then (stable) by score.
+    order = hits.int().argsort(dim=1, stable=True)
+    order = order.gather(1, top.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    hits = hits.gather(1, order)
+    # topk took any of the items that score as much as the last one: it is as if their targets came last of them all.
+    last = top[:, -1:]
+    tied = ranked == last
+    others = (tied & ~is_target).sum(dim=1, keepdim=True)
+    first = (ranked > last).sum(dim=1, keepdim=True) + others
+    place = torch.arange(depth, device=scores.device)
+    reached = (place >= first) & (place < first - others + tied.sum(dim=1, keepdim=True))
+    # Excluded items (-inf) can be the last where fewer than `depth` are left; they are never targets, so never hits.
+    return torch.where(place < first - others, hits, reached).cpu().numpy()
 
 
 def _dense_mask(matrix: csr_array, device: torch.device) -> torch.Tensor:
@@ -146,10 +161,20 @@ def _dense_mask(matrix: csr_array, device: torch.device) -> torch.Tensor:
 
 def _metrics(
     hits: NDArray[np.bool_], n_targets: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], ...]:
     """Per-user values in the order of METRICS. `hits` has min(k, n_items) columns."""
     found = hits.sum(axis=1)
     reachable = np.minimum(n_targets, k)
-    discount = 1.0 / np.log2(np.arange(2, hits.shape[1] + 2))
+    rank = np.arange(1, hits.shape[1] + 1)
+    discount = 1.0 / np.log2(rank + 1)
     ideal = np.cumsum(discount)[reachable - 1]
-    return found / n_targets, (hits @ discount) / ideal, (found > 0).astype(np.float64), found / reachable
+    first = np.where(found > 0, 1.0 / (hits.argmax(axis=1) + 1), 0.0)
+    precision = (hits * hits.cumsum(axis=1) / rank).sum(axis=1)
+    return (
+        found / n_targets,
+        (hits @ discount) / ideal,
+        (found > 0).astype(np.float64),
+        found / reachable,
+        first,
+        precision / reachable,
+    )

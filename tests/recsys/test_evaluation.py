@@ -31,17 +31,22 @@ def naive(scores: list[list[float]], inputs: list[set[int]], targets: list[set[i
     for score, known, wanted in zip(scores, inputs, targets, strict=True):
         if not wanted:
             continue
-        ranking = sorted((i for i in range(len(score)) if i not in known), key=lambda i: -score[i])[:k]
-        gain = hits = 0.0
+        left = [i for i in range(len(score)) if i not in known]
+        ranking = sorted(left, key=lambda i: (-score[i], i in wanted))[:k]
+        gain = hits = first = precision = 0.0
         for rank, item in enumerate(ranking, start=1):
             if item in wanted:
                 hits += 1
                 gain += 1 / math.log2(rank + 1)
+                precision += hits / rank
+                first = first or 1 / rank
         ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(wanted)) + 1))
         rows["recall"].append(hits / len(wanted))
         rows["truncated_recall"].append(hits / min(k, len(wanted)))
         rows["hr"].append(1.0 if hits else 0.0)
         rows["ndcg"].append(gain / ideal)
+        rows["mrr"].append(first)
+        rows["map"].append(precision / min(k, len(wanted)))
     return {f"{metric}@{k}": values for metric, values in rows.items()}
 
 
@@ -54,8 +59,8 @@ def problems(draw: st.DrawFn) -> tuple[list[list[float]], list[set[int]], list[s
     targets = [wanted for _, wanted in pairs]
     targets[0] = targets[0] or {0}
     inputs[0] = inputs[0] - targets[0]
-    # Distinct scores: the order among equal ones is nobody's promise.
-    scores = [draw(st.permutations([float(i) for i in range(n_items)])) for _ in pairs]
+    one = st.integers(0, draw(st.integers(0, 12))).map(float)  # many equal scores, or few
+    scores = [draw(st.lists(one, min_size=n_items, max_size=n_items)) for _ in pairs]
     return scores, inputs, targets, n_items
 
 
@@ -85,6 +90,19 @@ def test_known_values() -> None:
     assert got["hr@2"] == 1.0
     assert got["ndcg@2"] == pytest.approx((1 / math.log2(3)) / (1 + 1 / math.log2(3)))
     assert got["recall@3"] == pytest.approx(2 / 3)
+
+
+def test_ties_count_against_the_model() -> None:
+    """A model that scores every item alike finds a target only when all others come before it."""
+    eval_set = eval_set_of([{0}], [{1, 3}], n_items=5)
+    got = evaluate(lambda users, _: torch.zeros(1, 5), eval_set, ks=(2, 3, 4))
+    assert [got[f"hr@{k}"] for k in (2, 3, 4)] == [0.0, 1.0, 1.0]
+    assert got["mrr@4"] == pytest.approx(1 / 3)
+    assert got["recall@3"] == 0.5
+    assert got["map@4"] == pytest.approx((1 / 3 + 2 / 4) / 2)
+    sparse = torch.tensor([[0.0, 2.0, 0.0, 0.0, 2.0]])  # ranking: 4, 1 (tied), 2, 3 (tied)
+    got = evaluate(lambda users, _: sparse, eval_set, ks=(4,))
+    assert got["map@4"] == pytest.approx((1 / 2 + 2 / 4) / 2)
 
 
 def test_score_gets_users_and_history_of_users_with_targets() -> None:
