@@ -71,7 +71,8 @@ def evaluate(
         per_user: also return each evaluated user's values, in the order of `eval_set.rows_with_targets`.
 
     Returns:
-        {"recall@20": ..., "ndcg@20": ..., ...} for every metric and K, or with `per_user` a pair of that and {"recall@20": (m,) float64, ...}.
+        {"recall@20": ..., "ndcg@20": ..., ...} for every metric and K, or with `per_user` a pair of that and
+        {"recall@20": (m,) float64, ...}.
 
     Raises:
         RecsysError: no user has a target, a score is NaN or infinite, or scores have the wrong shape.
