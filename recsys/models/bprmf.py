@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recsys.models.base import Interactions, Triples
 from recsys.models.factors import Factors, pair_scores
-from recsys.models.triples import TripleSampler
+from recsys.models.triples import triple_batches
 
 if TYPE_CHECKING:
     from recsys.data import Dataset
@@ -50,11 +50,8 @@ class BPRMF(Factors):
         self.regularization = regularization
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
-        """As many triples as there are interactions, see `TripleSampler`."""
-        drawn = TripleSampler(dataset.train).draw(dataset.train.nnz, generator)
-        for start in range(0, drawn.size, batch_size):
-            part = slice(start, start + batch_size)
-            yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
+        """As many triples as there are interactions, see `triple_batches`."""
+        return triple_batches(dataset.train, batch_size, generator)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparsecore
 from recsys.models.base import Interactions, Recommender, Triples, embedding, known_users
-from recsys.models.triples import TripleSampler
+from recsys.models.triples import triple_batches
 from sparsecore.nn import normalized_bipartite, propagate_mean
 
 if TYPE_CHECKING:
@@ -80,11 +80,8 @@ class LightGCN(Recommender):
         return propagate_mean(self.graph, self.table, self.hops)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
-        """As many triples as there are interactions, see `TripleSampler`."""
-        drawn = TripleSampler(dataset.train).draw(dataset.train.nnz, generator)
-        for start in range(0, drawn.size, batch_size):
-            part = slice(start, start + batch_size)
-            yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
+        """As many triples as there are interactions, see `triple_batches`."""
+        return triple_batches(dataset.train, batch_size, generator)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)

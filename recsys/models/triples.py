@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,15 @@ from recsys.models.base import Triples
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["TripleSampler"]
+__all__ = ["TripleSampler", "triple_batches"]
+
+
+def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
+    """One epoch: as many triples as there are interactions in ``train`` (n_users, n_items), see `TripleSampler`."""
+    drawn = TripleSampler(train).draw(train.nnz, generator)
+    for start in range(0, drawn.size, batch_size):
+        part = slice(start, start + batch_size)
+        yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
 
 
 class TripleSampler:

@@ -36,6 +36,8 @@ class UltraGCN(Factors):
         + item_weight * sum over the neighbors k of i of omega_ik softplus(-s_uk)
 
     and of regularization / 2 * (|U|^2 + |V|^2), over all weights that are stored. omega: see `item_neighbors`.
+    Exploration of sparse tables ranks the weights that it has just pruned without the gradient of this last term
+    (masked training has it there).
 
     Args:
         train: (n_users, n_items) interactions: degrees and similar items.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from recsys import config as settings
+from recsys import evaluation
 from recsys.config import Config, LightGCNConfig, MultVAEConfig, load_config, presets
 from recsys.errors import ConfigError
 
@@ -144,3 +146,7 @@ def test_replace_validates_and_leaves_the_rest():
     assert (config.train.epochs, config.train.batch_size) == (2, load_config("quickstart").train.batch_size)
     with pytest.raises(ConfigError, match="greater than 0"):
         config.replace(train={"epochs": 0})
+
+
+def test_metrics_to_choose_from_are_those_that_are_computed():
+    assert settings.METRICS == evaluation.METRICS

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsecore
-from recsys.models.base import Interactions
+from recsys.models.base import Interactions, Triples
+from recsys.models.bprmf import BPRMF
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
 from recsys.models.triples import TripleSampler
+from recsys.models.ultragcn import UltraGCN
 from sparsecore.nn.base import SparseModule
 
 STEPS, INTERVAL = 220, 20  # 11 explorations
@@ -119,6 +121,34 @@ def test_lightgcn(backend: str, optimizer: str) -> None:
     def build() -> nn.Module:
         generator = torch.Generator().manual_seed(3)
         return LightGCN(data, dim=10, hops=3, density=0.3, generator=generator).double()
+
+    with sparsecore.backend(backend):
+        exchanged = train_both(build, lambda m, t: m.loss(batches[t], t), OPTIMIZERS[optimizer])  # type: ignore[operator]
+    assert exchanged > 500
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", ["bprmf", "ultragcn"])
+def test_factors(backend: str, optimizer: str, model: str) -> None:
+    """Dense tables take scores of pairs by other code than sparse ones."""
+    data = interactions()
+    sampler, draws = TripleSampler(data), torch.Generator().manual_seed(1)
+    batches = [sampler.draw(32, draws) for _ in range(STEPS)]
+    if model == "ultragcn":
+        batches = [
+            Triples(b.users, b.positives, torch.randint(60, (32, 7), generator=draws)) for b in batches
+        ]
+
+    def build() -> nn.Module:
+        generator = torch.Generator().manual_seed(3)
+        if model == "bprmf":
+            return BPRMF((40, 60), dim=10, regularization=0.01, density=0.3, generator=generator).double()
+        # A penalty on stored values is no use of the table: what was just pruned is ranked without it.
+        weights = {"negative_weight": 1.0, "item_weight": 0.1, "regularization": 0.0}
+        return UltraGCN(
+            data, dim=10, negatives=7, neighbors=3, init_std=0.1, density=0.3, generator=generator, **weights
+        ).double()
 
     with sparsecore.backend(backend):
         exchanged = train_both(build, lambda m, t: m.loss(batches[t], t), OPTIMIZERS[optimizer])  # type: ignore[operator]

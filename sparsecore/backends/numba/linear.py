@@ -23,12 +23,12 @@ from sparsecore.encoding import has_expand
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 # Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
-# faster for sddmm at density 0.25 and below, and 10 % slower at 0.5) and for CSR (one vector of `few_csr`).
+# faster for sddmm) and for CSR (one vector of `few_csr`).
 _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Density from which a batch of _LARGE or more runs blockwise, where panels would take longer: of layers with up to
 # WIDE inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Zen 5 multiplies
 # and stores whole AVX-512 vectors, of which MKL uses half; Zen 4 has half of that. Its limits hold for processors that
-# were not measured: blockwise keeps within 10 % of dense anywhere.
+# were not measured: blockwise loses least against dense there (results/floors.md).
 _LARGE = 128
 _DENSE = {
     "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
