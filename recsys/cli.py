@@ -228,6 +228,7 @@ def _print_epoch(record: dict[str, Any]) -> None:
 
 def _print_metrics(metrics: dict[str, dict[str, float]], best_epoch: int | None = None) -> None:
     table = Table(title=None if best_epoch is None else f"best epoch: {best_epoch}")
+    metrics = {part: values for part, values in metrics.items() if values}
     names = list(next(iter(metrics.values())))
     table.add_column("")
     for name in names:

@@ -4,6 +4,7 @@ line.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -14,19 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from recsys.errors import ConfigError
+from recsys.models.settings import MODEL_SETTINGS, ModelConfig, MultVAEConfig
+from recsys.settings import Section
 
 __all__ = [
-    "BPRMFConfig",
     "Config",
     "DataConfig",
-    "LightGCNConfig",
-    "MultVAEConfig",
     "SparsityConfig",
     "TrainConfig",
-    "UltraGCNConfig",
     "load_config",
     "presets",
 ]
@@ -34,76 +33,32 @@ __all__ = [
 METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """What to train on: a name that `recsys.data.load` knows, and its options."""
 
     name: str = "synthetic"
     dir: str | None = None
     seed: int = 0
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
-class MultVAEConfig(_Section):
-    """Settings of `recsys.models.multvae.MultVAE`."""
-
-    name: Literal["multvae"] = "multvae"
-    hidden: int = Field(default=600, gt=0)
-    latent: int = Field(default=200, gt=0)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    beta_cap: float = Field(default=0.2, ge=0)
-    anneal_steps: int = Field(default=200_000, gt=0)
-
-
-class LightGCNConfig(_Section):
-    """Settings of `recsys.models.lightgcn.LightGCN`."""
-
-    name: Literal["lightgcn"] = "lightgcn"
-    dim: int = Field(default=64, gt=0)
-    hops: int = Field(default=3, gt=0)
-    regularization: float = Field(default=1e-4, ge=0)
-    init: Literal["normal", "xavier_uniform"] = "normal"
-
-
-class BPRMFConfig(_Section):
-    """Settings of `recsys.models.bprmf.BPRMF`."""
-
-    name: Literal["bprmf"] = "bprmf"
-    dim: int = Field(default=64, gt=0)
-    regularization: float = Field(default=1e-4, ge=0)
-    init_std: float = Field(default=0.1, gt=0)
-
-
-class UltraGCNConfig(_Section):
-    """Settings of `recsys.models.ultragcn.UltraGCN`."""
-
-    name: Literal["ultragcn"] = "ultragcn"
-    dim: int = Field(default=64, gt=0)
-    negatives: int = Field(default=800, gt=0)
-    negative_weight: float = Field(default=300.0, ge=0)
-    item_weight: float = Field(default=5e-4, ge=0)
-    regularization: float = Field(default=1e-4, ge=0)
-    w1: float = Field(default=1e-8, ge=0)
-    w2: float = Field(default=1.0, ge=0)
-    w3: float = Field(default=1e-8, ge=0)
-    w4: float = Field(default=1.0, ge=0)
-    neighbors: int = Field(default=10, ge=0)
-    init_std: float = Field(default=1e-4, gt=0)
-
-
-class SparsityConfig(_Section):
+class SparsityConfig(Section):
     """How weights are stored and whether the index sets move.
 
     method: "dense" (density is not used); "masked": dense tensors times masks with DSL's decisions, the
         simulation that other libraries train with; "static": sparse storage, index sets fixed; "dsl": sparse
         storage and exploration.
+    weights: which weights are sparse: "full", all weight matrices and tables; "paper", those that the DSL authors
+        prune in this model (in MultVAE also the biases, in NeuMF two of four tables).
+    include: in place of `weights`, patterns of the names that are sparse (`recsys.models.layers.Density`).
+    exclude: patterns of the names that stay dense all the same.
     """
 
     method: Literal["dense", "masked", "static", "dsl"] = "dsl"
     density: float = Field(default=0.25, gt=0, le=1)
+    weights: Literal["full", "paper"] = "full"
+    include: list[str] = Field(default=[])
+    exclude: list[str] = Field(default=[])
     interval: int = Field(default=100, gt=0)
     drop_fraction: float = Field(default=0.5, ge=0, le=1)
     end_drop_fraction: float = Field(default=0.005, ge=0, le=1)
@@ -112,15 +67,17 @@ class SparsityConfig(_Section):
     grow: Literal["gradient", "random"] = "gradient"
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
 
     patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
+    optimizer: "adam", or "adagrad" as some models' authors do.
     """
 
     seed: int = Field(default=0, ge=0)
     epochs: int = Field(default=50, gt=0)
     batch_size: int = Field(default=128, gt=0)
+    optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
     patience: int = Field(default=0, ge=0)
     evaluate_every: int = Field(default=1, gt=0)
@@ -143,13 +100,11 @@ class TrainConfig(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """A whole run. `to_dict` and `hash` identify it; `load_config` makes it."""
 
     data: DataConfig = DataConfig()
-    model: Annotated[
-        BPRMFConfig | LightGCNConfig | MultVAEConfig | UltraGCNConfig, Field(discriminator="name")
-    ] = MultVAEConfig()
+    model: ModelConfig = MultVAEConfig()
     sparsity: SparsityConfig = SparsityConfig()
     train: TrainConfig = TrainConfig()
 
@@ -173,12 +128,6 @@ class Config(_Section):
         for name, values in sections.items():
             tree[name] = {**tree.get(name, {}), **values}
         return _validate(tree)
-
-
-_MODELS = {
-    section.model_fields["name"].default: section
-    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, UltraGCNConfig)
-}
 
 
 def presets() -> list[str]:
@@ -217,7 +166,7 @@ def load_config(
         _merge(tree, _read(Path(path)))
     for key, value in (options or {}).items():
         if value is not None:
-            _set(tree, key, value)
+            _set(tree, key, copy.deepcopy(value))  # an override may set a key inside it
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -281,7 +230,7 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
         table = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the top level"
         return f"unknown key {key!r}{_nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
     if detail["type"] == "union_tag_invalid":
-        name, valid = str(tree["model"]["name"]), sorted(_MODELS)
+        name, valid = str(tree["model"]["name"]), sorted(MODEL_SETTINGS)
         return f"unknown model {name!r}{_nearest(name, valid)}; valid: {', '.join(valid)}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
@@ -293,7 +242,7 @@ def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:
     section: Any = Config
     for name in location:
         is_model = name == "model"
-        section = _MODELS[tree["model"]["name"]] if is_model else section.model_fields[name].annotation
+        section = MODEL_SETTINGS[tree["model"]["name"]] if is_model else section.model_fields[name].annotation
     return list(section.model_fields)
 
 

@@ -23,6 +23,7 @@ from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.files import new_folder, save_tensors
 from recsys.models.base import Recommender
 from recsys.models.build import build_model
+from recsys.models.layers import Density
 
 __all__ = ["SavedRecommender"]
 
@@ -62,14 +63,14 @@ class SavedRecommender:
         model: Recommender,
         *,
         settings: Mapping[str, Any],
-        density: float,
+        density: float | Density,
         history: csr_array,
         user_ids: NDArray[Any],
         item_ids: NDArray[Any],
         dataset: str = "",
     ) -> None:
         self.model = model.eval()
-        self.settings, self.density, self.dataset = dict(settings), density, dataset
+        self.settings, self.density, self.dataset = dict(settings), Density.of(density), dataset
         self.history, self.user_ids, self.item_ids = history, user_ids, item_ids
         self._user_rows = {raw: row for row, raw in enumerate(user_ids.tolist())}
         self._item_columns = {raw: column for column, raw in enumerate(item_ids.tolist())}
@@ -89,7 +90,7 @@ class SavedRecommender:
             "format": FORMAT,
             "dataset": self.dataset,
             "model": self.settings,
-            "density": self.density,
+            "density": self.density.to_dict(),
             "users": len(self.user_ids),
             "items": len(self.item_ids),
         }
@@ -122,8 +123,9 @@ class SavedRecommender:
                 history = csr_array(load_npz(file))
             with (path / "ids.npz").open("rb") as file, np.load(file, allow_pickle=False) as ids:
                 user_ids, item_ids = ids["users"], ids["items"]
+            density = _density(description["density"])
             weights = load_file(path / "model.safetensors")
-            model = build_model(description["model"], history, description["density"])
+            model = build_model(description["model"], history, density)
             model.load_state_dict(weights)
         except FileNotFoundError as error:
             raise RecsysError(
@@ -137,7 +139,7 @@ class SavedRecommender:
         return cls(
             model,
             settings=description["model"],
-            density=description["density"],
+            density=density,
             history=history,
             user_ids=user_ids,
             item_ids=item_ids,
@@ -194,6 +196,13 @@ class SavedRecommender:
             left -= seen.nnz
         values, best = scores.topk(min(k, left))
         return list(zip(self.item_ids[best.numpy()].tolist(), values.tolist(), strict=True))
+
+
+def _density(stored: float | dict[str, Any]) -> Density:
+    """Once one number for all weights, now also which they are."""
+    if isinstance(stored, dict):
+        return Density(stored["density"], tuple(stored["include"]), tuple(stored["exclude"]))
+    return Density(stored)
 
 
 def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: str) -> int:

@@ -47,7 +47,8 @@ class MaskedSparsity:
         model: a dense model.
         optimizer: holds its parameters.
         masks: boolean mask of each parameter to sparsify, by the parameter's name.
-        density: instead of masks: every 2-D parameter gets a random mask of this density.
+        density: instead of masks: every 2-D parameter gets a random mask of this density; or a density for each
+            parameter to sparsify, by its name.
         bias_density: with ``density``: every 1-D parameter gets a random mask of this density too.
         interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow, generator: as in
             `DynamicSparsity`. With ``density`` the generator draws the masks first.
@@ -62,7 +63,7 @@ class MaskedSparsity:
         optimizer: Optimizer | Sequence[Optimizer],
         masks: Mapping[str, Tensor] | None = None,
         *,
-        density: float | None = None,
+        density: float | Mapping[str, float] | None = None,
         bias_density: float | None = None,
         interval: int | None = 100,
         drop_fraction: float = 0.5,
@@ -88,11 +89,13 @@ class MaskedSparsity:
             raise TopologyError("give either masks or density, and not both")
         if masks is None:
             assert density is not None
-            masks = {name: self._draw(name, p, density) for name, p in parameters.items() if p.dim() == 2}
-            if bias_density is not None:
-                masks |= {
-                    name: self._draw(name, p, bias_density) for name, p in parameters.items() if p.dim() == 1
-                }
+            if not isinstance(density, Mapping):
+                of_dim = {2: density} if bias_density is None else {2: density, 1: bias_density}
+                density = {name: of_dim[p.dim()] for name, p in parameters.items() if p.dim() in of_dim}
+            masks = {
+                name: self._draw(name, parameters[name], share) if name in parameters else torch.empty(0)
+                for name, share in density.items()
+            }
         unknown = [name for name in masks if name not in parameters]
         if unknown or not masks:
             raise TopologyError(f"masks name no parameter of the model: {unknown or 'none given'}")
@@ -116,7 +119,8 @@ class MaskedSparsity:
         return {name: mask.bool() for name, mask in self.multipliers.items()}
 
     def _draw(self, name: str, parameter: Tensor, density: float) -> Tensor:
-        shape = (1, parameter.numel()) if parameter.dim() == 1 else (parameter.shape[0], parameter.shape[1])
+        rows = 1 if parameter.dim() == 1 else parameter.shape[0]
+        shape = (rows, parameter.numel() // rows)
         pattern = Pattern.random(shape, density, skip_row=self._skip_row.get(name), generator=self.generator)
         return pattern.to_mask().view(parameter.shape)
 

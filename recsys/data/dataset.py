@@ -71,6 +71,8 @@ class EvalSet:
         targets: (m, n_items) relevant items; no pair of theirs is in `inputs`.
         users: (m,) int64 row of the user in the training matrix, or -1 for a held-out user.
         user_ids: (m,) raw ids of the users, held-out ones included; None if the data has none.
+        candidates: (m, C) int64 items that a published protocol ranks the target among, in place of the catalogue;
+            None if there are none. Only sampled evaluation reads them.
 
     Raises:
         DataError: shapes disagree, a matrix is not a canonical binary CSR matrix, or targets meet inputs.
@@ -80,6 +82,7 @@ class EvalSet:
     targets: csr_array
     users: NDArray[np.int64]
     user_ids: NDArray[Any] | None = None
+    candidates: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         check_binary_csr(self.inputs, "EvalSet.inputs")
@@ -98,6 +101,14 @@ class EvalSet:
             raise DataError(f"EvalSet.users: expected a row, or -1 if held out; got {self.users.min()}")
         if self.user_ids is not None:
             _check_ids(self.user_ids, rows, "EvalSet.user_ids")
+        if self.candidates is not None:
+            given = self.candidates
+            if given.ndim != 2 or len(given) != rows or given.dtype != np.int64:
+                raise DataError(
+                    f"EvalSet.candidates: expected int64 of shape ({rows}, C), got {given.dtype} of {given.shape}"
+                )
+            if given.size and (given.min() < 0 or given.max() >= self.inputs.shape[1]):
+                raise DataError(f"EvalSet.candidates: expected items below {self.inputs.shape[1]}")
         common = self.inputs.multiply(self.targets).nnz
         if common:
             raise DataError(
@@ -129,6 +140,8 @@ class Dataset:
         test: users to report on.
         user_ids: (n_train_users,) raw ids of the training rows, int64 or unicode.
         item_ids: (n_items,) raw ids of the columns, int64 or unicode.
+        order: (train.nnz,) int64 place of every interaction in its user's history, 0 the oldest; in the order of
+            `train.indices`. None where the data does not tell.
         oracle: best-possible scores (synthetic data only).
         notes: what a reader of the figures should know, such as merged duplicates.
 
@@ -142,6 +155,7 @@ class Dataset:
     test: EvalSet
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
+    order: NDArray[np.int64] | None = None
     oracle: Oracle | None = None
     notes: tuple[str, ...] = ()
 
@@ -149,6 +163,11 @@ class Dataset:
         check_binary_csr(self.train, f"{self.name}: train")
         if self.train.nnz == 0:
             raise DataError(f"{self.name}: no interaction left to train on")
+        if self.order is not None and self.order.shape != (self.train.nnz,):
+            raise DataError(
+                f"{self.name}: order has shape {self.order.shape}, expected one place for each of the "
+                f"{self.train.nnz} train interactions"
+            )
         _check_ids(self.user_ids, self.n_users, f"{self.name}: user_ids")
         _check_ids(self.item_ids, self.n_items, f"{self.name}: item_ids")
         for what, part in (("validation", self.validation), ("test", self.test)):

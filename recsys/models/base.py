@@ -1,19 +1,16 @@
-"""What every recommender is: batches, a loss, a score; and the layers that make dense and sparse one code
-path.
-"""
+"""What every recommender is: batches, a loss, a score."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import sparsecore
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,14 +19,20 @@ if TYPE_CHECKING:
     from recsys.data import Dataset
 
 __all__ = [
+    "Batch",
     "Interactions",
     "Recommender",
     "Triples",
-    "embedding",
-    "embedding_bag",
     "known_users",
-    "linear",
 ]
+
+
+class Batch(Protocol):
+    """What a model's `batches` yields and its `loss` takes; of whatever kind the model chooses."""
+
+    @property
+    def size(self) -> int:
+        """Number of examples, B."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Interactions:
 
     items: (nnz,) int64, the items of user 0, then of user 1, ...
     pointers: (B + 1,) int64; user b owns `items[pointers[b]:pointers[b + 1]]`, which may be empty.
+    users: (B,) int64 rows of the users in the training matrix, for models that know them.
     """
 
     items: Tensor
     pointers: Tensor
+    users: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -60,11 +65,12 @@ class Interactions:
         return users.repeat_interleave(self.counts, output_size=self.items.numel())
 
     @classmethod
-    def from_scipy(cls, matrix: csr_array) -> Interactions:
+    def from_scipy(cls, matrix: csr_array, users: np.ndarray | None = None) -> Interactions:
         """The rows of a CSR matrix; its values are not read: an entry is an interaction."""
         return cls(
             torch.from_numpy(matrix.indices.astype(np.int64)),
             torch.from_numpy(matrix.indptr.astype(np.int64)),
+            None if users is None else torch.from_numpy(users.astype(np.int64)),
         )
 
 
@@ -85,14 +91,28 @@ class Triples:
 class Recommender(nn.Module, ABC):
     """A model that can be trained on a data set and that scores whole catalogues.
 
-    Constructed with `density=1.0` it consists of `nn.Linear`, `nn.Embedding` and `nn.EmbeddingBag`; with
-    less, of sparsecore's layers of that density. The rest of the code does not tell the difference.
+    Its layers come from `recsys.models.layers.Layers`: constructed with `density=1.0` it consists of `nn.Linear`,
+    `nn.Embedding` and `nn.EmbeddingBag`; with less, of sparsecore's layers of that density. The rest of the code
+    does not tell the difference.
+
+    Attributes:
+        n_items: size of the catalogue.
+        paper: names (patterns of `Density`) of the weights that the DSL authors prune in this model.
     """
 
+    paper: ClassVar[tuple[str, ...]] = ("*",)
     n_items: int
 
+    @classmethod
+    def from_train(cls, train: csr_array, **options: Any) -> Self:
+        """A model for these interactions, (n_users, n_items), with keyword arguments of the class.
+
+        For a class whose first argument is not the interactions themselves, this says what it is made from.
+        """
+        return cls(train, **options)
+
     @abstractmethod
-    def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator:
+    def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Any]:
         """One epoch of batches, in an order drawn from `generator`. The incomplete last batch is kept."""
 
     @abstractmethod
@@ -100,7 +120,7 @@ class Recommender(nn.Module, ABC):
         """How many batches `batches` yields."""
 
     @abstractmethod
-    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
+    def loss(self, batch: Any, step: int) -> Tensor:
         """Scalar training loss of a batch, its mean or its sum; `step` is the number of updates made before it."""
 
     @abstractmethod
@@ -110,6 +130,13 @@ class Recommender(nn.Module, ABC):
         users: (B,) rows of the training matrix, or -1 for somebody who is not in it.
         inputs: (B, n_items) what these users have chosen so far. Items in it are scored like any other.
         """
+
+    def score_items(self, users: np.ndarray, inputs: csr_array, items: Tensor) -> Tensor:
+        """(B, C) scores of some items of each user, (B, C) int64; users and inputs as in `score`.
+
+        A model that computes every score by itself (and not by one product with the catalogue) overrides this.
+        """
+        return self.score(users, inputs).gather(1, items)
 
 
 def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
@@ -125,30 +152,3 @@ def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
             "for; use MultVAE for users who are not in the training data"
         )
     return rows
-
-
-def linear(
-    in_features: int, out_features: int, density: float = 1.0, generator: torch.Generator | None = None
-) -> nn.Linear | sparsecore.SparseLinear:
-    """`nn.Linear` at density 1, `sparsecore.SparseLinear` below; bias always dense."""
-    if density == 1:
-        return nn.Linear(in_features, out_features)
-    return sparsecore.SparseLinear(in_features, out_features, density=density, generator=generator)
-
-
-def embedding(
-    num_embeddings: int, embedding_dim: int, density: float = 1.0, generator: torch.Generator | None = None
-) -> nn.Embedding | sparsecore.SparseEmbedding:
-    """`nn.Embedding` at density 1, `sparsecore.SparseEmbedding` below."""
-    if density == 1:
-        return nn.Embedding(num_embeddings, embedding_dim)
-    return sparsecore.SparseEmbedding(num_embeddings, embedding_dim, density=density, generator=generator)
-
-
-def embedding_bag(
-    num_embeddings: int, embedding_dim: int, density: float = 1.0, generator: torch.Generator | None = None
-) -> nn.EmbeddingBag | sparsecore.SparseEmbeddingBag:
-    """`nn.EmbeddingBag(mode="sum")` at density 1, `sparsecore.SparseEmbeddingBag` below."""
-    if density == 1:
-        return nn.EmbeddingBag(num_embeddings, embedding_dim, mode="sum")
-    return sparsecore.SparseEmbeddingBag(num_embeddings, embedding_dim, density=density, generator=generator)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys.models.base import Interactions, Triples
+from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores
+from recsys.models.layers import Density
 from recsys.models.triples import triple_batches
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recsys.data import Dataset
 
 __all__ = ["BPRMF"]
@@ -32,7 +35,7 @@ class BPRMF(Factors):
         dim: width of both tables.
         regularization: see above.
         init_std: initial values are N(0, init_std^2).
-        density: of both tables, in (0, 1].
+        density: of ``users`` and ``items``, in (0, 1].
         generator: initial values and index sets follow from it.
     """
 
@@ -43,11 +46,15 @@ class BPRMF(Factors):
         regularization: float = 1e-4,
         init_std: float = 0.1,
         *,
-        density: float = 1.0,
+        density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, dim, init_std, density=density, generator=generator)
         self.regularization = regularization
+
+    @classmethod
+    def from_train(cls, train: csr_array, **options: Any) -> Self:
+        return cls(train.shape, **options)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """As many triples as there are interactions, see `triple_batches`."""
@@ -56,8 +63,7 @@ class BPRMF(Factors):
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)
 
-    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
-        assert isinstance(batch, Triples)
+    def loss(self, batch: Triples, step: int) -> Tensor:
         pairs = torch.stack((batch.positives, batch.negatives), dim=1)
         scores = pair_scores(self.users, batch.users, self.items, pairs)
         ranking = F.softplus(scores[:, 1] - scores[:, 0]).mean()

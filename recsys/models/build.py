@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from recsys.errors import ConfigError
 from recsys.models.base import Recommender
 from recsys.models.bprmf import BPRMF
+from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
 from recsys.models.ultragcn import UltraGCN
@@ -18,13 +19,13 @@ from recsys.models.ultragcn import UltraGCN
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "model_class"]
 
 
 def build_model(
     settings: Mapping[str, Any],
     train: csr_array,
-    density: float = 1.0,
+    density: float | Density = 1.0,
     generator: torch.Generator | None = None,
 ) -> Recommender:
     """A new model.
@@ -32,26 +33,33 @@ def build_model(
     Args:
         settings: {"name": one of `MODELS`, and keyword arguments of its class}.
         train: (n_users, n_items) interactions: the number of items, and the graph of a model that has one.
-        density: of its weights; 1 means dense layers.
+        density: of its weights, or by name; 1 means dense layers.
         generator: its initial values, index sets and noise follow from it.
 
     Raises:
         ConfigError: for a name that is not known.
     """
     options = dict(settings)
-    name = options.pop("name")
+    return model_class(options.pop("name")).from_train(train, density=density, generator=generator, **options)
+
+
+def model_class(name: str) -> type[Recommender]:
+    """The class of a model.
+
+    Raises:
+        ConfigError: for a name that is not known.
+    """
     if name not in MODELS:
         known = sorted(MODELS)
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"unknown model {name!r}{hint}; known: {', '.join(known)}")
-    return MODELS[name](train, density=density, generator=generator, **options)
+    return MODELS[name]
 
 
-# What each model is made from: the number of items, the numbers of users and items, or the interactions themselves.
-MODELS: dict[str, Callable[..., Recommender]] = {
-    "bprmf": lambda train, **options: BPRMF(train.shape, **options),
+MODELS: dict[str, type[Recommender]] = {
+    "bprmf": BPRMF,
     "lightgcn": LightGCN,
-    "multvae": lambda train, **options: MultVAE(train.shape[1], **options),
+    "multvae": MultVAE,
     "ultragcn": UltraGCN,
 }

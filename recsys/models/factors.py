@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import sparsecore
-from recsys.models.base import Recommender, embedding, known_users
+from recsys.models.base import Recommender, known_users
+from recsys.models.layers import Density, Layers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -31,7 +32,7 @@ class Factors(Recommender, ABC):
         shape: (n_users, n_items).
         dim: width of both tables.
         init_std: initial values are N(0, init_std^2).
-        density: of both tables, in (0, 1].
+        density: of ``users`` and ``items``, in (0, 1].
         generator: initial values and index sets follow from it.
     """
 
@@ -41,14 +42,15 @@ class Factors(Recommender, ABC):
         dim: int,
         init_std: float,
         *,
-        density: float = 1.0,
+        density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.n_users, self.n_items = shape
         self.init_std = init_std
-        self.users: Table = embedding(self.n_users, dim, density, generator)
-        self.items: Table = embedding(self.n_items, dim, density, generator)
+        layers = Layers(density, generator)
+        self.users: Table = layers.embedding("users", self.n_users, dim)
+        self.items: Table = layers.embedding("items", self.n_items, dim)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -73,11 +75,14 @@ class Factors(Recommender, ABC):
 def pair_scores(users: Table, user_ids: Tensor, items: Table, item_ids: Tensor) -> Tensor:
     """(B, M) dot products of row ``user_ids[b]`` of one table and rows ``item_ids[b, m]`` of the other.
 
-    The B M rows are never all written, forward or backward.
+    The B M rows are never all written, forward or backward, unless the items are sparse and the users dense.
     """
     if isinstance(users, sparsecore.SparseEmbedding) and isinstance(items, sparsecore.SparseEmbedding):
         return sparsecore.gather_dot(users, user_ids, items, item_ids)
-    return _PairScores.apply(users(user_ids), items.weight, item_ids)
+    rows = users(user_ids)
+    if isinstance(items, sparsecore.SparseEmbedding):
+        return torch.bmm(items(item_ids), rows.unsqueeze(2)).squeeze(2)
+    return _PairScores.apply(rows, items.weight, item_ids)
 
 
 class _PairScores(torch.autograd.Function):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from recsys.models.base import Interactions, Recommender, Triples, embedding, known_users
+from recsys.models.base import Recommender, Triples, known_users
+from recsys.models.layers import Density, Layers
 from recsys.models.triples import triple_batches
 from sparsecore.nn import normalized_bipartite, propagate_mean
 
@@ -38,7 +39,7 @@ class LightGCN(Recommender):
         regularization: see above; of the layer-0 embeddings in the batch.
         init: "normal", N(0, .1^2), as the authors' PyTorch code, or "xavier_uniform" with the bound of the
             dense table, sqrt(6 / (rows + dim)), as their TensorFlow code.
-        density: of the table, in (0, 1].
+        density: of ``table``, in (0, 1].
         generator: initial values and index set follow from it.
     """
 
@@ -50,16 +51,14 @@ class LightGCN(Recommender):
         regularization: float = 1e-4,
         init: Literal["normal", "xavier_uniform"] = "normal",
         *,
-        density: float = 1.0,
+        density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.n_users, self.n_items = train.shape
         self.hops, self.regularization, self.init = hops, regularization, init
         self.graph = normalized_bipartite(train)
-        self.table: nn.Embedding | sparsecore.SparseEmbedding = embedding(
-            self.n_users + self.n_items, dim, density, generator
-        )
+        self.table = Layers(density, generator).embedding("table", self.n_users + self.n_items, dim)
         self.dim = dim
         self._propagated: Tensor | None = None
         self.register_load_state_dict_post_hook(_forget)
@@ -86,8 +85,7 @@ class LightGCN(Recommender):
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)
 
-    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
-        assert isinstance(batch, Triples)
+    def loss(self, batch: Triples, step: int) -> Tensor:
         rows = torch.cat([batch.users, self.n_users + batch.positives, self.n_users + batch.negatives])
         # index_select: its backward adds rows in parallel, that of [] goes one by one.
         user, positive, negative = self.propagate().index_select(0, rows).chunk(3)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sparsecore
-from recsys.models.base import Interactions, Recommender, Triples, embedding_bag, linear
+from recsys.models.base import Interactions, Recommender
+from recsys.models.layers import Density, Layers, add_bias
 from recsys.models.losses import gaussian_kl, multinomial_nll
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class MultVAE(Recommender):
         hidden, latent: widths.
         dropout: probability that an entry of the input is left out while training; the others are scaled up.
         beta_cap, anneal_steps: see above; steps are updates.
-        density: of the four weight matrices, in (0, 1]; biases are dense.
+        density: of the weights, in (0, 1]: ``input``, ``posterior``, ``decoder``, ``output`` and their biases.
         generator: all initial values, index sets and later dropout and sampling noise follow from it.
     """
 
+    paper = ("*", "*bias")
     noise: torch.Generator
 
     def __init__(
@@ -51,7 +53,7 @@ class MultVAE(Recommender):
         beta_cap: float = 0.2,
         anneal_steps: int = 200_000,
         *,
-        density: float = 1.0,
+        density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -63,11 +65,12 @@ class MultVAE(Recommender):
         noise_seed = torch.randint(2**62, (), generator=generator)
         self.noise = torch.Generator().manual_seed(int(noise_seed))
 
-        self.input = embedding_bag(n_items, hidden, density, generator)
-        self.input_bias = nn.Parameter(torch.empty(hidden))
-        self.posterior = linear(hidden, 2 * latent, density, generator)
-        self.decoder = linear(latent, hidden, density, generator)
-        self.output = linear(hidden, n_items, density, generator)
+        layers = Layers(density, generator)
+        self.input = layers.embedding_bag("input", n_items, hidden)
+        self.input_bias = layers.bias("input_bias", hidden)
+        self.posterior = layers.linear("posterior", hidden, 2 * latent)
+        self.decoder = layers.linear("decoder", latent, hidden)
+        self.output = layers.linear("output", hidden, n_items)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -83,13 +86,13 @@ class MultVAE(Recommender):
                 std = (2 / (fan_in + fan_out)) ** 0.5
                 sparsecore.weight_parameter(layer).normal_(0, std, generator=generator)
             for name, parameter in self.named_parameters():
-                if name.endswith("bias"):
+                if name.removesuffix(".values").endswith("bias"):
                     parameter.normal_(0, 0.001, generator=generator)
 
     def encode(self, batch: Interactions) -> tuple[Tensor, Tensor]:
         """Mean and log variance, (B, latent) each, of the users' latent variables."""
         counts = batch.counts
-        scale = counts.clamp(min=1).to(self.input_bias.dtype).rsqrt()
+        scale = counts.clamp(min=1).to(sparsecore.weight_parameter(self.input).dtype).rsqrt()
         items, pointers = batch.items, batch.pointers
         weights = scale.repeat_interleave(counts, output_size=items.numel())
         if self.training and self.dropout > 0:
@@ -98,13 +101,19 @@ class MultVAE(Recommender):
             # gradients to.
             pointers = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])[pointers]
             items, weights = items[kept], weights[kept] / (1 - self.dropout)
-        hidden = torch.tanh(self.input(items, pointers[:-1], per_sample_weights=weights) + self.input_bias)
+        hidden = torch.tanh(
+            add_bias(self.input(items, pointers[:-1], per_sample_weights=weights), self.input_bias)
+        )
         mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, n_items) logits of the latent variables (B, latent)."""
         return self.output(torch.tanh(self.decoder(latent)))
+
+    @classmethod
+    def from_train(cls, train: csr_array, **options: Any) -> Self:
+        return cls(train.shape[1], **options)
 
     def batches(
         self, dataset: Dataset, batch_size: int, generator: torch.Generator
@@ -123,8 +132,7 @@ class MultVAE(Recommender):
         """Weight of the KL term at an update."""
         return min(self.beta_cap, step / self.anneal_steps)
 
-    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
-        assert isinstance(batch, Interactions)
+    def loss(self, batch: Interactions, step: int) -> Tensor:
         mean, log_variance = self.encode(batch)
         latent = mean
         if self.training:

@@ -13,8 +13,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 import sparsecore
-from recsys.models.base import Interactions, Triples
+from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores
+from recsys.models.layers import Density
 
 if TYPE_CHECKING:
     from recsys.data import Dataset
@@ -46,7 +47,7 @@ class UltraGCN(Factors):
         negative_weight, item_weight, regularization, w1, w2, w3, w4: see above.
         neighbors: similar items of each.
         init_std: initial values are N(0, init_std^2).
-        density: of both tables, in (0, 1].
+        density: of ``users`` and ``items``, in (0, 1].
         generator: initial values and index sets follow from it.
     """
 
@@ -70,7 +71,7 @@ class UltraGCN(Factors):
         neighbors: int = 10,
         init_std: float = 1e-4,
         *,
-        density: float = 1.0,
+        density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(train.shape, dim, init_std, density=density, generator=generator)
@@ -96,8 +97,7 @@ class UltraGCN(Factors):
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)
 
-    def loss(self, batch: Interactions | Triples, step: int) -> Tensor:
-        assert isinstance(batch, Triples)
+    def loss(self, batch: Triples, step: int) -> Tensor:
         w1, w2, w3, w4 = self.weights
         similar, omega = self.similar[batch.positives], self.omega[batch.positives]
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives, similar), dim=1)

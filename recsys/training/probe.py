@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset
-from recsys.models.base import Interactions, Triples
+from recsys.models.base import Batch
 from recsys.training.trainer import Trainer
 from sparsecore.measure import Timing, interleaved
 
@@ -74,7 +74,7 @@ class StepProbe:
             trainer.train_step(batch)
         return time.perf_counter() - begin
 
-    def _endless(self, size: int) -> Iterator[Interactions | Triples]:
+    def _endless(self, size: int) -> Iterator[Batch]:
         """Full batches (all batches, if there is but one)."""
         trainer = self.trainer
         while True:

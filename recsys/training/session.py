@@ -147,7 +147,7 @@ def fit(
 def saved_recommender(trainer: Trainer) -> SavedRecommender:
     """The model of a trainer, with the ids and the history that it needs to serve."""
     config, dataset = trainer.config, trainer.dataset
-    stored = config.sparsity.density if config.sparsity.method in ("static", "dsl") else 1.0
+    stored = trainer.density if config.sparsity.method in ("static", "dsl") else 1.0
     return SavedRecommender(
         trainer.model,
         settings=config.model.model_dump(),
@@ -209,6 +209,6 @@ def evaluate_run(path: str | Path, data_dir: str | None = None) -> dict[str, dic
             f"the weights in {path} do not fit the data {config.data.name!r}: has it changed since? ({error})"
         ) from error
     return {
-        "validation": trainer.evaluate(trainer.dataset.validation),
+        "validation": trainer.evaluate(trainer.dataset.validation) if trainer.selects else {},
         "test": trainer.evaluate(trainer.dataset.test),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset
-from recsys.errors import RecsysError
+from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation import evaluate
-from recsys.models.base import Interactions, Recommender, Triples
-from recsys.models.build import build_model
+from recsys.models.base import Batch, Recommender
+from recsys.models.build import build_model, model_class
+from recsys.models.layers import Density
 
-__all__ = ["Trainer", "nnz_per_tensor"]
+__all__ = ["Trainer", "density_of", "nnz_per_tensor", "parameter_densities"]
 
 
 class Trainer:
@@ -35,7 +37,7 @@ class Trainer:
         model, optimizer, explorer: explorer is None for dense.
         epoch, step: how many are complete.
         best_epoch, best_value, best_weights: by validation `config.train.metric`; None before the first
-            evaluation.
+            evaluation. Without validation users, the last epoch.
         seconds: spent on training steps so far, without evaluation.
         resident: bytes that training holds between two steps, by what they are for; see
             `sparsecore.resident_bytes`.
@@ -46,13 +48,16 @@ class Trainer:
         sparsity, train = config.sparsity, config.train
         model_seed, order_seed, explorer_seed = np.random.SeedSequence(train.seed).generate_state(3)
         self.order = torch.Generator().manual_seed(int(order_seed))
-        density = sparsity.density if sparsity.method in ("static", "dsl") else 1.0
+        self.density = density_of(config)
+        stored = self.density if sparsity.method in ("static", "dsl") else 1.0
         self.model: Recommender = build_model(
-            config.model.model_dump(), dataset.train, density, torch.Generator().manual_seed(int(model_seed))
+            config.model.model_dump(), dataset.train, stored, torch.Generator().manual_seed(int(model_seed))
         )
-        # fused: one pass over parameter, gradient and both moments, several times faster than the default on
-        # a CPU.
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.lr, fused=True)
+        if sparsity.method != "dense" and self.density.density < 1:
+            self._expect_sparse_weights()
+        # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
+        kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
+        self.optimizer = kind(self.model.parameters(), lr=train.lr, fused=True)
         self.steps_per_epoch = self.model.steps_per_epoch(dataset, train.batch_size)
         self.explorer = self._make_explorer(torch.Generator().manual_seed(int(explorer_seed)))
         self.epoch = self.step = 0
@@ -63,6 +68,15 @@ class Trainer:
         self.seconds = 0.0
         self.resident: dict[str, int] = {}
         self._report: Any = None
+
+    def _expect_sparse_weights(self) -> None:
+        names = [re.sub(r"\.(weight|values)$", "", name) for name, _ in self.model.named_parameters()]
+        if not any(self.density.at(name) < 1 for name in names):
+            raise ConfigError(
+                f"sparsity.include = {list(self.density.include)} and sparsity.exclude = "
+                f"{list(self.density.exclude)} leave no weight of {self.config.model.name} to be sparse; "
+                f"its weights are: {', '.join(names)}"
+            )
 
     def _make_explorer(
         self, generator: torch.Generator
@@ -82,8 +96,15 @@ class Trainer:
             generator=generator,
         )
         if settings.method == "masked":
-            return sparsecore.MaskedSparsity(self.model, self.optimizer, density=settings.density, **options)
+            return sparsecore.MaskedSparsity(
+                self.model, self.optimizer, density=parameter_densities(self.model, self.density), **options
+            )
         return sparsecore.DynamicSparsity(self.model, self.optimizer, **options)
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are validation users to choose an epoch by; without them the last epoch is taken."""
+        return len(self.dataset.validation.rows_with_targets) > 0
 
     @property
     def finished(self) -> bool:
@@ -95,7 +116,7 @@ class Trainer:
         return train.patience > 0 and self.best_epoch is not None and waited >= train.patience
 
     def train_step(
-        self, batch: Interactions | Triples, phase: Callable[[str], AbstractContextManager] = nullcontext
+        self, batch: Batch, phase: Callable[[str], AbstractContextManager] = nullcontext
     ) -> Tensor:
         """One update, with exploration when it is due; returns the loss before it.
 
@@ -147,7 +168,11 @@ class Trainer:
                 f"(it was {train.lr}) or choose another train.seed"
             )
         report: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
-        if self.epoch % train.evaluate_every == 0 or self.epoch >= train.epochs:
+        last = self.epoch >= train.epochs
+        if not self.selects:
+            if last:
+                self.best_epoch, self.best_weights = self.epoch, _copied(self.model)
+        elif last or self.epoch % train.evaluate_every == 0:
             report["validation"] = self.evaluate_validation()
         report["nnz"] = nnz_per_tensor(self.model, self.explorer)
         report["explorations"] = explorations
@@ -164,7 +189,7 @@ class Trainer:
         if metrics[self.config.train.metric] > self.best_value:
             self.best_value, self.best_epoch = metrics[self.config.train.metric], self.epoch
             self.best_metrics = metrics
-            self.best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best_weights = _copied(self.model)
         return metrics
 
     def evaluate(self, eval_set: Any) -> dict[str, float]:
@@ -224,9 +249,28 @@ class Trainer:
         self.resident = state["resident"]
 
 
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
 def _generators(model: nn.Module) -> dict[str, torch.Generator]:
     """The generators that a model's loss draws from."""
     return {name: value for name, value in vars(model).items() if isinstance(value, torch.Generator)}
+
+
+def density_of(config: Config) -> Density:
+    """Which weights are sparse, and how much of them is stored, by a run's settings."""
+    sparsity = config.sparsity
+    include = sparsity.include or (
+        model_class(config.model.name).paper if sparsity.weights == "paper" else ["*"]
+    )
+    return Density(sparsity.density, tuple(include), tuple(sparsity.exclude))
+
+
+def parameter_densities(model: nn.Module, density: Density) -> dict[str, float]:
+    """The density of every parameter of a dense model that would be sparse, by the parameter's name."""
+    named = {name: density.at(name.removesuffix(".weight")) for name, _ in model.named_parameters()}
+    return {name: share for name, share in named.items() if share < 1}
 
 
 def nnz_per_tensor(model: nn.Module, explorer: Any = None) -> dict[str, int]:

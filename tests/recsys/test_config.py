@@ -6,8 +6,9 @@ import pytest
 
 from recsys import config as settings
 from recsys import evaluation
-from recsys.config import Config, LightGCNConfig, MultVAEConfig, load_config, presets
+from recsys.config import Config, load_config, presets
 from recsys.errors import ConfigError
+from recsys.models.settings import LightGCNConfig, MultVAEConfig
 
 
 def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
@@ -150,3 +151,10 @@ def test_replace_validates_and_leaves_the_rest():
 
 def test_metrics_to_choose_from_are_those_that_are_computed():
     assert settings.METRICS == evaluation.METRICS
+
+
+def test_overrides_do_not_reach_into_the_callers_options():
+    mine = {"users": 10}
+    config = load_config(options={"data.options": mine}, overrides=["data.options.items=5"])
+    assert config.data.options == {"users": 10, "items": 5}
+    assert mine == {"users": 10}

@@ -15,6 +15,7 @@ from recsys.models import factors, ultragcn
 from recsys.models.base import Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.factors import pair_scores
+from recsys.models.layers import Density
 from recsys.models.ultragcn import UltraGCN, item_neighbors
 
 
@@ -205,3 +206,19 @@ def test_scores_are_dot_products_of_known_users(kind, density):
     torch.testing.assert_close(scores, u[[2, 0]] @ v.T, rtol=1e-5, atol=1e-7)
     with pytest.raises(DataError, match=r"8 users .* use MultVAE"):
         model.score(np.array([0, -1]), train[[0, 1]])
+
+
+@pytest.mark.parametrize("include", [("users",), ("items",)])
+def test_one_table_sparse_and_one_dense_score_as_plain_tensors(include):
+    model = BPRMF((7, 11), 6, density=Density(0.5, include), generator=generator()).double()
+    users, items = (table.requires_grad_() for table in dense_tables(model))
+    user_ids = torch.randint(7, (6,), generator=generator(1))
+    item_ids = torch.randint(11, (6, 3), generator=generator(2))
+    scores = pair_scores(model.users, user_ids, model.items, item_ids)
+    expected = (users[user_ids].unsqueeze(1) * items[item_ids]).sum(2)
+    torch.testing.assert_close(scores, expected)
+    scores.square().sum().backward()
+    expected.square().sum().backward()
+    assert_gradients(model, (users.grad, items.grad))
+    everybody = model.score(np.arange(7), csr_array((7, 11)))
+    torch.testing.assert_close(everybody, (users @ items.T).detach())

@@ -11,8 +11,9 @@ from torch import nn
 
 import sparsecore
 from recsys.errors import ConfigError, DataError
-from recsys.models.base import Interactions, Triples, embedding, embedding_bag, linear
+from recsys.models.base import Interactions, Triples
 from recsys.models.build import build_model
+from recsys.models.layers import Density, Layers
 from recsys.models.lightgcn import LightGCN
 from recsys.models.losses import gaussian_kl, multinomial_nll
 from recsys.models.multvae import MultVAE
@@ -308,18 +309,42 @@ def test_sampler_refuses_data_without_a_choice():
 # ---- one code path
 
 
-def test_helpers_choose_storage_by_density():
-    assert type(linear(4, 3)) is nn.Linear
-    assert type(embedding(4, 3)) is nn.Embedding
-    assert type(embedding_bag(4, 3)) is nn.EmbeddingBag
+def test_layers_choose_storage_by_density():
+    dense = Layers()
+    assert type(dense.linear("l", 4, 3)) is nn.Linear
+    assert type(dense.embedding("e", 4, 3)) is nn.Embedding
+    assert type(dense.embedding_bag("b", 4, 3)) is nn.EmbeddingBag
+    assert type(dense.bias("bias", 3)) is nn.Parameter
+    layers = Layers(0.5, generator())
     for make, kind in (
-        (linear, sparsecore.SparseLinear),
-        (embedding, sparsecore.SparseEmbedding),
-        (embedding_bag, sparsecore.SparseEmbeddingBag),
+        (layers.linear, sparsecore.SparseLinear),
+        (layers.embedding, sparsecore.SparseEmbedding),
+        (layers.embedding_bag, sparsecore.SparseEmbeddingBag),
     ):
-        layer = make(8, 5, 0.5, generator())
+        layer = make("layer", 8, 5)
         assert type(layer) is kind
         assert sparsecore.weight_parameter(layer).numel() == 20
+    assert (
+        type(layers.bias("bias", 3)) is nn.Parameter
+    )  # a pattern that does not end with "bias" means weights
+
+
+def test_density_by_name():
+    density = Density(0.25, include=("mlp.*", "output", "*bias"), exclude=("mlp.1",))
+    found = {name: density.at(name) for name in ("mlp.0", "mlp.1", "output", "output.bias", "table")}
+    assert found == {"mlp.0": 0.25, "mlp.1": 1.0, "output": 0.25, "output.bias": 0.25, "table": 1.0}
+    assert Density(**density.to_dict()).at("mlp.0") == 0.25
+    assert Density.of(0.5).at("anything") == 0.5
+    assert Density.of(0.5).at("anything.bias") == 1.0
+
+
+def test_multvae_prunes_what_the_authors_prune():
+    model = MultVAE(30, 8, 4, density=Density(0.5, include=MultVAE.paper), generator=generator())
+    assert all(name.endswith("values") for name, _ in model.named_parameters())
+    assert len(list(model.parameters())) == 8
+    model.score(np.array([-1, -1]), random_matrix(2, 30))
+    mixed = MultVAE(30, 8, 4, density=Density(0.5, include=("output",)), generator=generator())
+    assert [n for n, _ in mixed.named_parameters() if n.endswith("values")] == ["output.values"]
 
 
 @pytest.mark.parametrize("density", [0.0, -1.0, 1.5, 1e-9])

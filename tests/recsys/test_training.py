@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sparsecore
-from recsys.errors import OutputExistsError, RecsysError
+from recsys.errors import ConfigError, OutputExistsError, RecsysError
 from recsys.models.build import MODELS
 from recsys.training import session
 from recsys.training.run_folder import RunFolder
@@ -53,6 +53,48 @@ def test_nnz_is_the_density_of_every_weight(make_config, tiny, method):
     for layer, size in (("input", 60 * 32), ("posterior", 32 * 16), ("decoder", 8 * 32), ("output", 32 * 60)):
         stored = [count for name, count in nnz.items() if name in (f"{layer}.weight", f"{layer}.values")]
         assert stored == [size if method == "dense" else round(0.4 * size)]
+
+
+@pytest.mark.parametrize("method", ["masked", "static", "dsl"])
+def test_chosen_weights_are_sparse_and_others_dense(make_config, tiny, method):
+    config = make_config(method, 'sparsity.include=["output", "in*"]', 'sparsity.exclude=["input"]')
+    nnz = session.nnz_per_tensor((trainer := Trainer(config, tiny)).model, trainer.explorer)
+    stored = {name.rpartition(".")[0]: count for name, count in nnz.items() if "bias" not in name}
+    sizes = {"input": 60 * 32, "posterior": 32 * 16, "decoder": 8 * 32, "output": round(0.4 * 32 * 60)}
+    assert stored == sizes
+    metrics = session.train(config, dataset=tiny, quiet=True)
+    assert metrics["nnz"] == nnz
+
+
+@pytest.mark.parametrize("method", ["masked", "static", "dsl"])
+def test_weights_of_the_paper(make_config, tiny, method):
+    trainer = Trainer(make_config(method, "sparsity.weights=paper"), tiny)
+    nnz = session.nnz_per_tensor(trainer.model, trainer.explorer)
+    assert len(nnz) == 8
+    assert sum(nnz.values()) == pytest.approx(
+        0.4 * sum(p.numel() for p in Trainer(make_config("dense"), tiny).model.parameters()), abs=4
+    )
+
+
+def test_weights_that_are_not_there(make_config, tiny):
+    with pytest.raises(ConfigError, match=r"leave no weight of multvae to be sparse.*output"):
+        Trainer(make_config("dsl", 'sparsity.include=["table"]'), tiny)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adagrad(make_config, tiny, method):
+    metrics = session.train(
+        make_config(method, "train.optimizer=adagrad", "train.lr=0.05"), dataset=tiny, quiet=True
+    )
+    assert metrics["test"]["ndcg@20"] > 0.15
+
+
+def test_without_validation_users_the_last_epoch_is_taken(make_config, tiny, tmp_path):
+    config = make_config("dsl", "data.options.validation=0", "train.epochs=3", "train.patience=1")
+    metrics = session.train(config, tmp_path / "run", quiet=True)
+    assert metrics["validation"] == {}
+    assert metrics["best_epoch"] == metrics["epochs"] == 3
+    assert session.evaluate_run(tmp_path / "run") == {"validation": {}, "test": metrics["test"]}
 
 
 def test_methods_with_one_seed_see_the_same_batches(make_config, tiny):
