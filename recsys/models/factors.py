@@ -22,7 +22,7 @@ __all__ = ["Factors", "pair_scores"]
 
 Table = nn.Embedding | sparsecore.SparseEmbedding
 
-_BLOCK = 1 << 22  # numbers of the rows that are written at a time for dense tables: 16 MiB
+_BLOCK = 1 << 20  # numbers of the rows that are written at a time for dense tables: 4 MiB, which stays in cache
 
 
 class Factors(Recommender, ABC):
@@ -99,8 +99,9 @@ class _PairScores(torch.autograd.Function):
         step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))
         for first in range(0, ids.shape[0], step):
             part = slice(first, first + step)
-            looked_up = F.embedding(ids[part], table)
-            torch.bmm(looked_up, rows[part].unsqueeze(2), out=scores[part].unsqueeze(2))
+            # Not bmm, which takes two to three times as long for one column.
+            products = F.embedding(ids[part], table).mul_(rows[part].unsqueeze(1))
+            torch.sum(products, 2, out=scores[part])
         return scores
 
     @staticmethod
