@@ -83,9 +83,7 @@ def evaluate_oracle(
     return _rank(lambda rows: torch.from_numpy(oracle(eval_set, rows)), eval_set, ks, batch_size).means(ks)
 
 
-def rank_full(
-    score: Score, eval_set: EvalSet, ks: Sequence[int] = (20,), batch_size: int = 512
-) -> Ranking:
+def rank_full(score: Score, eval_set: EvalSet, ks: Sequence[int] = (20,), batch_size: int = 512) -> Ranking:
     """Rank all items once, down to the largest of `ks`; arguments and errors as in `evaluate`."""
 
     def score_rows(rows: NDArray[np.int64]) -> Tensor:

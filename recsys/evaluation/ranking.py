@@ -13,7 +13,15 @@ from torch import Tensor
 from recsys.data.dataset import EvalSet
 from recsys.errors import RecsysError
 
-__all__ = ["METRICS", "PerUser", "Ranking", "check_cutoffs", "check_finite", "target_entries", "target_places"]
+__all__ = [
+    "METRICS",
+    "PerUser",
+    "Ranking",
+    "check_cutoffs",
+    "check_finite",
+    "target_entries",
+    "target_places",
+]
 
 METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 

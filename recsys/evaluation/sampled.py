@@ -89,7 +89,9 @@ def published_candidates(eval_set: EvalSet) -> Candidates:
     """
     given = eval_set.candidates
     if given is None:
-        raise RecsysError("this set of users came without published candidates; draw them with draw_candidates")
+        raise RecsysError(
+            "this set of users came without published candidates; draw them with draw_candidates"
+        )
     rows, n_items = eval_set.inputs.shape
     chosen = csr_array(eval_set.inputs + eval_set.targets)
     row_of = np.repeat(np.arange(rows), np.diff(chosen.indptr))
