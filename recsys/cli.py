@@ -192,16 +192,20 @@ def compare(
     import json
 
     from recsys.compare import compare_runs
+    from recsys.errors import RecsysError
     from recsys.plots import check_plot, save_plot
 
     if plot is not None:
         check_plot(plot)
     comparison = compare_runs(runs, metric)
     Console().print(comparison.table())
-    if json_file is not None:
-        json_file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if plot is not None:
-        save_plot(comparison, plot)
+    try:
+        if json_file is not None:
+            json_file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if plot is not None:
+            save_plot(comparison, plot)
+    except OSError as error:
+        raise RecsysError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 @app.command()

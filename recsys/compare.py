@@ -167,14 +167,14 @@ def compare_runs(paths: Sequence[str | Path], metric: str | None = None) -> Comp
     groups: dict[str, list[_Run]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
-    ordered = sorted(groups.values(), key=lambda group: _method(group) != "dense")
-    first = ordered[:1] if _method(ordered[0]) == "dense" else [next(iter(groups.values()))]
-    ordered = first + [group for group in groups.values() if group is not first[0]]
+    given = list(groups.values())
+    reference = next((group for group in given if _method(group) == "dense"), given[0])
+    ordered = [reference, *(group for group in given if group is not reference)]
     labels = _labels(ordered)
-    old = _user_means(ordered[0], metric)
+    old = _user_means(reference, metric)
     lines = []
     for label, group in zip(labels, ordered, strict=True):
-        against = None if group is ordered[0] else paired(_user_means(group, metric), old)
+        against = None if group is reference else paired(_user_means(group, metric), old)
         lines.append(_line(label, group, against))
     one = runs[0].metrics
     return Comparison(one["dataset"]["name"], one["protocol"]["test"], metric, tuple(lines))
