@@ -37,7 +37,7 @@ class Spread:
         return cls(float(np.mean(values)), sd)
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f}" + ("" if self.sd is None else f" ± {self.sd:.4f}")
+        return f"{self.mean:.4f}" + ("" if self.sd is None else f"±{self.sd:.4f}")
 
 
 @dataclass(frozen=True)
@@ -81,47 +81,59 @@ class Comparison:
         """Plain values, ready for JSON."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """For a terminal."""
-        sampled = self.protocol["ranking"] == "sampled"
-        among = (
-            f"sampled ranking, {self.protocol.get('negatives')} negatives a target"
-            if sampled
-            else "full ranking"
-        )
-        table = Table(
-            title=f"{self.dataset}, test, {among}",
-            caption=f"Difference of {self.metric} to the first line, its 95 % bootstrap interval and p values: paired "
-            "over users, values averaged over seeds; not corrected for the number of comparisons. "
-            "± is the standard deviation over seeds.",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+    def tables(self) -> list[Table]:
+        """Quality, differences to the first line if there are others, cost; each fits a terminal of 80 columns."""
+        protocol = f"{self.protocol['ranking']} ranking"
+        if self.protocol["ranking"] == "sampled":
+            protocol += f", {self.protocol['negatives']} negatives a target"
         k = self.metric.partition("@")[2]
         shown = list(dict.fromkeys([self.metric, f"recall@{k}", f"ndcg@{k}"]))
-        table.add_column("")
-        for header in (
-            *("density", "seeds", *shown, "difference", "p (t)", "p (Wilcoxon)"),
-            *("M MACs a step", "resident MB", "seconds"),
-        ):
-            table.add_column(header, justify="right")
+        quality = _new_table(
+            f"{self.dataset}, test, {protocol}",
+            "±: standard deviation over seeds.",
+            ("density", "seeds", *shown),
+        )
+        cost = _new_table(
+            "cost",
+            "Multiply-adds with exploration's share, bytes between two steps, time without evaluation.",
+            ("density", "M MACs a step", "resident MB", "seconds of training"),
+        )
         for line in self.lines:
-            against = line.against
-            table.add_row(
-                line.label,
-                f"{line.density:g}",
-                f"{len(line.seeds)}",
-                *(str(line.test[name]) for name in shown),
-                ""
-                if against is None
-                else f"{against.difference:+.4f} [{against.low:+.4f}, {against.high:+.4f}]",
-                "" if against is None else f"{against.t_p:.2g}",
-                "" if against is None else f"{against.wilcoxon_p:.2g}",
-                f"{line.macs / 1e6:.4g}",
-                f"{line.resident_bytes / 1e6:.4g}",
-                f"{line.seconds:.4g}",
+            same = (line.label, f"{line.density:g}")
+            quality.add_row(*same, f"{len(line.seeds)}", *(str(line.test[name]) for name in shown))
+            cost.add_row(
+                *same, _short(line.macs / 1e6), _short(line.resident_bytes / 1e6), _short(line.seconds)
             )
-        return table
+        differences = _new_table(
+            f"{self.metric} against {self.lines[0].label}",
+            "Paired over users, each user's value averaged over seeds; interval: bootstrap. p values are not corrected "
+            "for the number of comparisons and say nothing of other seeds.",
+            ("density", "difference", "95 % interval", "p (t)", "p (Wilcoxon)"),
+        )
+        for line in self.lines:
+            if line.against is not None:
+                found = line.against
+                differences.add_row(
+                    line.label,
+                    f"{line.density:g}",
+                    f"{found.difference:+.4f}",
+                    f"{found.low:+.4f} .. {found.high:+.4f}",
+                    f"{found.t_p:.2g}",
+                    f"{found.wilcoxon_p:.2g}",
+                )
+        return [quality, differences, cost] if differences.row_count else [quality, cost]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _new_table(title: str, caption: str, headers: Sequence[str]) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
 
 
 @dataclass(frozen=True, eq=False)
