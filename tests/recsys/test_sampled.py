@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from recsys.data import EvalSet
+from recsys.data import EvalSet, load
 from recsys.errors import RecsysError
 from recsys.evaluation import (
     Candidates,
@@ -116,6 +116,28 @@ def test_trainer_takes_published_candidates_of_the_right_width(make_config, tiny
         config = make_config("dense", sampled, f"evaluation.negatives={negatives}", model="bprmf")
         trainer = Trainer(config, tiny)
         assert trainer.candidates(test).source == trainer.protocol(test)["candidates"] == source
+
+
+@pytest.mark.real
+def test_negatives_of_ncf(real_data) -> None:
+    """The published 99 negatives of each user of ml-1m: 156 are the user's own target, and some are there twice."""
+    data = load("ml-1m/ncf_loo", data_dir=real_data, validation=0)
+    with np.load(real_data / "ml-1m" / "ncf_loo" / "test_negatives.npz", allow_pickle=False) as file:
+        negatives = file["negatives"].astype(np.int64)
+    targets = data.test.targets.indices
+    assert (negatives == targets[:, None]).sum() == 156
+    test = EvalSet(data.test.inputs, data.test.targets, data.test.users, candidates=negatives)
+    found = published_candidates(test)
+    different = [
+        len({*row} - {target}) for row, target in zip(negatives.tolist(), targets.tolist(), strict=True)
+    ]
+    assert np.diff(found.pointers).tolist() == different
+    popularity = torch.from_numpy(np.bincount(data.train.indices, minlength=data.n_items)).float()
+    metrics = evaluate_sampled(lambda users, inputs, items: popularity[items], test, found, (10,))
+    above = (popularity[torch.from_numpy(negatives)] >= popularity[targets.astype(np.int64)][:, None]).numpy()
+    above &= negatives != targets[:, None]
+    first = [len({*row[higher]}) < 10 for row, higher in zip(negatives, above, strict=True)]
+    assert metrics["hr@10"] == pytest.approx(np.mean(first))
 
 
 def test_bad_arguments() -> None:

@@ -142,7 +142,8 @@ def test_resumed_run_equals_uninterrupted_run(make_config, tiny, tmp_path, metho
     assert folder.load_checkpoint()["epoch"] == 3
     assert folder.metrics() is None
     resumed = session.resume(tmp_path / "cut", dataset=tiny, quiet=True)
-    for key in ("test", "validation", "best_epoch", "epochs", "steps", "nnz"):
+    same = ("test", "validation", "best_epoch", "epochs", "steps", "nnz", "beyond_accuracy", "macs_per_step")
+    for key in same:
         assert resumed[key] == whole[key], key
     states = [RunFolder(tmp_path / name).load_checkpoint() for name in ("whole", "cut")]
     assert_same(states[0]["model"], states[1]["model"])
