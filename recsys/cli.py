@@ -152,7 +152,9 @@ def train(
             f"interrupted; {output} holds the run after {done} epochs; continue it with: "
             f"recsys train --resume --output {output}"
         ) from None
-    _print_metrics({name: metrics[name] for name in ("validation", "test")}, metrics["best_epoch"])
+    protocol = RunFolder(output).config().evaluation.describe()
+    parts = {name: metrics[name] for name in ("validation", "test")}
+    _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
     typer.echo(
         f"{metrics['parameters_stored']:,} parameters stored, {metrics['seconds']:.1f} s; see {output}"
     )
@@ -165,10 +167,45 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Evaluate the best epoch of a run on its validation and test users."""
+    from recsys.training.run_folder import RunFolder
     from recsys.training.session import evaluate_run
 
     _use_threads(threads)
-    _print_metrics(evaluate_run(run, None if data_dir is None else str(data_dir)))
+    metrics = evaluate_run(run, None if data_dir is None else str(data_dir))
+    _print_metrics(metrics, RunFolder(run).config().evaluation.describe())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs that have ended.")],
+    metric: Annotated[
+        str | None, typer.Option(help="What to test. Default: what the first run chose its epoch by.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw quality against cost: a .png or .svg file.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all values to this file.")
+    ] = None,
+) -> None:
+    """Compare runs on the same test users: quality, significance against the first dense run, cost."""
+    import json
+
+    from recsys.compare import compare_runs
+    from recsys.errors import RecsysError
+    from recsys.plots import check_plot, save_plot
+
+    if plot is not None:
+        check_plot(plot)
+    comparison = compare_runs(runs, metric)
+    Console().print(*comparison.tables())
+    try:
+        if json_file is not None:
+            json_file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if plot is not None:
+            save_plot(comparison, plot)
+    except OSError as error:
+        raise RecsysError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 @app.command()
@@ -226,8 +263,8 @@ def _print_epoch(record: dict[str, Any]) -> None:
     typer.echo("  ".join([*shown, f"{record['seconds']:.1f} s"]))
 
 
-def _print_metrics(metrics: dict[str, dict[str, float]], best_epoch: int | None = None) -> None:
-    table = Table(title=None if best_epoch is None else f"best epoch: {best_epoch}")
+def _print_metrics(metrics: dict[str, dict[str, float]], title: str) -> None:
+    table = Table(title=title)
     metrics = {part: values for part, values in metrics.items() if values}
     names = list(next(iter(metrics.values())))
     table.add_column("")

@@ -24,6 +24,7 @@ from recsys.settings import Section
 __all__ = [
     "Config",
     "DataConfig",
+    "EvaluationConfig",
     "SparsityConfig",
     "TrainConfig",
     "load_config",
@@ -100,6 +101,28 @@ class TrainConfig(Section):
         return self
 
 
+class EvaluationConfig(Section):
+    """What targets are ranked against, in validation and test alike.
+
+    protocol: "full", the whole catalogue; "sampled", few items for each target (`recsys.evaluation.sampled`).
+    negatives: how many for each target ("sampled" only). Where the data comes with published candidates and they are
+        this many for a user, those are taken.
+    seed: of the draw ("sampled" only), apart from the seed of training.
+    batch_size: users scored at once.
+    """
+
+    protocol: Literal["full", "sampled"] = "full"
+    negatives: int = Field(default=99, gt=0)
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=512, gt=0)
+
+    def describe(self) -> str:
+        """The protocol in words."""
+        if self.protocol == "full":
+            return "full ranking"
+        return f"sampled ranking, {self.negatives} negatives a target"
+
+
 class Config(Section):
     """A whole run. `to_dict` and `hash` identify it; `load_config` makes it."""
 
@@ -107,6 +130,7 @@ class Config(Section):
     model: ModelConfig = MultVAEConfig()
     sparsity: SparsityConfig = SparsityConfig()
     train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, without the settings that are None: TOML has no word for them."""
@@ -146,7 +170,7 @@ def load_config(
 
     Args:
         preset: one of `presets()`.
-        path: a TOML file with tables data, model, sparsity and train.
+        path: a TOML file with tables data, model, sparsity, train and evaluation.
         overrides: "table.key=value", value in TOML (`train.lr=0.01`, `train.ks=[10, 20]`); a word without
             quotes is text.
         options: {"table.key": value}; None means not given.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recsys.config import Config
 from recsys.data import Dataset
+from recsys.errors import ConfigError
 from recsys.evaluation import evaluate, evaluate_oracle
 from recsys.recommender import SavedRecommender
 from recsys.training.probe import StepProbe, time_steps
@@ -72,6 +73,11 @@ def run(
         RecsysError: as `recsys.training.session.train`.
     """
     console = Console() if console is None else console
+    if config.evaluation.protocol != "full":
+        raise ConfigError(
+            "quickstart shows full ranking beside the most popular and the best possible one; "
+            "expected evaluation.protocol=full; use recsys train for sampled ranking"
+        )
     if output is not None:
         RunFolder.check_free(output, overwrite)
     dataset = load_dataset(config)

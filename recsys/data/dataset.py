@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -194,6 +195,21 @@ class Dataset:
     def n_interactions(self) -> int:
         """Interactions in the training matrix."""
         return int(self.train.nnz)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any interaction of any part."""
+        digest = hashlib.sha256()
+        parts = [self.train]
+        for users in (self.validation, self.test):
+            parts += [users.inputs, users.targets]
+        for matrix in parts:
+            digest.update(str(matrix.shape).encode())
+            digest.update(matrix.indptr.astype(np.int64).tobytes())
+            digest.update(matrix.indices.astype(np.int64).tobytes())
+        for users in (self.validation, self.test):
+            digest.update(b"" if users.candidates is None else users.candidates.tobytes())
+        return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
         """Sizes and peculiarities, as plain values ready for JSON."""

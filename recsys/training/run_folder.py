@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,7 +29,8 @@ class RunFolder:
 
     config.toml: all settings. log.jsonl: one line per epoch. checkpoint.pt: everything that `--resume` needs,
     after the last complete epoch. best.safetensors: the weights of the best epoch by validation. At the end
-    also metrics.json and recommender/, a `recsys.recommender.SavedRecommender`. Every file is replaced in one
+    also metrics.json, per_user.npz (what the test metrics are the means of) and recommender/, a
+    `recsys.recommender.SavedRecommender`. Every file is replaced in one
     move, so whatever interrupts a run, the files are those of the last complete epoch.
     """
 
@@ -145,6 +151,27 @@ class RunFolder:
         kept = [record for record in self.log() if record["epoch"] <= epoch]
         with replacing(self.path / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def save_per_user(self, user_ids: NDArray[Any], values: Mapping[str, NDArray[np.float64]]) -> None:
+        """Test metrics of every evaluated user, (m,) each, with the raw ids of these users."""
+        with replacing(self.path / "per_user.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, user_ids=user_ids, **values)
+
+    def per_user(self) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
+        """What `save_per_user` was given.
+
+        Raises:
+            RecsysError: if there is none, or it is damaged.
+        """
+        path = self.path / "per_user.npz"
+        if not path.is_file():
+            raise RecsysError(f"{path} does not exist: the run has not ended, or an older version made it")
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                values = {name: archive[name] for name in archive.files}
+            return values.pop("user_ids"), values
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise RecsysError(f"{path} is damaged ({error}); train again with --overwrite") from error
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         with replacing(self.path / "metrics.json") as temporary:

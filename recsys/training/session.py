@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys.config import Config
-from recsys.data import Dataset, load
+from recsys.data import Dataset, EvalSet, load
 from recsys.errors import RecsysError
+from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer, nnz_per_tensor
@@ -51,8 +52,16 @@ def train(
         on_epoch: is called with the log record of every epoch.
 
     Returns:
-        What metrics.json holds: validation and test metrics of the best epoch, best_epoch, epochs, seconds,
-        sizes, versions, hash of the settings.
+        What metrics.json holds, all of the best epoch:
+
+        validation, test: means over the users with targets. users: how many these are ("evaluated") and how many
+            there are ("all"); a mean over all, a user without targets counting 0, as UltraGCN's authors report it, is
+            the value times evaluated / all.
+        beyond_accuracy: of test, see `recsys.evaluation.beyond_accuracy`.
+        protocol: what targets were ranked against. split: hash of the data as it was divided.
+        macs_per_step: multiply-adds of a training step, see `Trainer.macs`; exploration is 0 if there was none.
+        method, density, best_epoch, epochs, steps, seconds, parameters_stored, nnz, resident_bytes, config_hash,
+            versions, dataset.
 
     Raises:
         OutputExistsError: the folder is there and not to be overwritten.
@@ -122,12 +131,26 @@ def fit(
     if trainer.best_weights is None and folder is not None:
         trainer.best_weights = folder.load_best()
     trainer.load_best()
+    # The one time that test users are scored.
+    test, ks = trainer.dataset.test, trainer.config.train.ks
+    ranking = trainer.rank(test)
     metrics = {
         "dataset": trainer.dataset.summary(),
+        "split": trainer.dataset.fingerprint,
+        "protocol": {
+            name: trainer.protocol(part)
+            for name, part in _parts(trainer).items()
+            if len(part.rows_with_targets)
+        },
         "method": trainer.config.sparsity.method,
         "density": 1.0 if trainer.config.sparsity.method == "dense" else trainer.config.sparsity.density,
         "validation": trainer.best_metrics,
-        "test": trainer.evaluate(trainer.dataset.test),
+        "test": ranking.means(ks),
+        "beyond_accuracy": beyond_accuracy(ranking, trainer.dataset.train, ks),
+        "users": {
+            name: {"evaluated": len(part.rows_with_targets), "all": len(part)}
+            for name, part in _parts(trainer).items()
+        },
         "best_epoch": trainer.best_epoch,
         "epochs": trainer.epoch,
         "steps": trainer.step,
@@ -135,13 +158,20 @@ def fit(
         "parameters_stored": sum(p.numel() for p in trainer.model.parameters()),
         "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
         "resident_bytes": trainer.resident,
+        "macs_per_step": {"forward": 0.0, "backward": 0.0, "exploration": 0.0, **trainer.macs},
         "config_hash": trainer.config.hash,
         "versions": _versions(),
     }
     if folder is not None:
         saved_recommender(trainer).save(folder.recommender, overwrite=True)
+        ids = ranking.rows if test.user_ids is None else test.user_ids[ranking.rows]
+        folder.save_per_user(ids, ranking.per_user(ks))
         folder.save_metrics(metrics)
     return metrics
+
+
+def _parts(trainer: Trainer) -> dict[str, EvalSet]:
+    return {"validation": trainer.dataset.validation, "test": trainer.dataset.test}
 
 
 def saved_recommender(trainer: Trainer) -> SavedRecommender:

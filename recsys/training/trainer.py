@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 import sparsecore
 from recsys.config import Config
-from recsys.data import Dataset
+from recsys.data import Dataset, EvalSet
 from recsys.errors import ConfigError, RecsysError
-from recsys.evaluation import evaluate
+from recsys.evaluation import (
+    Candidates,
+    Ranking,
+    draw_candidates,
+    published_candidates,
+    rank_full,
+    rank_sampled,
+)
 from recsys.models.base import Batch, Recommender
 from recsys.models.build import build_model, model_class
 from recsys.models.layers import Density
@@ -41,6 +48,8 @@ class Trainer:
         seconds: spent on training steps so far, without evaluation.
         resident: bytes that training holds between two steps, by what they are for; see
             `sparsecore.resident_bytes`.
+        macs: multiply-adds of a step, {"forward", "backward", "exploration"}: counted in the first step, and in the
+            first exploration, of which a step has its share, 1 / `config.sparsity.interval`.
     """
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -67,7 +76,9 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.seconds = 0.0
         self.resident: dict[str, int] = {}
+        self.macs: dict[str, float] = {}
         self._report: Any = None
+        self._candidates: dict[EvalSet, Candidates] = {}
 
     def _expect_sparse_weights(self) -> None:
         names = [re.sub(r"\.(weight|values)$", "", name) for name, _ in self.model.named_parameters()]
@@ -138,6 +149,22 @@ class Trainer:
                 self._report = report
         return loss.detach()
 
+    def _counted_step(self, batch: Batch) -> Tensor:
+        """`train_step`, and its multiply-adds where they are not known yet."""
+        first, exploration = self.step == 0, "exploration" not in self.macs and self.explorer is not None
+        if not first and not exploration:
+            return self.train_step(batch)
+        counter = sparsecore.MacCounter()
+        counted = {"forward", "backward"} if first else set()
+        counted |= {"exploration"} if exploration else set()
+        before = self._report
+        loss = self.train_step(batch, lambda name: counter.phase(name) if name in counted else nullcontext())
+        if first:
+            self.macs = {name: float(counter.macs[name]) for name in ("forward", "backward")}
+        if exploration and self._report is not before:
+            self.macs["exploration"] = counter.macs["exploration"] / self.config.sparsity.interval
+        return loss
+
     def run_epoch(self, on_step: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Train on every batch once and evaluate if it is time; returns the record for the log.
 
@@ -151,7 +178,7 @@ class Trainer:
         total, count, explorations = torch.zeros((), dtype=torch.float64), 0, 0
         for batch in self.model.batches(self.dataset, train.batch_size, self.order):
             before = self._report
-            total += self.train_step(batch) * batch.size
+            total += self._counted_step(batch) * batch.size
             count += batch.size
             explorations += self._report is not before
             on_step()
@@ -192,14 +219,43 @@ class Trainer:
             self.best_weights = _copied(self.model)
         return metrics
 
-    def evaluate(self, eval_set: Any) -> dict[str, float]:
-        """Metrics of the weights as they are on an EvalSet."""
+    def evaluate(self, eval_set: EvalSet) -> dict[str, float]:
+        """Metrics of the weights as they are on the users of an EvalSet."""
+        return self.rank(eval_set).means(self.config.train.ks)
+
+    def rank(self, eval_set: EvalSet) -> Ranking:
+        """What `evaluate` averages, by the protocol of `config.evaluation`."""
+        settings, ks = self.config.evaluation, self.config.train.ks
         training = self.model.training
         self.model.eval()
         try:
-            return evaluate(self.model.score, eval_set, ks=self.config.train.ks)
+            if settings.protocol == "full":
+                return rank_full(self.model.score, eval_set, ks, settings.batch_size)
+            candidates = self.candidates(eval_set)
+            return rank_sampled(self.model.score_items, eval_set, candidates, ks, settings.batch_size)
         finally:
             self.model.train(training)
+
+    def candidates(self, eval_set: EvalSet) -> Candidates:
+        """What sampled ranking ranks the targets of the validation or the test users among: made once."""
+        if eval_set not in self._candidates:
+            settings, given = self.config.evaluation, eval_set.candidates
+            if given is not None and given.shape[1] == settings.negatives:
+                self._candidates[eval_set] = published_candidates(eval_set)
+            else:
+                # Other draws for test than for validation, which chooses the epoch.
+                seed = np.random.SeedSequence([settings.seed, int(eval_set is self.dataset.test)])
+                self._candidates[eval_set] = draw_candidates(eval_set, settings.negatives, seed)
+        return self._candidates[eval_set]
+
+    def protocol(self, eval_set: EvalSet) -> dict[str, Any]:
+        """How the users of an EvalSet are evaluated, in plain values."""
+        settings = self.config.evaluation
+        if settings.protocol == "full":
+            return {"ranking": "full"}
+        source = self.candidates(eval_set).source
+        seed = {"seed": settings.seed} if source == "drawn" else {}
+        return {"ranking": "sampled", "negatives": settings.negatives, "candidates": source, **seed}
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch, for evaluation on test and for saving."""
@@ -223,6 +279,7 @@ class Trainer:
             "best_metrics": self.best_metrics,
             "seconds": self.seconds,
             "resident": self.resident,
+            "macs": self.macs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,7 +303,7 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
         self.best_metrics, self.seconds = state["best_metrics"], state["seconds"]
-        self.resident = state["resident"]
+        self.resident, self.macs = state["resident"], state["macs"]
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -109,6 +109,7 @@ def test_errors_are_one_line(tmp_path, finished):
     assert not out.exists()
     assert "--overwrite" in refused("train", *SMALL, "-o", finished)
     assert "--overwrite" in refused("quickstart", *SMALL, "-o", finished)
+    assert "full ranking" in refused("quickstart", *SMALL, "--set", "evaluation.protocol=sampled")
     assert "nearest is u0" in refused("recommend", finished, "--user", "u00077")
     assert "either" in refused("recommend", finished)
     assert "at least 1" in refused("recommend", finished, "--user", "u0007", "-k", 0)

@@ -12,6 +12,7 @@ import sparsecore
 from recsys.errors import ConfigError, OutputExistsError, RecsysError
 from recsys.models.build import MODELS
 from recsys.training import session
+from recsys.training.probe import StepProbe
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
 
@@ -141,7 +142,8 @@ def test_resumed_run_equals_uninterrupted_run(make_config, tiny, tmp_path, metho
     assert folder.load_checkpoint()["epoch"] == 3
     assert folder.metrics() is None
     resumed = session.resume(tmp_path / "cut", dataset=tiny, quiet=True)
-    for key in ("test", "validation", "best_epoch", "epochs", "steps", "nnz"):
+    same = ("test", "validation", "best_epoch", "epochs", "steps", "nnz", "beyond_accuracy", "macs_per_step")
+    for key in same:
         assert resumed[key] == whole[key], key
     states = [RunFolder(tmp_path / name).load_checkpoint() for name in ("whole", "cut")]
     assert_same(states[0]["model"], states[1]["model"])
@@ -234,16 +236,32 @@ def test_evaluate_every_and_last_epoch(make_config, tiny):
     assert [record["epoch"] for record in records if "validation" in record] == [2, 4, 5]
 
 
-def test_test_set_is_evaluated_once(make_config, tiny, monkeypatch):
-    original, seen = Trainer.evaluate, []
+def test_test_users_are_scored_once_and_after_training(make_config, monkeypatch):
+    """Held-out users, so that a user scored can be told by their history: validation chooses, test is seen once."""
+    config = make_config("dsl", "train.epochs=3", "data.options.split=heldout", "evaluation.batch_size=7")
+    data = session.load_dataset(config)
+    trainer = Trainer(config, data)
 
-    def watched(self, eval_set):
-        seen.append("test" if eval_set is tiny.test else "validation")
-        return original(self, eval_set)
+    def histories(eval_set):
+        rows = eval_set.inputs[eval_set.rows_with_targets].toarray()
+        return [tuple(row.nonzero()[0].tolist()) for row in rows]
 
-    monkeypatch.setattr(Trainer, "evaluate", watched)
-    session.fit(Trainer(make_config("dsl", "train.epochs=3"), tiny), quiet=True)
-    assert seen == ["validation"] * 3 + ["test"]
+    validation, test = histories(data.validation), histories(data.test)
+    assert not set(validation) & set(test)
+    original, seen = trainer.model.score, []
+
+    def watched(users, inputs):
+        seen.extend((trainer.epoch, tuple(row.nonzero()[0].tolist())) for row in inputs.toarray())
+        return original(users, inputs)
+
+    monkeypatch.setattr(trainer.model, "score", watched)
+    best = []
+    metrics = session.fit(
+        trainer, quiet=True, on_epoch=lambda record: best.append(record["validation"]["ndcg@20"])
+    )
+    expected = [(epoch, row) for epoch in (1, 2, 3) for row in validation] + [(3, row) for row in test]
+    assert seen == expected
+    assert metrics["best_epoch"] == 1 + best.index(max(best))
 
 
 def test_divergence_is_reported(make_config, tiny, tmp_path):
@@ -261,6 +279,7 @@ def test_run_folder_contents(make_config, tiny, tmp_path):
         "checkpoint.pt",
         "best.safetensors",
         "metrics.json",
+        "per_user.npz",
         "recommender",
     }
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -271,6 +290,14 @@ def test_run_folder_contents(make_config, tiny, tmp_path):
     assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")
     assert sizes["gradients"] > 0
     assert sizes["optimizer_state"] >= 2 * sizes["gradients"]
+    assert metrics["protocol"] == {"validation": {"ranking": "full"}, "test": {"ranking": "full"}}
+    assert metrics["users"]["test"] == {"evaluated": len(tiny.test.rows_with_targets), "all": len(tiny.test)}
+    assert metrics["split"] == tiny.fingerprint
+    assert all(metrics["macs_per_step"][name] > 0 for name in ("forward", "backward", "exploration"))
+    assert {"coverage@20", "novelty@20", "gini@20", "recall_tail@20"} <= metrics["beyond_accuracy"].keys()
+    ids, values = RunFolder(tmp_path / "run").per_user()
+    assert ids.tolist() == tiny.test.user_ids[tiny.test.rows_with_targets].tolist()
+    assert {name: array.mean() for name, array in values.items()} == pytest.approx(metrics["test"])
     record = RunFolder(tmp_path / "run").log()[-1]
     for key in ("epoch", "loss", "validation", "nnz", "drop_fraction", "ever_active", "seconds"):
         assert key in record
@@ -308,3 +335,41 @@ def test_density_one_needs_no_explorer(make_config, tiny):
     trainer = Trainer(make_config("dsl", "sparsity.density=1", "train.epochs=1"), tiny)
     assert trainer.explorer is None
     session.fit(trainer, quiet=True)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("method", METHODS)
+def test_counting_multiply_adds_changes_nothing(make_config, tiny, monkeypatch, method, model):
+    config = make_config(method, "train.epochs=2", "train.evaluate_every=2", model=model)
+    counted = Trainer(config, tiny)
+    counted.run_epoch()
+    plain = Trainer(config, tiny)
+    monkeypatch.setattr(Trainer, "_counted_step", Trainer.train_step)
+    plain.run_epoch()
+    assert_same(weights(counted), weights(plain))
+    assert plain.macs == {}
+    probe = StepProbe(config, tiny)
+    expected = {"forward", "backward"} | ({"exploration"} if counted.explorer is not None else set())
+    assert counted.macs.keys() == expected
+    # Another batch: about the same work.
+    for name, macs in probe.macs().items():
+        assert counted.macs.get(name, 0.0) == pytest.approx(macs, rel=0.2)
+
+
+def test_sampled_protocol_of_a_run(make_config, tiny, tmp_path):
+    settings = (
+        "evaluation.protocol=sampled",
+        "evaluation.negatives=9",
+        "evaluation.seed=4",
+        "train.epochs=2",
+    )
+    config = make_config("dsl", *settings, model="bprmf")
+    metrics = session.train(config, tmp_path / "run", dataset=tiny, quiet=True)
+    drawn = {"ranking": "sampled", "negatives": 9, "candidates": "drawn", "seed": 4}
+    assert metrics["protocol"] == {"validation": drawn, "test": drawn}
+    assert "coverage@20" not in metrics["beyond_accuracy"]
+    assert "recall_tail@20" in metrics["beyond_accuracy"]
+    again = session.evaluate_run(tmp_path / "run")
+    assert again == {"validation": metrics["validation"], "test": metrics["test"]}
+    full = make_config("dsl", "train.epochs=2", model="bprmf")
+    assert session.train(full, dataset=tiny, quiet=True)["test"]["hr@20"] < metrics["test"]["hr@20"]
