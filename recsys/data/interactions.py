@@ -37,7 +37,7 @@ class Interactions:
 
 
 def entry_rows(matrix: csr_array) -> NDArray[np.int64]:
-    """(nnz,) row of every entry."""
+    """(nnz,) int64 row of every entry."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
@@ -47,7 +47,8 @@ def _stable_argsort(keys: NDArray[Any], size: int) -> NDArray[Any]:
     scipy turns a matrix of one entry a row round by counting, and keeps the order of equal columns.
     """
     n = len(keys)
-    one_a_row = csr_array((np.empty(n, np.bool_), keys, np.arange(n + 1)), shape=(n, size))
+    pointers = np.arange(n + 1, dtype=np.int32 if n < 2**31 - 1 else np.int64)
+    one_a_row = csr_array((np.empty(n, np.bool_), keys, pointers), shape=(n, size))
     return one_a_row.tocsc().indices
 
 
@@ -80,9 +81,10 @@ def merge_pairs(
 def rank_in_rows(matrix: csr_array, key: NDArray[Any]) -> NDArray[np.int64]:
     """(nnz,) rank of each entry among those of its row by `key`, from 0; `key` has no ties within a row."""
     rows = entry_rows(matrix)
-    ascending = np.lexsort((key, rows))
+    by_key = np.argsort(key, kind="stable")
+    by_row = by_key[_stable_argsort(rows[by_key], matrix.shape[0])]
     rank = np.empty(len(rows), dtype=np.int64)
-    rank[ascending] = np.arange(len(rows)) - matrix.indptr[rows]  # rows are ascending, sorted or not
+    rank[by_row] = np.arange(len(rows)) - matrix.indptr[rows]  # rows ascend, by key or not
     return rank
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ PARQUET_ROWS = 1 << 20
 LONGEST_HEADER = 1 << 16
 FIELDS = ("user", "item", "rating", "timestamp")
 SEPARATOR = b"\x1f"  # stands for a separator of several characters: pyarrow takes one
+MALFORMED = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+)")
 NAMES = {
     "user": ("user", "user_id", "userid"),
     "item": ("item", "item_id", "itemid"),
@@ -308,6 +310,16 @@ def _columns(
     return found
 
 
+def _names(path: Path, line: str, separator: str, quotes: bool) -> list[str]:
+    """Fields of the first line."""
+    if not quotes or len(separator) > 1:
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator), [""])
+    except csv.Error as error:
+        raise DataError(f"{path}:1: {error}") from error
+
+
 def read_text(path: Path, style: TextStyle, options: ReadOptions) -> Table:
     """Read a delimited text file.
 
@@ -323,15 +335,14 @@ def read_text(path: Path, style: TextStyle, options: ReadOptions) -> Table:
             raise DataError(f"{path}:1: the first line is longer than {LONGEST_HEADER} bytes")
         if not first.strip() and not file.read(LONGEST_HEADER).strip():
             raise DataError(f"{path}: the file is empty")
-        line = first.rstrip(b"\r\n").decode("utf-8", "replace")
-        quoted = style.quotes and len(separator) == 1
-        names = next(csv.reader([line], delimiter=separator)) if quoted else line.split(separator)
+        # A line may end with a mere \r, and the next ones then came with it.
+        line, end, below = first.partition(b"\r" if b"\r" in first else b"\n")
+        below = below.removeprefix(b"\n") if end == b"\r" else below
+        names = _names(path, line.decode("utf-8", "replace"), separator, style.quotes)
         if style.types:
             names = [name.partition(":")[0] for name in names]
         columns = _columns(path, names, header, options)
-        start = b"" if header else first
-        if not start:
-            start = file.read(BLOCK)
+        start = (below if header else first) + file.read(BLOCK)
         if not start.strip():
             raise DataError(f"{path}: no interaction after the header line")
         lines = _Lines(path, separator, style.quotes, header)
@@ -382,12 +393,6 @@ def _batches(
     lines: _Lines,
     gathered: _Gathered,
 ) -> Iterator[dict[str, pa.Array]]:
-    malformed: list[tuple[int, int, str]] = []
-
-    def skip(row: Any) -> str:
-        malformed.append((row.number, row.actual_columns, row.text))
-        return "skip"
-
     names = [str(place) for place in range(width)]
     of_field = {str(place): field for field, place in columns.items()}
     coded = pa.dictionary(pa.int32(), pa.binary())
@@ -403,7 +408,6 @@ def _batches(
                 quote_char='"' if quotes else False,
                 newlines_in_values=quotes,
                 ignore_empty_lines=False,
-                invalid_row_handler=skip,
             ),
             # Everything as bytes: what is wrong with a field is found out here, where its row is known.
             convert_options=pyarrow.csv.ConvertOptions(
@@ -415,8 +419,6 @@ def _batches(
             ),
         )
         for batch in reader:
-            if malformed:
-                break
             found = {of_field[name]: batch.column(name) for name in batch.schema.names}
             filled = np.any([_filled(column) for column in found.values()], axis=0)
             count = batch.num_rows - int(np.argmax(filled[::-1])) if filled.any() else 0
@@ -428,14 +430,15 @@ def _batches(
                 yield {field: column.slice(0, count) for field, column in found.items()}
             seen += batch.num_rows
     except pa.ArrowException as error:
-        if not malformed:
-            raise DataError(
-                f"{lines.place(seen)}: here or below, a line is longer than {BLOCK >> 20} MiB or a quote is not "
-                f"closed: {error}"
-            ) from error
-    if malformed:
-        number, got, _ = min(malformed)
-        raise DataError(f"{lines.place(number - 1)}: expected {width} fields, got {got}")
+        # pyarrow's handler of invalid rows cannot be told of one that is not UTF-8; the message always comes.
+        malformed = MALFORMED.search(str(error))
+        if malformed:
+            number, got = map(int, malformed.groups())
+            raise DataError(f"{lines.place(number - 1)}: expected {width} fields, got {got}") from error
+        raise DataError(
+            f"{lines.place(seen)}: here or below, a line is longer than {BLOCK >> 20} MiB or a quote is not "
+            f"closed: {error}"
+        ) from error
 
 
 def _filled(column: pa.Array) -> NDArray[np.bool_]:
