@@ -415,10 +415,19 @@ def test_unknown_option_names_the_nearest(tmp_path: Path) -> None:
         ("citeulike-a", 5551, 16_980, 204_986),
         ("citeulike-t/derrd_loo", 5219, 25_181, 125_580),
         ("ml-1m/ncf_loo", 6040, 3706, 1_000_209),
+        ("yelp2018", 31_668, 38_048, 1_561_406),
+        ("citeulike-t", 7947, 25_975, 134_860),
+        ("foursquare-nyc", 1083, 5135, 36_140),
+        ("amazon-book", 52_643, 91_599, 1_314_129),
+        ("amazon-book-kgat", 70_679, 24_915, 846_434),
+        # The csv beside a published split.
+        ("lastfm ratio", 1892, 17_632, 92_834),
+        ("foursquare ratio", 7642, 28_483, 277_405),
     ],
 )
 def test_real_counts(real_data: Path, name: str, users: int, items: int, pairs: int) -> None:
-    dataset = load(name, real_data)
+    name, _, split = name.partition(" ")
+    dataset = load(name, real_data, split=split or None)
     assert dataset.train.shape == (users, items)
     assert dataset.test.inputs.nnz + dataset.test.targets.nnz == pairs
     assert dataset.test.inputs.nnz == dataset.train.nnz + dataset.validation.targets.nnz
@@ -426,12 +435,21 @@ def test_real_counts(real_data: Path, name: str, users: int, items: int, pairs: 
 
 @pytest.mark.real
 def test_real_published_test_parts_are_untouched(real_data: Path) -> None:
-    counts = {"lastfm": (42_135, 10_533), "gowalla": (810_128, 217_242)}
-    for name, (train, test) in counts.items():
+    counts = {
+        "lastfm": (42_135, 10_533, 0.1),
+        "gowalla": (810_128, 217_242, 0.1),
+        "yelp2018": (1_237_259, 324_147, 0.1),
+        "amazon-book-kgat": (652_514, 193_920, 0.1),
+        "amazon-book": (710_751, 603_378, 0.1),
+        "ml-1m/ncf_loo": (994_169, 6040, 6040 / 994_169),
+        "citeulike-t/derrd_loo": (115_142 + 5219, 5219, 5219 / 120_361),
+        "foursquare": (190_547 + 27_134, 59_724, 27_134 / 217_681),
+    }
+    for name, (known, test, validation) in counts.items():
         dataset = load(name, real_data)
         assert same(dataset.test.targets, csr_array(sparse.load_npz(real_data / name / "test.npz")))
-        assert (dataset.test.inputs.nnz, dataset.test.targets.nnz) == (train, test)
-        assert dataset.validation.targets.nnz == pytest.approx(0.1 * train, rel=0.1)
+        assert (dataset.test.inputs.nnz, dataset.test.targets.nnz) == (known, test)
+        assert dataset.validation.targets.nnz == pytest.approx(validation * known, rel=0.15)
 
 
 @pytest.mark.real
@@ -454,7 +472,8 @@ def test_real_heldout_users_and_their_raw_ids(real_data: Path) -> None:
 @pytest.mark.real
 def test_every_real_dataset_loads(real_data: Path) -> None:
     names = available(real_data)
-    assert {"synthetic", "amazon-book", "ml-1m/dsl_multvae", "yelp2018"} <= set(names)
+    folders = {path.name for path in real_data.iterdir() if path.is_dir()}
+    assert folders <= set(names)
     for name in names:
         dataset = load(name, real_data)
         assert len(dataset.test.rows_with_targets) > 0, name
