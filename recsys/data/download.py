@@ -32,7 +32,7 @@ class Source:
         member: the file of interactions in it.
         terms: under what terms it may be used, for people.
         md5: as its owner publishes it; None if none is published.
-        options: how the member is read (`recsys.data.tables.ReadOptions`).
+        options: how the member is read (`recsys.data.options.ReadOptions`).
     """
 
     url: str

@@ -26,6 +26,7 @@ from scipy.sparse import csr_array
 from recsys.data.dataset import Dataset, binary_csr
 from recsys.data.formats import SUFFIXES, is_supported, read_interactions
 from recsys.data.interactions import Interactions, entry_rows
+from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,
     load_heldout,
@@ -35,7 +36,6 @@ from recsys.data.published import (
     validation_of,
 )
 from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
-from recsys.data.tables import ReadOptions
 from recsys.errors import ConfigError, DataError
 
 __all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_folder", "split_file"]

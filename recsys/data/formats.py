@@ -28,7 +28,10 @@ from scipy.sparse import csr_array
 from recsys.data.dataset import binary_csr
 from recsys.data.interactions import Interactions, entry_rows, k_core, merge_pairs
 from recsys.data.lists import read_lists
-from recsys.data.tables import ReadOptions, Table, TextStyle, not_empty, read_parquet, read_text
+from recsys.data.options import ReadOptions
+from recsys.data.parquet import read_parquet
+from recsys.data.tables import Table, not_empty
+from recsys.data.text import TextStyle, read_text
 from recsys.errors import ConfigError, DataError
 
 __all__ = ["DAMAGED", "SUFFIXES", "TEXT_STYLES", "is_supported", "read_interactions", "read_matrix"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.data.tables import Table, opened
+from recsys.data.tables import Table
+from recsys.data.text import opened
 from recsys.errors import DataError
 
 __all__ = ["read_lists"]

@@ -245,7 +245,7 @@ def _from_source(
             return (
                 rank_in_rows(train, data.order[places[0]]),
                 data.user_ids,
-                f"order and user ids: {path.name}",
+                f"order of the train pairs and user ids: rows of {path.name}",
             )
     return None
 

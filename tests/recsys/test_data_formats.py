@@ -18,7 +18,7 @@ from recsys.data import available, load
 from recsys.data.dataset import binary_csr
 from recsys.data.formats import read_interactions
 from recsys.data.interactions import Interactions, k_core
-from recsys.data.tables import ReadOptions
+from recsys.data.options import ReadOptions
 from recsys.errors import ConfigError, DataError
 from recsys.training import session
 

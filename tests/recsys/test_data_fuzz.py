@@ -19,7 +19,7 @@ from scipy import sparse
 from recsys.data.dataset import check_binary_csr
 from recsys.data.formats import SUFFIXES, read_interactions
 from recsys.data.interactions import rank_in_rows
-from recsys.data.tables import ReadOptions
+from recsys.data.options import ReadOptions
 from recsys.errors import DataError
 
 ROWS = [(3, 10, 4.5, 100), (3, 11, 2.0, 90), (7, 10, 5.0, 95), (3, 10, 1.0, 80), (12, 400, 3.5, 120)]
@@ -185,7 +185,7 @@ def test_truncated_gzip(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_huge_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.data.tables.BLOCK", 1 << 12)
+    monkeypatch.setattr("recsys.data.text.BLOCK", 1 << 12)
     path = tmp_path / "own.csv"
     path.write_text("user,item,text\n" + "1,2,a\n" * 3000 + "1,3," + "x" * 10_000 + "\n")
     with pytest.raises(DataError, match=r"own\.csv:\d+: here or below, a line is longer"):
@@ -210,7 +210,7 @@ def test_pieces_do_not_change_what_is_read(
     (folder / "own.dat").write_text(text)
     (folder / "own.txt").write_text("\n".join(f"{user} {item}" for user, item in rows))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("tables", "lists"):
+        for module in ("text", "lists"):
             patch.setattr(f"recsys.data.{module}.BLOCK", data.draw(st.integers(40, 90)))
         patch.setattr("recsys.data.lists.BLOCK", data.draw(st.integers(1, 30)))
         table = read_interactions(folder / "own.dat")

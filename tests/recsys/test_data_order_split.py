@@ -162,7 +162,7 @@ def loo_folder(root: Path, with_source: bool = True) -> tuple[Dataset, Path]:
 def test_the_last_train_item_validates_a_published_leave_one_out_split(tmp_path: Path) -> None:
     whole, _ = loo_folder(tmp_path)
     dataset = load("set/loo", tmp_path)
-    assert "order and user ids: interactions.csv" in dataset.notes
+    assert "order of the train pairs and user ids: rows of interactions.csv" in dataset.notes
     np.testing.assert_array_equal(dataset.user_ids, whole.user_ids)
     by_file = load(str(tmp_path / "set" / "interactions.csv"), split="loo", order="file")
     assert pairs(dataset.train) == pairs(by_file.train)
