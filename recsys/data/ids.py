@@ -30,9 +30,8 @@ class IdColumn:
     def problem(self, piece: pa.DictionaryArray) -> tuple[int, str] | None:
         """The first row of a piece whose id cannot be one, and why; None if all can."""
         if piece.indices.null_count:
-            return int(
-                np.argmax(piece.indices.is_null().to_numpy(zero_copy_only=False))
-            ), "the field is empty"
+            absent = piece.indices.is_null().to_numpy(zero_copy_only=False)
+            return int(np.argmax(absent)), "the field is empty"
         codes = piece.indices.to_numpy()
         if not len(codes):
             return None

@@ -435,12 +435,12 @@ def test_real_counts(real_data: Path, name: str, users: int, items: int, pairs: 
 
 @pytest.mark.real
 def test_real_published_test_parts_are_untouched(real_data: Path) -> None:
-    counts = {
+    counts = {  # known, test, share carved out: at least one pair a user, so above 0.1 where histories are short
         "lastfm": (42_135, 10_533, 0.1),
         "gowalla": (810_128, 217_242, 0.1),
         "yelp2018": (1_237_259, 324_147, 0.1),
         "amazon-book-kgat": (652_514, 193_920, 0.142),
-        "amazon-book": (710_751, 603_378, 0.1),
+        "amazon-book": (710_751, 603_378, 0.116),
         "ml-1m/ncf_loo": (994_169, 6040, 6040 / 994_169),
         "citeulike-t/derrd_loo": (115_142 + 5219, 5219, 5219 / 120_361),
         "foursquare": (190_547 + 27_134, 59_724, 27_134 / 217_681),
