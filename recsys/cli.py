@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from recsys.data_cli import data_app
+
 if TYPE_CHECKING:
     from recsys.config import Config
 
@@ -58,6 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Recommender models whose weights are trained and stored sparse.",
 )
+app.add_typer(data_app, name="data")
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of datasets. Default: environment SPARSECORE_DATA.")
@@ -239,10 +242,11 @@ def _config(
     options: dict[str, Any] | None = None,
 ) -> Config:
     from recsys.config import load_config
+    from recsys.data.formats import is_supported
 
     # Absolute: the settings are kept with the run, which may be evaluated from elsewhere.
     place = None if data_dir is None else str(data_dir.resolve())
-    if dataset is not None and dataset.endswith((".csv", ".csv.gz", ".npz")):
+    if dataset is not None and is_supported(dataset):
         dataset = str(Path(dataset).resolve())
     plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
     return load_config(preset, path, overrides or [], plain)

@@ -3,7 +3,8 @@
 "ratio" divides each user's interactions (weak generalisation: every user is trained on). "heldout" divides
 the users: those held out are never trained on, and are evaluated by showing part of their history, the
 fold-in, and asking for the rest (strong generalisation; Liang et al., Variational Autoencoders for
-Collaborative Filtering, WWW 2018).
+Collaborative Filtering, WWW 2018). "loo" and "temporal" follow the order of the interactions: see
+`recsys.data.order_split`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from recsys.data.dataset import Dataset, EvalSet, Oracle, binary_csr
+from recsys.data.interactions import entry_rows, find_pairs, rank_in_rows
+from recsys.data.order_split import last_of_each, loo_split, temporal_split
 from recsys.errors import ConfigError, DataError
 
 __all__ = [
@@ -24,10 +27,14 @@ __all__ = [
     "carve_validation",
     "heldout_dataset",
     "heldout_split",
+    "leave_one_out_at_random",
+    "order_of_part",
     "ratio_split",
     "split_dataset",
     "transductive_dataset",
 ]
+
+KINDS = ("ratio", "heldout", "loo", "temporal")
 
 
 @dataclass(frozen=True)
@@ -35,23 +42,30 @@ class SplitOptions:
     """How `split_dataset` divides a matrix.
 
     Attributes:
-        kind: "ratio" (each user's interactions) or "heldout" (the users).
-        validation: fraction of the interactions of each user, or of the users.
-        test: as `validation`.
+        kind: "ratio" (each user's interactions, at random), "heldout" (the users), "loo" (each user's last one) or
+            "temporal" (all interactions, by time).
+        validation: fraction of the interactions of each user, of the users, or of all interactions. "loo" asks only
+            whether it is 0: then there is no validation set.
+        test: as `validation`; "loo" does not read it.
         fold_in: fraction of a held-out user's history that is shown to the model ("heldout" only).
 
     Raises:
         ConfigError: a fraction is out of range, or nothing is left to train on.
     """
 
-    kind: Literal["ratio", "heldout"] = "ratio"
+    kind: Literal["ratio", "heldout", "loo", "temporal"] = "ratio"
     validation: float = 0.1
     test: float = 0.1
     fold_in: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ratio", "heldout"):
-            raise ConfigError(f"split: expected 'ratio' or 'heldout', got {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ConfigError(f"split: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        for what, value in (("validation", self.validation), ("test", self.test), ("fold_in", self.fold_in)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"{what}: expected a fraction, got {value!r}")
+        if self.kind == "loo":
+            return
         for what, value in (("validation", self.validation), ("test", self.test)):
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{what}: expected a fraction in [0, 1), got {value}")
@@ -64,13 +78,9 @@ class SplitOptions:
             raise ConfigError(f"fold_in: expected a fraction in (0, 1), got {self.fold_in}")
 
 
-def _entry_rows(matrix: csr_array) -> NDArray[np.int64]:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-
-
 def _partition(matrix: csr_array, sizes: Sequence[NDArray[np.int64]], seed: int) -> list[csr_array]:
     """Divide each row at random: parts of sizes[0][u], sizes[1][u], ... entries, and last what remains."""
-    rows = _entry_rows(matrix)
+    rows = entry_rows(matrix)
     # Entries in random order within their row; `place` is the position of an entry in that order.
     order = np.lexsort((np.random.default_rng(seed).random(matrix.nnz), rows))
     place = np.empty(matrix.nnz, dtype=np.int64)
@@ -120,6 +130,12 @@ def carve_validation(train: csr_array, fraction: float = 0.1, seed: int = 0) -> 
     return rest, validation
 
 
+def leave_one_out_at_random(train: csr_array, seed: int = 0) -> tuple[csr_array, csr_array]:
+    """(rest, one): a random item of each user on its own, of the users with at least two."""
+    key = np.random.default_rng(seed).permutation(train.nnz)
+    return last_of_each(train, rank_in_rows(train, key))
+
+
 def transductive_dataset(
     name: str,
     train: csr_array,
@@ -129,10 +145,13 @@ def transductive_dataset(
     item_ids: NDArray[Any],
     oracle: Oracle | None = None,
     notes: Sequence[str] = (),
+    order: NDArray[np.int64] | None = None,
+    candidates: NDArray[np.int64] | None = None,
 ) -> Dataset:
     """Dataset whose evaluation users are its training users.
 
-    A user's inputs are what is known by then: the train row for validation, train and validation for test.
+    A user's inputs are what is known by then: the train row for validation, train and validation for test. `order`
+    is of the train pairs; `candidates` are the test set's.
     """
     users = np.arange(train.shape[0], dtype=np.int64)
     known = csr_array(train + validation)  # disjoint, or EvalSet refuses them below
@@ -140,9 +159,10 @@ def transductive_dataset(
         name=name,
         train=train,
         validation=EvalSet(train, validation, users, user_ids),
-        test=EvalSet(known, test, users, user_ids),
+        test=EvalSet(known, test, users, user_ids, candidates),
         user_ids=user_ids,
         item_ids=item_ids,
+        order=order,
         oracle=oracle,
         notes=tuple(notes),
     )
@@ -187,6 +207,7 @@ def heldout_dataset(
     item_ids: NDArray[Any],
     oracle: Oracle | None = None,
     notes: Sequence[str] = (),
+    order: NDArray[np.int64] | None = None,
 ) -> Dataset:
     """Dataset whose evaluation users were never trained on; each set is (inputs, targets, raw user ids)."""
 
@@ -200,9 +221,17 @@ def heldout_dataset(
         test=heldout(*test),
         user_ids=user_ids,
         item_ids=item_ids,
+        order=order,
         oracle=oracle,
         notes=tuple(notes),
     )
+
+
+def order_of_part(
+    matrix: csr_array, order: NDArray[np.int64] | None, part: csr_array
+) -> NDArray[np.int64] | None:
+    """Places in their user's history of the pairs of `part`, all of which are in `matrix`, numbered anew from 0."""
+    return None if order is None else rank_in_rows(part, order[find_pairs(matrix, part)])
 
 
 def split_dataset(
@@ -214,21 +243,49 @@ def split_dataset(
     seed: int = 0,
     oracle: Oracle | None = None,
     notes: Sequence[str] = (),
+    order: NDArray[np.int64] | None = None,
+    time: NDArray[np.float64] | None = None,
 ) -> Dataset:
-    """Divide one binary matrix by `options` into a Dataset; the same seed gives the same split."""
+    """Divide one binary matrix by `options` into a Dataset; the same seed gives the same split.
+
+    `order` and `time` are (matrix.nnz,), as in `recsys.data.interactions.Interactions`.
+
+    Raises:
+        DataError: there is no interaction, or the split needs an order or timestamps that are not given.
+    """
     if matrix.nnz == 0:
         raise DataError(f"{name}: no interaction in the data")
-    if options.kind == "ratio":
-        parts = ratio_split(matrix, options.validation, options.test, seed)
-        return transductive_dataset(name, *parts, user_ids, item_ids, oracle, notes)
-    train, validation, test = heldout_split(matrix, options.validation, options.test, options.fold_in, seed)
-    return heldout_dataset(
-        name,
-        csr_array(matrix[train]),
-        (*validation[1:], user_ids[validation[0]]),
-        (*test[1:], user_ids[test[0]]),
-        user_ids[train],
-        item_ids,
-        oracle,
-        notes,
+    if options.kind == "heldout":
+        rows, *sets = heldout_split(matrix, options.validation, options.test, options.fold_in, seed)
+        validation, test = ((inputs, targets, user_ids[held]) for held, inputs, targets in sets)
+        train = csr_array(matrix[rows])
+        of_rows = np.isin(entry_rows(matrix), rows)
+        kept = None if order is None else order[of_rows]
+        return heldout_dataset(
+            name, train, validation, test, user_ids[rows], item_ids, oracle, notes, order=kept
+        )
+    if options.kind == "temporal":
+        if time is None:
+            raise DataError(
+                f"{name}: the split 'temporal' needs a timestamp of every interaction and there is none; "
+                "name the column (timestamp_column), or take the split 'loo' with order 'file', or 'ratio'"
+            )
+        *parts, users, items, dropped = temporal_split(matrix, time, options.validation, options.test)
+        known = csr_array(csr_array(matrix[users])[:, items])
+        if order is not None:
+            whole = np.isin(entry_rows(matrix), users) & np.isin(matrix.indices, items)
+            order = rank_in_rows(known, order[whole])
+        matrix, user_ids, item_ids, notes = known, user_ids[users], item_ids[items], (*notes, *dropped)
+    elif options.kind == "loo":
+        if order is None:
+            raise DataError(
+                f"{name}: the split 'loo' needs the order of each user's interactions and the data does not tell it; "
+                "take a table with timestamps, or the split 'ratio'"
+            )
+        parts = list(loo_split(matrix, order, options.validation > 0))
+    else:
+        parts = list(ratio_split(matrix, options.validation, options.test, seed))
+    kept = order_of_part(matrix, order, parts[0])
+    return transductive_dataset(
+        name, parts[0], parts[1], parts[2], user_ids, item_ids, oracle, notes, order=kept
     )

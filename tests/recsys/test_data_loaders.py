@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.sparse import csr_array
 
 from recsys.data import available, load
-from recsys.data.interactions import read_interactions, read_matrix, read_table
+from recsys.data.formats import read_interactions, read_matrix
 from recsys.errors import ConfigError, DataError
 
 USERS, ITEMS = 12, 20
@@ -71,7 +71,7 @@ def test_a_table_of_numbers_is_read_as_written(
         end if last else ""
     )
     path = write(tmp_path_factory.mktemp("t") / "own.csv", text)
-    data = read_table(path)
+    data = read_interactions(path)
     assert data.user_ids.dtype == data.item_ids.dtype == np.int64
     assert data.user_ids.tolist() == sorted({user for user, _ in rows})
     assert data.item_ids.tolist() == sorted({item for _, item in rows})
@@ -79,12 +79,16 @@ def test_a_table_of_numbers_is_read_as_written(
     found = list(zip(data.user_ids[coo.row].tolist(), data.item_ids[coo.col].tolist(), strict=True))
     assert sorted(found) == sorted(set(rows))
     repeated = len(rows) - len(set(rows))
-    assert data.notes == ((f"own.csv: {repeated} repeated pairs merged",) if repeated else ())
+    merged = [note for note in data.notes if "merged" in note]
+    assert merged == ([f"own.csv: {repeated} repeated pairs merged"] if repeated else [])
+    for field, ids in (("user", data.user_ids), ("item", data.item_ids)):
+        gaps = any(f"{len(ids)} {field} ids with gaps in {ids[0]}..{ids[-1]}" in note for note in data.notes)
+        assert gaps == (ids[-1] - ids[0] + 1 != len(ids))
 
 
 def test_string_ids_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv.gz", "\ufeffuser, Item\nzoë,a-1\nbob,7\nzoë,7\n")
-    data = read_table(path)
+    data = read_interactions(path)
     assert data.user_ids.tolist() == ["bob", "zoë"]
     assert data.item_ids.tolist() == ["7", "a-1"]
     np.testing.assert_array_equal(data.matrix.toarray(), [[1, 0], [1, 1]])
@@ -101,7 +105,7 @@ def test_string_ids_are_kept(tmp_path: Path) -> None:
         ("user,user,item\n1,2,3\n", "once each"),
         ("1,2\n3,4\n", "must name the columns"),
         ("user,item\n1,2\n3\n", r"bad\.csv(\.gz)?:3: expected 2 fields, got 1"),
-        ("user,item\n1,2\n\n3,4\n", r":3: expected 2 fields, got 1"),
+        ("user,item\n1,2\n\n3,4\n", r":3: expected 2 fields, got a blank line"),
         ("user,item\n1,2\n3,4,5\n", r":3: expected 2 fields, got 3"),
         ("user,item\n1,2\n-3,4\n", r":3: column user: expected a whole number .* got '-3'"),
         ("user,item\n-1,2\n", r":2: column user: .* got '-1'"),
@@ -114,7 +118,17 @@ def test_string_ids_are_kept(tmp_path: Path) -> None:
         ("user,item,rating\n1,2,3\n1,3,nan\n", r":3: column rating: .* got 'nan'"),
         ("user,item,rating\n1,2,3\n1,3,.\n", r":3: column rating"),
         ("user,item,timestamp\n1,2,3\n1,3,1.2.3\n", r":3: column timestamp"),
-        ('user,item\n1,2\n"3",4\n', r":3: quoted fields"),
+        ('user,item\n1,2\n"3,4\n5,6\n', r":3: "),
+        ('user,item,text\n1,2,"two\nlines"\n3,x,a\n', r":4: column item: .* got 'x'"),
+        ("user,item\n1,2\n03,4\n", r":3: column user: .*no leading zero.* got '03'.*ids='text'"),
+        ("user,item\na,2\nb\0,4\n", r":3: column user: a NUL"),
+        ("user,item\n1,2\nNaN,4\n", r":3: column user: .* got 'NaN'"),
+        ("user,item,rating\n1,2,3\n1,3,\n", r":3: column rating: .* the field is empty"),
+        ("user,item,rating\n1,2,3\n1,3,inf\n", r":3: column rating: .* got 'inf'"),
+        (
+            "user,item,timestamp\n1,2,3\n1,3,2014-01-01\n",
+            r":3: column timestamp: expected a number, got '2014",
+        ),
     ],
 )
 def test_bad_tables_are_refused_with_the_place(tmp_path: Path, suffix: str, text: str, message: str) -> None:
@@ -125,20 +139,20 @@ def test_bad_tables_are_refused_with_the_place(tmp_path: Path, suffix: str, text
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(b"user,item\nx\xff,1\n")
-    with pytest.raises(DataError, match="user is not UTF-8"):
-        read_table(path)
+    with pytest.raises(DataError, match=r"bad\.csv:2: column user: expected UTF-8"):
+        read_interactions(path)
 
 
 def test_a_gzip_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = write(tmp_path / "x.csv.gz", table()).read_bytes()
-    assert read_table(tmp_path / "x.csv.gz").matrix.nnz > 30
+    assert read_interactions(tmp_path / "x.csv.gz").matrix.nnz > 30
     for length in range(0, len(whole), 7):
         (tmp_path / "x.csv.gz").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"x\.csv\.gz"):
-            read_table(tmp_path / "x.csv.gz")
+            read_interactions(tmp_path / "x.csv.gz")
     (tmp_path / "x.csv.gz").write_bytes(b"user,item\n1,2\n")
     with pytest.raises(DataError, match="not a gzip file"):
-        read_table(tmp_path / "x.csv.gz")
+        read_interactions(tmp_path / "x.csv.gz")
 
 
 # Matrices.
@@ -377,7 +391,7 @@ def test_missing_folder_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError, match=r"own\.csv: no such file"):
         load(str(tmp_path / "own.csv"))
     with pytest.raises(DataError, match=r"expected a \.csv"):
-        read_interactions(tmp_path / "own.parquet")
+        read_interactions(tmp_path / "own.xlsx")
 
 
 def test_unknown_option_names_the_nearest(tmp_path: Path) -> None:
@@ -401,10 +415,19 @@ def test_unknown_option_names_the_nearest(tmp_path: Path) -> None:
         ("citeulike-a", 5551, 16_980, 204_986),
         ("citeulike-t/derrd_loo", 5219, 25_181, 125_580),
         ("ml-1m/ncf_loo", 6040, 3706, 1_000_209),
+        ("yelp2018", 31_668, 38_048, 1_561_406),
+        ("citeulike-t", 7947, 25_975, 134_860),
+        ("foursquare-nyc", 1083, 5135, 36_140),
+        ("amazon-book", 52_643, 91_599, 1_314_129),
+        ("amazon-book-kgat", 70_679, 24_915, 846_434),
+        # The csv beside a published split.
+        ("lastfm ratio", 1892, 17_632, 92_834),
+        ("foursquare ratio", 7642, 28_483, 277_405),
     ],
 )
 def test_real_counts(real_data: Path, name: str, users: int, items: int, pairs: int) -> None:
-    dataset = load(name, real_data)
+    name, _, split = name.partition(" ")
+    dataset = load(name, real_data, split=split or None)
     assert dataset.train.shape == (users, items)
     assert dataset.test.inputs.nnz + dataset.test.targets.nnz == pairs
     assert dataset.test.inputs.nnz == dataset.train.nnz + dataset.validation.targets.nnz
@@ -412,12 +435,21 @@ def test_real_counts(real_data: Path, name: str, users: int, items: int, pairs: 
 
 @pytest.mark.real
 def test_real_published_test_parts_are_untouched(real_data: Path) -> None:
-    counts = {"lastfm": (42_135, 10_533), "gowalla": (810_128, 217_242)}
-    for name, (train, test) in counts.items():
+    counts = {  # known, test, share carved out: at least one pair a user, so above 0.1 where histories are short
+        "lastfm": (42_135, 10_533, 0.1),
+        "gowalla": (810_128, 217_242, 0.1),
+        "yelp2018": (1_237_259, 324_147, 0.1),
+        "amazon-book-kgat": (652_514, 193_920, 0.142),
+        "amazon-book": (710_751, 603_378, 0.116),
+        "ml-1m/ncf_loo": (994_169, 6040, 6040 / 994_169),
+        "citeulike-t/derrd_loo": (115_142 + 5219, 5219, 5219 / 120_361),
+        "foursquare": (190_547 + 27_134, 59_724, 27_134 / 217_681),
+    }
+    for name, (known, test, validation) in counts.items():
         dataset = load(name, real_data)
         assert same(dataset.test.targets, csr_array(sparse.load_npz(real_data / name / "test.npz")))
-        assert (dataset.test.inputs.nnz, dataset.test.targets.nnz) == (train, test)
-        assert dataset.validation.targets.nnz == pytest.approx(0.1 * train, rel=0.1)
+        assert (dataset.test.inputs.nnz, dataset.test.targets.nnz) == (known, test)
+        assert dataset.validation.targets.nnz == pytest.approx(validation * known, rel=0.15)
 
 
 @pytest.mark.real
@@ -428,7 +460,7 @@ def test_real_heldout_users_and_their_raw_ids(real_data: Path) -> None:
     assert (len(dataset.validation), len(dataset.test), dataset.n_items) == (419, 418, 3654)
     assert (dataset.validation.targets.nnz, dataset.test.targets.nnz) == (14_467, 13_039)
     # A user's raw id leads to the same user of the whole set, from which all of these pairs come.
-    whole = read_table(real_data / "ml-1m" / "interactions.csv.gz")
+    whole = read_interactions(real_data / "ml-1m" / "interactions.csv.gz")
     columns = np.searchsorted(whole.item_ids, dataset.item_ids)
     for part in (dataset.validation, dataset.test):
         rows = csr_array(whole.matrix[np.searchsorted(whole.user_ids, part.user_ids)])
@@ -440,7 +472,8 @@ def test_real_heldout_users_and_their_raw_ids(real_data: Path) -> None:
 @pytest.mark.real
 def test_every_real_dataset_loads(real_data: Path) -> None:
     names = available(real_data)
-    assert {"synthetic", "amazon-book", "ml-1m/dsl_multvae", "yelp2018"} <= set(names)
+    folders = {path.name for path in real_data.iterdir() if path.is_dir()}
+    assert folders <= set(names)
     for name in names:
         dataset = load(name, real_data)
         assert len(dataset.test.rows_with_targets) > 0, name

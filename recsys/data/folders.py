@@ -1,0 +1,216 @@
+"""Folders of datasets: what lies in them and how it becomes a Dataset.
+
+Layouts, told apart by the files in the folder, first match first:
+
+    train.npz, {validation,test}_{tr,te}.npz     held-out users: fold-in (tr) and targets (te)
+    train.npz, test.npz[, valid.npz]             published split of each user, see `recsys.data.published`
+    train_subset.npz, test.npz                   the same, part of train missing
+    train.*, test.*[, valid.*]                   given parts in any other kind of `recsys.data.formats`; also
+    NAME.train.*, NAME.test.*[, NAME.valid.*]    as RecBole names them
+    interactions.*                               one file, split here; also
+    ratings.dat, u.data, NAME.inter              as MovieLens and RecBole name it (NAME: the folder's)
+
+A folder may hold further ones: `ml-1m/dsl_multvae` is a name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from recsys.data.dataset import Dataset, binary_csr
+from recsys.data.formats import SUFFIXES, is_supported, read_interactions
+from recsys.data.interactions import Interactions, entry_rows
+from recsys.data.options import ReadOptions
+from recsys.data.published import (
+    HELDOUT_FILES,
+    load_heldout,
+    load_published,
+    published_parts,
+    published_train,
+    validation_of,
+)
+from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
+from recsys.errors import ConfigError, DataError
+
+__all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_folder", "split_file"]
+
+SPLIT_OPTIONS = {"split": "kind", "validation": "validation", "test": "test", "fold_in": "fold_in"}
+READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
+LOAD_OPTIONS = (*SPLIT_OPTIONS, *READ_OPTIONS)
+VALIDATION_NAMES = ("valid", "validation", "val")
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether the folder has one of the layouts of this module's docstring."""
+    return folder.is_dir() and _loader(folder) is not None
+
+
+def load_folder(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    """The dataset in a folder; options as in `recsys.data.load`.
+
+    Raises:
+        DataError: no known layout, or bad data.
+        ConfigError: an option does not apply.
+    """
+    loader = _loader(folder) if folder.is_dir() else None
+    if loader is None:
+        raise DataError(
+            f"{folder}: expected a folder with train and test files or an interactions file, of one of the kinds "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return loader(name, folder, seed, options)
+
+
+Loader = Callable[[str, Path, int, dict[str, Any]], Dataset]
+
+
+def _loader(folder: Path) -> Loader | None:
+    if all((folder / file).is_file() for file in ("train.npz", *HELDOUT_FILES)):
+        return _heldout
+    if published_train(folder) is not None:
+        return _published
+    if _part_files(folder) is not None:
+        return _given
+    if _interaction_file(folder) is not None:
+        return lambda name, folder, seed, options: split_file(name, _interaction_file(folder), seed, options)
+    return None
+
+
+def _interaction_file(folder: Path) -> Path | None:
+    own = [f"interactions{suffix}" for suffix in (".npz", ".csv.gz", ".csv", *SUFFIXES)]
+    names = [*own, "ratings.dat", "u.data", f"{folder.name}.inter"]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _part_files(folder: Path) -> dict[str, Path] | None:
+    """Files of the parts train, test and perhaps validation, or None without the first two."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_supported(path.name) or not path.is_file():
+            continue
+        suffix = next(end for end in SUFFIXES if path.name.endswith(end))
+        part = path.name.removesuffix(".gz").removesuffix(suffix.removesuffix(".gz")).rpartition(".")[2]
+        part = "validation" if part in VALIDATION_NAMES else part
+        if part in ("train", "test", "validation"):
+            found.setdefault(part, path)
+    return found if {"train", "test"} <= found.keys() else None
+
+
+def split_file(name: str, path: Path | None, seed: int, options: dict[str, Any]) -> Dataset:
+    """Read one file and divide it here."""
+    assert path is not None
+    split = _split_options(options)
+    data = read_interactions(path, _read_options(options))
+    if split.kind == "loo" and data.time is None and options.get("order") != "file":
+        raise DataError(
+            f"{name}: the split 'loo' takes the last interaction by time and there are no timestamps; name their "
+            "column (timestamp_column), or say order 'file' if the rows are in the order of time"
+        )
+    return split_dataset(
+        name,
+        data.matrix,
+        data.user_ids,
+        data.item_ids,
+        split,
+        seed,
+        notes=data.notes,
+        order=data.order,
+        time=data.time,
+    )
+
+
+def _split_options(options: dict[str, Any]) -> SplitOptions:
+    return SplitOptions(
+        **{SPLIT_OPTIONS[key]: value for key, value in options.items() if key in SPLIT_OPTIONS}
+    )
+
+
+def _read_options(options: dict[str, Any]) -> ReadOptions:
+    return ReadOptions(**{key: value for key, value in options.items() if key in READ_OPTIONS})
+
+
+def _refuse(name: str, options: dict[str, Any], usable: set[str], why: str) -> None:
+    for option in options:
+        if option not in usable:
+            raise ConfigError(f"dataset {name} {why}: option {option!r} does not apply to it")
+
+
+def _heldout(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    _refuse(name, options, set(), "is a published split of held-out users")
+    return load_heldout(name, folder)
+
+
+def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    if "split" in options:
+        source = _interaction_file(folder)
+        if source is not None:
+            return split_file(name, source, seed, options)
+        _refuse(name, options, set(SPLIT_OPTIONS), "is a published split without a file of all interactions")
+        matrices, user_ids, item_ids, notes = published_parts(folder)
+        union = csr_array(sum(matrices[1:], start=matrices[0]))
+        union.data[:] = 1.0
+        return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
+    usable = set() if (folder / "valid.npz").is_file() else {"validation"}
+    _refuse(name, options, usable, "is a published split")
+    # The folder's own file, or that of the folder around it, may tell the order.
+    sources = (_interaction_file(folder), _interaction_file(folder.parent))
+    return load_published(name, folder, seed, options.get("validation"), sources)
+
+
+def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    """Parts in files of their own; ids are those of all parts together, so every row and column has a raw id."""
+    files = _part_files(folder)
+    assert files is not None
+    read = _read_options(options)
+    if read.min_user or read.min_item:
+        raise ConfigError(f"dataset {name} is a given split: min_user and min_item would change its parts")
+    parts = {part: read_interactions(path, read) for part, path in files.items()}
+    user_ids = _all_ids([part.user_ids for part in parts.values()])
+    item_ids = _all_ids([part.item_ids for part in parts.values()])
+    parts = {key: _renumbered(part, user_ids, item_ids) for key, part in parts.items()}
+    notes = tuple(note for part in parts.values() for note in part.notes)
+    if "split" in options:
+        union = csr_array(
+            sum((part.matrix for part in parts.values()), start=csr_array(parts["train"].matrix * 0))
+        )
+        union.eliminate_zeros()
+        union.data[:] = 1.0
+        return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
+    usable = {*READ_OPTIONS, *(() if "validation" in parts else ("validation",))}
+    _refuse(name, options, usable, "is a given split")
+    whole, test = parts["train"], parts["test"].matrix
+    if "validation" in parts:
+        train, validation = whole.matrix, parts["validation"].matrix
+    else:
+        train, validation, note = validation_of(
+            whole.matrix, test, whole.order, options.get("validation"), seed
+        )
+        notes += note
+    order = order_of_part(whole.matrix, whole.order, train)
+    return transductive_dataset(name, train, validation, test, user_ids, item_ids, notes=notes, order=order)
+
+
+def _all_ids(ids: list[Any]) -> Any:
+    if len({one.dtype.kind for one in ids}) > 1:
+        ids = [one.astype(np.str_) for one in ids]
+    return np.unique(np.concatenate(ids))
+
+
+def _renumbered(data: Interactions, user_ids: Any, item_ids: Any) -> Interactions:
+    """The same pairs among all users and items."""
+    users = np.searchsorted(user_ids, data.user_ids.astype(user_ids.dtype))
+    items = np.searchsorted(item_ids, data.item_ids.astype(item_ids.dtype))
+    rows, cols = users[entry_rows(data.matrix)], items[data.matrix.indices]
+    shape = len(user_ids), len(item_ids)
+    matrix, _ = binary_csr(rows, cols, shape)
+    if data.order is None:
+        return replace(data, matrix=matrix, time=None)
+    # Numbers that become text change their order, and with it that of the entries.
+    by_key = np.argsort(rows * len(item_ids) + cols, kind="stable")
+    return replace(data, matrix=matrix, order=data.order[by_key], time=None)

@@ -1,0 +1,67 @@
+"""How a file of interactions is to be read, and which of its rows count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recsys.data.ids import IdMode
+from recsys.errors import ConfigError
+
+__all__ = ["ReadOptions"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a table's columns mean and which rows are kept; None takes what the kind of file usually has.
+
+    Attributes:
+        user_column, item_column, rating_column, timestamp_column: name in the header, in any case; without a header
+            the place, counted from 1. Without a header they default to 1, 2, 3 and 4, as far as there are columns.
+        separator: between two fields; one or more characters.
+        header: whether the first line names the columns.
+        ids: "auto": the first field says whether a column holds numbers, and then all of it must; "any": numbers if
+            every field is one, else text; "text": text.
+        order: what a user's history is ordered by: "time" (rows of one time by their place in the file) or "file".
+            None: time if there is a timestamp, else file, unless the items of every user ascend: then the file was
+            sorted and tells no order.
+        min_rating: rows with a lower rating are left out.
+        min_user, min_item: k-core: users and items with fewer interactions are left out, again and again until none
+            is left to take.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    user_column: str | int | None = None
+    item_column: str | int | None = None
+    rating_column: str | int | None = None
+    timestamp_column: str | int | None = None
+    separator: str | None = None
+    header: bool | None = None
+    ids: IdMode | None = None
+    order: Literal["time", "file"] | None = None
+    min_rating: float | None = None
+    min_user: int = 0
+    min_item: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ids not in (None, "auto", "any", "text"):
+            raise ConfigError(f"ids: expected 'auto', 'any' or 'text', got {self.ids!r}")
+        if self.order not in (None, "time", "file"):
+            raise ConfigError(f"order: expected 'time' or 'file', got {self.order!r}")
+        if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
+            raise ConfigError(
+                f"separator: expected characters other than quote and line end, got {self.separator!r}"
+            )
+        for what in ("min_user", "min_item"):
+            least = getattr(self, what)
+            if not isinstance(least, int) or least < 0:
+                raise ConfigError(f"{what}: expected a whole number that is not negative, got {least!r}")
+        if self.min_rating is not None and not isinstance(self.min_rating, int | float):
+            raise ConfigError(f"min_rating: expected a number, got {self.min_rating!r}")
+
+    def column(self, field: str) -> str | None:
+        """What was asked for as the column of a field, as text."""
+        given = getattr(self, f"{field}_column")
+        return None if given is None else str(given).strip()

@@ -1,0 +1,180 @@
+"""The columns of a table of interactions, gathered piece by piece and checked where the row is known.
+
+A piece holds about a million rows as arrays; ids are kept as codes into the distinct raw ids, so what grows with the
+file is 8 bytes a row, 16 with timestamps, and one entry for each distinct id.
+
+An id must not be empty, longer than 256 bytes, or hold a NUL character. What counts as a number is a whole number
+that is not negative, has at most 18 digits and no leading zero: only then does the raw id survive as int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recsys.data.ids import IdColumn, IdMode
+from recsys.data.options import ReadOptions
+from recsys.errors import DataError
+
+__all__ = ["Gathered", "Table", "columns_of", "not_empty"]
+
+FIELDS = ("user", "item", "rating", "timestamp")
+NAMES = {
+    "user": ("user", "user_id", "userid"),
+    "item": ("item", "item_id", "itemid"),
+    "rating": ("rating",),
+    "timestamp": ("timestamp",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows of a file in their order: row and column number of each, ascending with the raw ids.
+
+    time: (n,) float64 as in the file, seconds for parquet's timestamps; None without such a column.
+    dropped: rows left out for their rating.
+    """
+
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    user_ids: NDArray[Any]
+    item_ids: NDArray[Any]
+    time: NDArray[np.float64] | None
+    dropped: int
+
+
+def not_empty(path: Path) -> None:
+    """Raise DataError unless `path` is a file with something in it."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+
+
+class Gathered:
+    """The columns so far. `place(row)` names a row of the file, counted from 0, in messages."""
+
+    def __init__(self, mode: IdMode, options: ReadOptions, timed: bool, place: Callable[[int], str]) -> None:
+        self.options, self.place = options, place
+        self.ids = {field: IdColumn(field, mode) for field in ("user", "item")}
+        self.times: list[NDArray[np.float64]] | None = [] if timed else None
+        self.rows = self.dropped = 0
+
+    def add(self, columns: dict[str, pa.Array]) -> None:
+        """Check and keep the next rows: user, item and what there is of rating and timestamp."""
+        columns = {
+            field: column.dictionary_encode()
+            if field in self.ids and not pa.types.is_dictionary(column.type)
+            else column
+            for field, column in columns.items()
+        }
+        for field, ids in self.ids.items():
+            self._refuse(ids.problem(columns[field]), field)
+        numbers = {field: self._numbers(field, columns[field]) for field in FIELDS[2:] if field in columns}
+        self.rows += len(columns["user"])
+        least = self.options.min_rating
+        if least is not None:
+            kept = numbers["rating"] >= least
+            self.dropped += int((~kept).sum())
+            if not kept.all():
+                columns = {field: columns[field].filter(pa.array(kept)) for field in self.ids}
+                numbers = {field: values[kept] for field, values in numbers.items()}
+        for field, ids in self.ids.items():
+            ids.add(columns[field])
+        if self.times is not None:
+            self.times.append(numbers["timestamp"])
+
+    def _refuse(self, problem: tuple[int, str] | None, field: str) -> None:
+        if problem is not None:
+            row, message = problem
+            raise DataError(f"{self.place(self.rows + row)}: column {field}: {message}")
+
+    def _numbers(self, field: str, column: pa.Array) -> NDArray[np.float64]:
+        values = _cast(column)
+        bad: int | None
+        if values is None:
+            low, high = 0, len(column)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (
+                    (low, middle) if _cast(column.slice(low, middle - low)) is None else (middle, high)
+                )
+            bad = low
+        else:
+            wrong = ~np.isfinite(values)
+            if field == "rating":
+                wrong |= values < 0
+            bad = int(np.argmax(wrong)) if wrong.any() else None
+        if bad is not None:
+            shown = column[bad].as_py()
+            shown = shown.decode("utf-8", "replace") if isinstance(shown, bytes) else shown
+            expected = "a number that is not negative" if field == "rating" else "a number"
+            what = "the field is empty" if shown in (None, "") else f"got {str(shown)[:40]!r}"
+            self._refuse((bad, f"expected {expected}, {what}"), field)
+        assert values is not None
+        return values
+
+    def table(self) -> Table:
+        (users, user_ids), (items, item_ids) = (self.ids[field].numbered() for field in ("user", "item"))
+        time = None if self.times is None else np.concatenate([np.empty(0), *self.times])
+        return Table(users, items, user_ids, item_ids, time, self.dropped)
+
+
+def _cast(column: pa.Array) -> NDArray[np.float64] | None:
+    """A column of numbers as float64, or None if a field of it is none."""
+    if column.null_count:
+        return None
+    try:
+        if pa.types.is_timestamp(column.type):
+            per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
+            return column.cast(pa.int64()).to_numpy(zero_copy_only=False) / per_second
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            column = column.cast(pa.large_string())
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException:
+        return None
+
+
+def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions) -> dict[str, int]:
+    """Which column holds which field; user and item must be there, and what was asked for by name."""
+    found: dict[str, int] = {}
+    for field in FIELDS:
+        asked = options.column(field)
+        if header:
+            wanted = (asked.lower(),) if asked is not None else NAMES[field]
+            places = [place for place, name in enumerate(names) if name.strip().lower() in wanted]
+        elif asked is not None:
+            if not asked.isdecimal() or not 1 <= int(asked) <= len(names):
+                raise DataError(
+                    f"{path}: {field}_column: without a header line expected the place of a column, "
+                    f"1..{len(names)}, got {asked!r}"
+                )
+            places = [int(asked) - 1]
+        else:
+            taken = {options.column(other) for other in FIELDS}
+            place = FIELDS.index(field)
+            places = [place] if place < len(names) and str(place + 1) not in taken else []
+        if len(places) == 1:
+            found[field] = places[0]
+        elif field in ("user", "item") or asked is not None or places:
+            columns = " and ".join(options.column(f) or f for f in ("user", "item"))
+            if asked is not None and field not in ("user", "item"):
+                columns = asked
+            where = "the first line must name the columns" if header else "there must be columns of"
+            raise DataError(f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}")
+    if len(set(found.values())) < len(found):
+        raise DataError(f"{path}: two fields are to be read from one column: {found}")
+    if options.min_rating is not None and "rating" not in found:
+        raise DataError(f"{path}: min_rating needs a column of ratings; there is none")
+    if options.order == "time" and "timestamp" not in found:
+        raise DataError(
+            f"{path}: order by time needs a column of timestamps and there is none; order 'file' takes the rows as "
+            "they are"
+        )
+    return found
