@@ -125,7 +125,8 @@ class SavedRecommender:
                 user_ids, item_ids = ids["users"], ids["items"]
             density = _density(description["density"])
             weights = load_file(path / "model.safetensors")
-            model = build_model(description["model"], history, density)
+            # The order of the histories, where the model reads one, is among the weights: any will do until then.
+            model = build_model(description["model"], history, density, order=np.arange(history.nnz))
             model.load_state_dict(weights)
         except FileNotFoundError as error:
             raise RecsysError(
