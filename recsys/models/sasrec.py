@@ -187,8 +187,8 @@ class SASRec(Recommender):
         """h . V[i] at the end of each user's sequence, for every item; 0 for a user without any input.
 
         The sequence is `inputs`: first, in their order, the items that are known from training; after them the others,
-        whose order is not known, by column. So at test the item of validation is the newest, as it should be, while
-        for somebody new (-1) the columns' order stands in for the true one.
+        in the order in which the matrix stores them. So at test the item of validation is the newest, as it should be.
+        For somebody new (-1) all are in that order, which is by column in an `EvalSet`: not the true one.
         """
         sequences = self._last(self._in_order(users, Interactions.from_scipy(inputs)))
         filled = sequences.counts > 0

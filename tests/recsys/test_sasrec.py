@@ -278,9 +278,10 @@ def test_saved_recommender_knows_the_order(make_config, tiny, tmp_path):
     assert saved.model.order.tolist() == ranks.tolist()
     user = str(tiny.user_ids[3])
     assert len(saved.recommend(user, k=5)) == 5
-    # Items alone: their order is not known, so the scores are not those of the user that has chosen them.
-    by_items = saved.recommend(items=tiny.item_ids[tiny.train[[3]].indices].tolist(), k=5)
-    assert by_items != saved.recommend(user, k=5)
+    row = slice(*tiny.train.indptr[3:5])
+    history = tiny.item_ids[tiny.train.indices[row][np.argsort(tiny.order[row])]].tolist()
+    assert saved.recommend(items=[*history, history[0]], k=5) == saved.recommend(user, k=5)
+    assert saved.recommend(items=history[::-1], k=5) != saved.recommend(user, k=5)
 
 
 def test_order_is_what_the_model_learns_from():
