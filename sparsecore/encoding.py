@@ -21,7 +21,16 @@ from torch import Tensor
 
 from sparsecore.errors import PatternError, SparsecoreError
 
-__all__ = ["ENCODINGS", "check_bitmap", "choose_encoding", "decode", "encode", "has_expand", "words"]
+__all__ = [
+    "ENCODINGS",
+    "check_bitmap",
+    "choose_encoding",
+    "decode",
+    "encode",
+    "has_expand",
+    "stored_mask",
+    "words",
+]
 
 ENCODINGS = ("csr", "bitmap")
 
@@ -94,6 +103,28 @@ def decode(bitmap: Tensor, cols: int) -> tuple[Tensor, Tensor]:
         spread = np.unpackbits(packed, axis=1, count=cols, bitorder="little")
         col[crow[first] : crow[last]] = spread.nonzero()[1]
     return torch.from_numpy(crow).to(bitmap.device), torch.from_numpy(col).to(bitmap.device)
+
+
+def stored_mask(index: tuple[Tensor, Tensor | None], rows: Tensor, cols: int) -> Tensor:
+    """Which positions of some rows are stored: bool, (len(rows), cols).
+
+    Args:
+        index: ``(crow, col)``, or ``(bitmap, None)``.
+        rows: int64 ids.
+        cols: of the weight.
+    """
+    crow, col = index
+    if col is None:
+        packed = crow[rows, 1 : 1 + -(-cols // 32)].contiguous().view(torch.uint8)  # little-endian machines
+        bits = packed.unsqueeze(2).bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and_(1)
+        return bits.view(len(rows), 8 * packed.shape[1])[:, :cols].bool()
+    first, last = crow[rows].to(torch.int64), crow[rows + 1].to(torch.int64)
+    count = last - first
+    row = torch.arange(len(rows), device=rows.device).repeat_interleave(count)
+    entry = torch.arange(row.numel(), device=rows.device) + (first - count.cumsum(0) + count)[row]
+    mask = torch.zeros(len(rows), cols, dtype=torch.bool, device=rows.device)
+    mask[row, col[entry].to(torch.int64)] = True
+    return mask
 
 
 def check_bitmap(bitmap: Tensor, shape: tuple[int, int]) -> None:

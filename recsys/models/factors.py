@@ -22,7 +22,7 @@ __all__ = ["Factors", "catalogue_scores", "pair_scores", "row_scores"]
 
 Table = nn.Embedding | sparsecore.SparseEmbedding
 
-_BLOCK = 1 << 20  # numbers of the rows that are written at a time for dense tables: 4 MiB, which stays in cache
+_BLOCK = 1 << 20  # numbers of a dense table's rows that are written at a time: 4 MiB, which stays in cache
 
 
 class Factors(Recommender, ABC):

@@ -136,18 +136,28 @@ def item_neighbors(train: csr_array, count: int) -> tuple[np.ndarray, np.ndarray
     by_item = chosen.T.tocsr()
     similar = np.repeat(np.arange(n_items), count).reshape(n_items, count)
     omega = np.zeros((n_items, count))
+    if count == 0:
+        return similar, omega
     # `total` is also how many products each row of A takes; rows are made a block at a time.
     made = np.cumsum(total)
     starts = np.searchsorted(made, np.arange(_PRODUCTS, made[-1] if n_items else 0, _PRODUCTS))
+    # The rows of a block also stand as dense ones for a moment.
+    starts = np.union1d(starts, np.arange(0, n_items, max(1, _PRODUCTS // max(1, n_items))))
     for first, last in itertools.pairwise(np.unique([0, *starts, n_items])):
         block = (by_item[first:last] @ chosen).tocsr()
         block.sort_indices()
         row = np.repeat(np.arange(last - first), np.diff(block.indptr))
         weight = block.data * own[first + row] * other[block.indices]
+        # Sorting them all takes most of the time, and all but `count` of a row can be told by the count-th largest.
+        rows = np.zeros(block.shape)
+        rows[row, block.indices] = weight
+        least = torch.from_numpy(rows).topk(min(count, n_items), dim=1).values[:, -1].numpy()
+        kept = np.flatnonzero(weight >= least[row])
+        row, items, weight = row[kept], block.indices[kept], weight[kept]
         order = np.lexsort((-weight, row))  # stable: of equal ones the smaller item comes first
-        rank = np.arange(len(order)) - block.indptr[row]
+        rank = np.arange(len(order)) - np.searchsorted(row, row)
         best, place = order[rank < count], (first + row[rank < count], rank[rank < count])
-        similar[place], omega[place] = block.indices[best], weight[best]
+        similar[place], omega[place] = items[best], weight[best]
     return similar, omega
 
 

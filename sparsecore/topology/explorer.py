@@ -181,7 +181,9 @@ class DynamicSparsity:
         """Let modules record their uses exactly when the next step explores; drop older records."""
         record = self.timetable.grow == "gradient" and self.timetable.due(self.steps + 1)
         for module in self.modules.values():
-            module._recorder = Recorder() if record else None
+            if module._recorder is not None:
+                module._recorder.close()
+            module._recorder = Recorder(module.values, module.index, module.shape) if record else None
 
     def accumulators(self) -> dict[str, RowAccumulator]:
         """The row accumulators of tables that have one, by module name."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecore import ops
+from sparsecore.encoding import stored_mask
+from sparsecore.topology.blocks import BLOCK
 
 __all__ = ["BagUse", "DotUse", "GatherUse", "LinearUse", "PropagateUse", "Recorder", "Use"]
 
@@ -126,10 +129,34 @@ class PropagateUse:
 
 
 class Recorder:
-    """Collects a module's uses, each with its output gradient, in the order in which backward passes reach them."""
+    """Collects a module's uses, each with its output gradient, in the order in which backward passes reach them.
 
-    def __init__(self) -> None:
+    A loss may also hold terms of the stored values themselves, such as a penalty on their squares, which are no use of
+    the weight. At stored positions (a weight that is pruned may be grown at once) the gradient is therefore that of
+    ``values``, which holds everything.
+
+    Args:
+        values: the weight's parameter, (nnz,).
+        index: its index set, as operators take it.
+        shape: of the weight.
+    """
+
+    def __init__(self, values: Tensor, index: tuple[Tensor, Tensor | None], shape: tuple[int, int]) -> None:
         self.uses: list[tuple[Use, Tensor]] = []
+        self.index, self.shape = index, shape
+        self.stored: Tensor | None = None
+        self._hook = values.register_hook(self._keep_stored) if values.requires_grad else None
+
+    def _keep_stored(self, grad: Tensor) -> None:
+        # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it.
+        if grad.layout == torch.strided:
+            grad = grad.detach()
+            self.stored = grad.clone() if self.stored is None else self.stored + grad
+
+    def close(self) -> None:
+        """Stop watching; what has been recorded stays."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def watch(self, output: Tensor, use: Use) -> None:
         """Record the use once the gradient of ``output`` is known. Without a backward pass nothing is kept."""
@@ -140,11 +167,13 @@ class Recorder:
         output.register_hook(keep)
 
     def rows(self) -> Tensor | None:
-        """Union of the uses' rows; None for all rows."""
+        """Union of the rows of the uses, and of those with a gradient at a stored position; None for all rows."""
         per_use = [use.rows(grad) for use, grad in self.uses]
         listed = [rows for rows in per_use if rows is not None]
         if len(listed) < len(per_use):
             return None
+        if self.stored is not None:
+            listed.append(self._rows_of_stored())
         return torch.unique(torch.cat(listed))
 
     def block(self, rows: Tensor | slice) -> Tensor:
@@ -154,4 +183,23 @@ class Recorder:
             part = use.block(grad, rows)
             total = part if total is None else total.add_(part)
         assert total is not None, "a block was asked of a weight that no backward pass has reached"
-        return total
+        if self.stored is None:
+            return total
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=total.device)
+        everything = ops.gather(self.stored, *self.index, rows, self.shape[1])
+        return torch.where(stored_mask(self.index, rows, self.shape[1]), everything, total)
+
+    def _rows_of_stored(self) -> Tensor:
+        """Rows with a gradient at a stored position; a part of the rows at a time, to stay small in memory."""
+        assert self.stored is not None
+        crow, col = self.index
+        pointers = (crow[:, 0] if col is None else crow).to(torch.int64)
+        height = max(1, BLOCK // self.shape[1])
+        found = []
+        for first in range(0, self.shape[0], height):
+            part = pointers[first : first + height + 1]
+            nonzero = self.stored[int(part[0]) : int(part[-1])] != 0
+            before = F.pad(nonzero.cumsum(0, dtype=torch.int32), (1, 0))
+            found.append(first + before[part - part[0]].diff().nonzero().view(-1))
+        return torch.cat(found)

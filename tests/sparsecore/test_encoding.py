@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import NARROW_WIDTHS, WIDE_WIDTHS, patterns
 
 from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear
@@ -20,6 +23,16 @@ def test_round_trip(pattern: Pattern) -> None:
     assert torch.equal(crow, pattern.crow)
     assert torch.equal(col, pattern.col)
     assert col.dtype == pattern.col.dtype
+
+
+@given(patterns(max_rows=40, widths=NARROW_WIDTHS + WIDE_WIDTHS), st.randoms())
+def test_mask_of_some_rows(pattern: Pattern, random: Random) -> None:
+    rows = torch.tensor([r for r in range(pattern.shape[0]) if random.random() < 0.6], dtype=torch.int64)
+    expected = pattern.to_mask()[rows]
+    cols = pattern.shape[1]
+    bitmap = codec.encode(pattern.crow, pattern.col, cols)
+    assert torch.equal(codec.stored_mask((bitmap, None), rows, cols), expected)
+    assert torch.equal(codec.stored_mask((pattern.crow, pattern.col), rows, cols), expected)
 
 
 def test_layout() -> None:

@@ -589,7 +589,7 @@ def test_damaged_state_is_refused_before_anything_is_copied(
 @every_module
 def test_deepcopy_and_pickle_leave_the_recorder_behind(module: SparseModule) -> None:
     module = copy.deepcopy(module)
-    module._recorder = Recorder()
+    module._recorder = Recorder(module.values, module.index, module.shape)
     run(module).sum().backward()
     assert module._recorder.uses
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

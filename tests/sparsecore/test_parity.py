@@ -146,8 +146,7 @@ def test_factors(backend: str, optimizer: str, model: str) -> None:
         generator = torch.Generator().manual_seed(3)
         if model == "bprmf":
             return BPRMF((40, 60), dim=10, regularization=0.01, density=0.3, generator=generator).double()
-        # A penalty on stored values is no use of the table: what was just pruned is ranked without it.
-        weights = {"negative_weight": 1.0, "item_weight": 0.1, "regularization": 0.0}
+        weights = {"negative_weight": 1.0, "item_weight": 0.1, "regularization": 0.02}
         return UltraGCN(
             data, dim=10, negatives=7, neighbors=3, init_std=0.1, density=0.3, generator=generator, **weights
         ).double()
@@ -215,11 +214,22 @@ class Small(nn.Module):
     optimizer=st.sampled_from(["sgd", "sgd-momentum", "adam", "adamw", "adagrad", "rmsprop"]),
     backend=st.sampled_from(["numba", "torch"]),
     accumulate=st.booleans(),
+    penalty=st.sampled_from([0.0, 0.3]),
 )
 def test_small_models(
-    density: float, seed: int, rho: float, grow: str, optimizer: str, backend: str, accumulate: bool
+    density: float,
+    seed: int,
+    rho: float,
+    grow: str,
+    optimizer: str,
+    backend: str,
+    accumulate: bool,
+    penalty: float,
 ) -> None:
-    """Any density, drop fraction and optimizer; ids so few that random positions must fill up (the budget drift)."""
+    """Any density, drop fraction and optimizer; ids so few that random positions must fill up (the budget drift).
+
+    A penalty on the weights themselves counts where a weight that was just pruned may be grown again.
+    """
     make: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01),
         "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
@@ -238,7 +248,7 @@ def test_small_models(
         for micro in (0, 1) if accumulate else (0,):
             part = (step + micro) % 4
             total = total + (model(ids[part], bags[part]) - target[part]).square().mean()
-        return total
+        return total + penalty * sum(p.square().sum() for p in model.parameters()) if penalty else total
 
     with sparsecore.backend(backend):
         train_both(
