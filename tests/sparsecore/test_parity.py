@@ -171,7 +171,15 @@ def test_sasrec(backend: str, optimizer: str, loss: str) -> None:
     def build() -> nn.Module:
         generator = torch.Generator().manual_seed(3)
         return SASRec(
-            data, order, hidden=10, heads=2, max_length=8, dropout=0.2, density=0.3, generator=generator
+            data,
+            order,
+            hidden=10,
+            blocks=1,
+            heads=2,
+            max_length=8,
+            dropout=0.2,
+            density=0.3,
+            generator=generator,
         ).double()
 
     draws = torch.Generator().manual_seed(1)
