@@ -125,7 +125,8 @@ class SavedRecommender:
                 user_ids, item_ids = ids["users"], ids["items"]
             density = _density(description["density"])
             weights = load_file(path / "model.safetensors")
-            model = build_model(description["model"], history, density)
+            # The order of the histories, where the model reads one, is among the weights: any will do until then.
+            model = build_model(description["model"], history, density, order=np.arange(history.nnz))
             model.load_state_dict(weights)
         except FileNotFoundError as error:
             raise RecsysError(
@@ -159,7 +160,7 @@ class SavedRecommender:
             user_id: raw id of a user of the training data. Text is accepted for numeric ids.
             k: how many; fewer come back if fewer are left.
             exclude_seen: leave out what the user has chosen already.
-            items: raw ids, in place of `user_id`.
+            items: raw ids, in place of `user_id`; for a model of sequences the oldest first.
 
         Returns:
             (raw item id, score) pairs, best first. Scores of different users are not comparable.
@@ -184,7 +185,7 @@ class SavedRecommender:
         else:
             row = -1
             columns = [_find(item, self._item_columns, self.item_ids, "item") for item in items]
-            unique = np.unique(np.array(columns, dtype=np.int64))
+            unique = np.array(list(dict.fromkeys(columns)), dtype=np.int64)  # in the order given
             seen = csr_array(
                 (np.ones(len(unique), np.float32), unique, np.array([0, len(unique)])),
                 shape=(1, len(self.item_ids)),

@@ -12,10 +12,17 @@ A user's taste is a Dirichlet mixture over clusters, theta_u, and
 User u has n_u distinct items (log-normal, at least 5), drawn one after another from P(. | u) without
 replacement. Given that, and a split that takes no notice of the items, an item is the likelier to be a target
 the larger P(i | u) is, so ranking by P(i | u) cannot be beaten on average: this is the `oracle`.
+
+The order. A user has his items in sessions of at most 5 items of one cluster, and sessions come in random order.
+Each cluster's items are a series, numbered at random: a user has them in that order, within a session and from one
+session of the cluster to the next. So what comes next is likely of the same cluster and further on in its series.
+The order is drawn apart from the rest and takes no part in a split at random; a split by order would need another
+oracle.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -32,6 +39,7 @@ SHARED_INTEREST = 0.1
 TASTE_CONCENTRATION = 3.0  # of the whole Dirichlet: a user has a handful of clusters, not one and not all
 ACTIVITY_SIGMA = 0.9  # of the log-normal: the most active tenth has about a third of the interactions
 REJECTION_ROUNDS = 16
+SESSION_LENGTH = 5
 BLOCK = 1 << 22  # elements of the largest temporary matrix
 
 
@@ -57,7 +65,7 @@ def synthetic(
         split, validation, test, fold_in: see `SplitOptions`.
 
     Returns:
-        Dataset "synthetic" with an oracle. Raw ids are strings such as "u0001" and "i0042". Memory is
+        Dataset "synthetic" with an order and an oracle. Raw ids are strings such as "u0001" and "i0042". Memory is
         O(n_interactions + n_clusters * (n_users + n_items)).
 
     Raises:
@@ -89,7 +97,12 @@ def synthetic(
     matrix, _ = binary_csr(pairs // n_items, pairs % n_items, (n_users, n_items))
     user_ids, item_ids = _raw_ids("u", n_users), _raw_ids("i", n_items)
     oracle = _oracle(theta, phi, user_ids)
-    return split_dataset("synthetic", matrix, user_ids, item_ids, options, seed, oracle)
+    dataset = split_dataset("synthetic", matrix, user_ids, item_ids, options, seed, oracle)
+    # Zero-padded ids ascend as strings, too.
+    rows = np.searchsorted(user_ids, dataset.user_ids)
+    train = np.repeat(rows, np.diff(dataset.train.indptr)) * n_items + dataset.train.indices
+    order = _order(pairs, n_items, phi.argmax(axis=0), np.random.default_rng([seed, 1]))
+    return dataclasses.replace(dataset, order=order[np.searchsorted(pairs, train)])
 
 
 def _raw_ids(prefix: str, size: int) -> NDArray[np.str_]:
@@ -211,6 +224,26 @@ def _finish(
         row, rank = np.nonzero(np.arange(order.shape[1]) < missing[users][:, None])
         found.append(users[row] * n_items + order[row, rank])
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _order(
+    pairs: NDArray[np.int64], n_items: int, home: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Place of every pair u * n_items + i (ascending) in the history of u; `home` is the cluster of every item."""
+    user, item = np.divmod(pairs, n_items)
+    series = rng.permutation(n_items)
+    by_cluster = np.lexsort((series[item], home[item], user))
+    group = user[by_cluster] * n_items + home[item[by_cluster]]
+    within = np.arange(len(pairs)) - np.searchsorted(group, group)
+    session = np.cumsum(within % SESSION_LENGTH == 0) - 1
+    time = rng.random(session[-1] + 1)
+    # A cluster's sessions share out their times, so that its series goes on from one to the next.
+    of_group = group[within % SESSION_LENGTH == 0]
+    time = time[np.lexsort((time, of_group))]
+    ordered = by_cluster[np.lexsort((within, time[session], user[by_cluster]))]
+    place = np.empty(len(pairs), dtype=np.int64)
+    place[ordered] = np.arange(len(pairs)) - np.searchsorted(user, user)
+    return place
 
 
 def _oracle(theta: NDArray[np.float64], phi: NDArray[np.float64], user_ids: NDArray[np.str_]) -> Oracle:

@@ -98,9 +98,12 @@ class Recommender(nn.Module, ABC):
     Attributes:
         n_items: size of the catalogue.
         paper: names (patterns of `Density`) of the weights that the DSL authors prune in this model.
+        ordered: whether the model reads in which order users have chosen; `from_train` then takes `Dataset.order`
+            as the keyword argument `order`, and the model's state dict holds it.
     """
 
     paper: ClassVar[tuple[str, ...]] = ("*",)
+    ordered: ClassVar[bool] = False
     n_items: int
 
     @classmethod

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, DataError
 from recsys.models.base import Recommender
 from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.sasrec import SASRec
 from recsys.models.ultragcn import UltraGCN
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
 __all__ = ["MODELS", "build_model", "model_class"]
@@ -27,6 +30,7 @@ def build_model(
     train: csr_array,
     density: float | Density = 1.0,
     generator: torch.Generator | None = None,
+    order: NDArray[np.int64] | None = None,
 ) -> Recommender:
     """A new model.
 
@@ -35,12 +39,22 @@ def build_model(
         train: (n_users, n_items) interactions: the number of items, and the graph of a model that has one.
         density: of its weights, or by name; 1 means dense layers.
         generator: its initial values, index sets and noise follow from it.
+        order: `Dataset.order`, read by a model of sequences only.
 
     Raises:
         ConfigError: for a name that is not known.
+        DataError: for a model of sequences without an order.
     """
     options = dict(settings)
-    return model_class(options.pop("name")).from_train(train, density=density, generator=generator, **options)
+    kind = model_class(options.pop("name"))
+    if kind.ordered:
+        if order is None:
+            raise DataError(
+                f"model {settings['name']} needs to know in which order users have chosen, and this data does not "
+                "tell; use data whose interactions have timestamps, or a model that reads no order"
+            )
+        options["order"] = order
+    return kind.from_train(train, density=density, generator=generator, **options)
 
 
 def model_class(name: str) -> type[Recommender]:
@@ -61,5 +75,6 @@ MODELS: dict[str, type[Recommender]] = {
     "bprmf": BPRMF,
     "lightgcn": LightGCN,
     "multvae": MultVAE,
+    "sasrec": SASRec,
     "ultragcn": UltraGCN,
 }

@@ -18,7 +18,7 @@ from recsys.models.layers import Density, Layers
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["Factors", "pair_scores"]
+__all__ = ["Factors", "catalogue_scores", "pair_scores", "row_scores"]
 
 Table = nn.Embedding | sparsecore.SparseEmbedding
 
@@ -66,10 +66,15 @@ class Factors(Recommender, ABC):
         Raises:
             DataError: for a user who is not in the training data (-1).
         """
-        rows = self.users(known_users(self, users, self.n_users))
-        if isinstance(self.items, sparsecore.SparseEmbedding):
-            return sparsecore.ops.spmm(self.items.values, *self.items.index, rows)
-        return rows @ self.items.weight.T
+        return catalogue_scores(self.users(known_users(self, users, self.n_users)), self.items)
+
+
+@torch.no_grad()
+def catalogue_scores(rows: Tensor, items: Table) -> Tensor:
+    """(B, n_items) dot products of given rows (B, dim) and every row of a table, without gradient."""
+    if isinstance(items, sparsecore.SparseEmbedding):
+        return sparsecore.ops.spmm(items.values, *items.index, rows)
+    return rows @ items.weight.T
 
 
 def pair_scores(users: Table, user_ids: Tensor, items: Table, item_ids: Tensor) -> Tensor:
@@ -79,7 +84,14 @@ def pair_scores(users: Table, user_ids: Tensor, items: Table, item_ids: Tensor) 
     """
     if isinstance(users, sparsecore.SparseEmbedding) and isinstance(items, sparsecore.SparseEmbedding):
         return sparsecore.gather_dot(users, user_ids, items, item_ids)
-    rows = users(user_ids)
+    return row_scores(users(user_ids), items, item_ids)
+
+
+def row_scores(rows: Tensor, items: Table, item_ids: Tensor) -> Tensor:
+    """(B, M) dot products of given rows (B, dim) and the rows ``item_ids[b, m]`` of a table.
+
+    The B M rows are never all written if the table is dense.
+    """
     if isinstance(items, sparsecore.SparseEmbedding):
         return torch.bmm(items(item_ids), rows.unsqueeze(2)).squeeze(2)
     return _PairScores.apply(rows, items.weight, item_ids)

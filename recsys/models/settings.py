@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.settings import Section
 
@@ -14,6 +14,7 @@ __all__ = [
     "LightGCNConfig",
     "ModelConfig",
     "MultVAEConfig",
+    "SASRecConfig",
     "UltraGCNConfig",
 ]
 
@@ -48,6 +49,23 @@ class BPRMFConfig(Section):
     init_std: float = Field(default=0.1, gt=0)
 
 
+class SASRecConfig(Section):
+    """Settings of `recsys.models.sasrec.SASRec`."""
+
+    name: Literal["sasrec"] = "sasrec"
+    hidden: int = Field(default=50, gt=0)
+    blocks: int = Field(default=2, ge=0)
+    heads: int = Field(default=1, gt=0)
+    max_length: int = Field(default=50, gt=0)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> SASRecConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} cannot be divided among heads = {self.heads}")
+        return self
+
+
 class UltraGCNConfig(Section):
     """Settings of `recsys.models.ultragcn.UltraGCN`."""
 
@@ -66,10 +84,10 @@ class UltraGCNConfig(Section):
 
 
 ModelConfig = Annotated[
-    BPRMFConfig | LightGCNConfig | MultVAEConfig | UltraGCNConfig, Field(discriminator="name")
+    BPRMFConfig | LightGCNConfig | MultVAEConfig | SASRecConfig | UltraGCNConfig, Field(discriminator="name")
 ]
 
 MODEL_SETTINGS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
-    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, UltraGCNConfig)
+    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, SASRecConfig, UltraGCNConfig)
 }

@@ -60,9 +60,14 @@ class TripleSampler:
         users = self.users[torch.randint(len(self.users), (count,), generator=generator)]
         first, degree = self.pointers[users], self.pointers[users + 1] - self.pointers[users]
         positives = self.items[first + _uniform_below(degree, generator)]
+        return Triples(users, positives, self.negatives(users, generator))
+
+    def negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """An item that each of these users, (n,) out of ``self.users``, has not chosen."""
+        first, degree = self.pointers[users], self.pointers[users + 1] - self.pointers[users]
         rank = _uniform_below(self.n_items - degree, generator)
         before = torch.searchsorted(self.keys, users * self.stride + rank, right=True) - first
-        return Triples(users, positives, rank + before)
+        return rank + before
 
 
 def _uniform_below(bounds: Tensor, generator: torch.Generator) -> Tensor:

@@ -60,7 +60,11 @@ class Trainer:
         self.density = density_of(config)
         stored = self.density if sparsity.method in ("static", "dsl") else 1.0
         self.model: Recommender = build_model(
-            config.model.model_dump(), dataset.train, stored, torch.Generator().manual_seed(int(model_seed))
+            config.model.model_dump(),
+            dataset.train,
+            stored,
+            torch.Generator().manual_seed(int(model_seed)),
+            dataset.order,
         )
         if sparsity.method != "dense" and self.density.density < 1:
             self._expect_sparse_weights()
@@ -81,7 +85,7 @@ class Trainer:
         self._candidates: dict[EvalSet, Candidates] = {}
 
     def _expect_sparse_weights(self) -> None:
-        names = [re.sub(r"\.(weight|values)$", "", name) for name, _ in self.model.named_parameters()]
+        names = [re.sub(r"\.(weight|values)$", "", name) for name in _of_layers(self.model)]
         if not any(self.density.at(name) < 1 for name in names):
             raise ConfigError(
                 f"sparsity.include = {list(self.density.include)} and sparsity.exclude = "
@@ -326,8 +330,14 @@ def density_of(config: Config) -> Density:
 
 def parameter_densities(model: nn.Module, density: Density) -> dict[str, float]:
     """The density of every parameter of a dense model that would be sparse, by the parameter's name."""
-    named = {name: density.at(name.removesuffix(".weight")) for name, _ in model.named_parameters()}
+    named = {name: density.at(name.removesuffix(".weight")) for name in _of_layers(model)}
     return {name: share for name, share in named.items() if share < 1}
+
+
+def _of_layers(model: nn.Module) -> list[str]:
+    """Names of the parameters that `Layers` has made: all but the scales and shifts of normalisations."""
+    norms = {p for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if parameter not in norms]
 
 
 def nnz_per_tensor(model: nn.Module, explorer: Any = None) -> dict[str, int]:

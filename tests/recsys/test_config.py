@@ -25,6 +25,7 @@ def test_every_preset_is_valid():
         "lightgcn-lastfm",
         "multvae-ml-1m",
         "quickstart",
+        "sasrec-ml-100k",
         "ultragcn-gowalla",
         "ultragcn-yelp2018",
     ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data import Dataset, EvalSet, load, synthetic
-from recsys.data.synthetic import _activity, _draw, _finish
+from recsys.data.synthetic import _activity, _draw, _finish, _order
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import evaluate, evaluate_oracle
 
@@ -134,6 +134,41 @@ def test_activity_sums_exactly_within_its_bounds(users: int, most: int, share: f
     assert counts.sum() == total
     assert counts.min() >= 5
     assert counts.max() <= most
+
+
+def test_order_is_of_every_train_interaction_and_follows_the_seed(dataset: Dataset) -> None:
+    assert dataset.order is not None
+    again, other = (synthetic(1000, 800, 40_000, n_clusters=10, seed=seed) for seed in (3, 4))
+    for user in range(0, dataset.n_users, 50):
+        row = slice(*dataset.train.indptr[user : user + 2])
+        assert len(set(dataset.order[row].tolist())) == row.stop - row.start
+        of_user = again.order[slice(*again.train.indptr[user : user + 2])]
+        known = again.test.inputs.indptr, again.test.targets.indptr
+        assert of_user.max() < sum(np.diff(pointers)[user] for pointers in known)
+    if dataset.test.users[0] >= 0:
+        np.testing.assert_array_equal(dataset.order, again.order)
+    assert not np.array_equal(again.order[:100], other.order[:100])
+
+
+@given(seed=st.integers(0, 99), users=st.integers(1, 6), clusters=st.integers(1, 5))
+def test_order_is_of_sessions_that_follow_their_clusters_series(seed: int, users: int, clusters: int) -> None:
+    rng = np.random.default_rng(seed)
+    chosen = rng.random((users, 30)) < 0.6
+    chosen[:, 0] = True
+    pairs, home = np.flatnonzero(chosen), rng.integers(clusters, size=30)
+    place = _order(pairs, 30, home, np.random.default_rng(1))
+    assert np.array_equal(place, _order(pairs, 30, home, np.random.default_rng(1)))
+    series = np.random.default_rng(1).permutation(30)
+    for user in range(users):
+        mine = pairs // 30 == user
+        assert sorted(place[mine].tolist()) == list(range(mine.sum()))
+        history = (pairs[mine] % 30)[np.argsort(place[mine])]
+        for cluster in range(clusters):
+            of_cluster = series[history[home[history] == cluster]]
+            assert (np.diff(of_cluster) > 0).all()
+        # As many runs of one cluster as there are sessions, or fewer where two of a cluster meet.
+        runs = 1 + int((np.diff(home[history]) != 0).sum())
+        assert runs <= sum(-(-n // 5) for n in np.bincount(home[history]).tolist())
 
 
 def test_smallest_size_and_one_cluster() -> None:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsecore
+from recsys.data import Dataset, EvalSet
 from recsys.models.base import Interactions, Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.sasrec import SASRec
 from recsys.models.triples import TripleSampler
 from recsys.models.ultragcn import UltraGCN
 from sparsecore.nn.base import SparseModule
@@ -151,6 +153,47 @@ def test_factors(backend: str, optimizer: str, model: str) -> None:
 
     with sparsecore.backend(backend):
         exchanged = train_both(build, lambda m, t: m.loss(batches[t], t), OPTIMIZERS[optimizer])  # type: ignore[operator]
+    assert exchanged > 500
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize(
+    ("optimizer", "loss"), [("adam", "sampled"), ("sgd-momentum", "sampled"), ("adam", "softmax")]
+)
+def test_sasrec(backend: str, optimizer: str, loss: str) -> None:
+    """Attention, dropout, and one item table for input and output: of some items, or of all that are looked up."""
+    data = interactions()
+    order = np.random.default_rng(2).permutation(data.nnz)
+    users = np.arange(40)
+    empty = EvalSet(data[:0], data[:0], users[:0])
+    dataset = Dataset("toy", data, empty, empty, users, np.arange(60), order)
+
+    def build() -> nn.Module:
+        generator = torch.Generator().manual_seed(3)
+        return SASRec(
+            data,
+            order,
+            hidden=10,
+            blocks=1,
+            heads=2,
+            max_length=8,
+            dropout=0.2,
+            density=0.3,
+            generator=generator,
+        ).double()
+
+    draws = torch.Generator().manual_seed(1)
+    batches = [batch for _ in range(4) for batch in build().batches(dataset, 16, draws)]  # type: ignore[operator]
+
+    def of_step(model: nn.Module, step: int) -> Tensor:
+        batch = batches[step % len(batches)]
+        if loss == "sampled":
+            return model.loss(batch, step)  # type: ignore[operator]
+        scores = model.encode(batch.sequences) @ model.items(torch.arange(60)).T  # type: ignore[operator]
+        return torch.nn.functional.cross_entropy(scores, batch.positives)
+
+    with sparsecore.backend(backend):
+        exchanged = train_both(build, of_step, OPTIMIZERS[optimizer], steps=100, interval=10)
     assert exchanged > 500
 
 
