@@ -270,12 +270,12 @@ def _print_epoch(record: dict[str, Any]) -> None:
 def _print_metrics(metrics: dict[str, dict[str, float]], title: str) -> None:
     table = Table(title=title)
     metrics = {part: values for part, values in metrics.items() if values}
-    names = list(next(iter(metrics.values())))
     table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in names))
+    for part in metrics:
+        table.add_column(part, justify="right")
+    # Metrics down, parts across: with several cut-offs they would not fit the width of a terminal.
+    for name in next(iter(metrics.values())):
+        table.add_row(name, *(f"{values[name]:.4f}" for values in metrics.values()))
     Console().print(table)
 
 

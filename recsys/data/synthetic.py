@@ -22,7 +22,6 @@ oracle.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -69,9 +68,8 @@ def synthetic(
         O(n_interactions + n_clusters * (n_users + n_items)).
 
     Raises:
-        ConfigError: a size is not positive, or the interactions do not fit: every user needs at least 5 and
-        may
-            have at most half of the items.
+        ConfigError: a size is not positive, or the interactions do not fit: every user needs at least 5 and may have
+            at most half of the items.
     """
     sizes = {"interactions": n_interactions, "clusters": n_clusters}
     default = round(2000 * (max(n_interactions, 1) / 100_000) ** 0.75)
@@ -97,12 +95,8 @@ def synthetic(
     matrix, _ = binary_csr(pairs // n_items, pairs % n_items, (n_users, n_items))
     user_ids, item_ids = _raw_ids("u", n_users), _raw_ids("i", n_items)
     oracle = _oracle(theta, phi, user_ids)
-    dataset = split_dataset("synthetic", matrix, user_ids, item_ids, options, seed, oracle)
-    # Zero-padded ids ascend as strings, too.
-    rows = np.searchsorted(user_ids, dataset.user_ids)
-    train = np.repeat(rows, np.diff(dataset.train.indptr)) * n_items + dataset.train.indices
     order = _order(pairs, n_items, phi.argmax(axis=0), np.random.default_rng([seed, 1]))
-    return dataclasses.replace(dataset, order=order[np.searchsorted(pairs, train)])
+    return split_dataset("synthetic", matrix, user_ids, item_ids, options, seed, oracle, order=order)
 
 
 def _raw_ids(prefix: str, size: int) -> NDArray[np.str_]:

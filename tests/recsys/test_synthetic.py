@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -194,3 +196,14 @@ def test_smallest_size_and_one_cluster() -> None:
 def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load("synthetic", **options)
+
+
+def test_leave_one_out_takes_the_newest():
+    whole = load("synthetic", users=30, items=40, interactions=300, split="loo", validation=0)
+    data = load("synthetic", users=30, items=40, interactions=300, split="loo")
+    assert (np.diff(data.test.targets.indptr) == 1).all()
+    assert (data.test.targets != whole.test.targets).nnz == 0
+    newest = [
+        whole.train.indices[a:b][whole.order[a:b].argmax()] for a, b in itertools.pairwise(whole.train.indptr)
+    ]
+    assert data.validation.targets.indices.tolist() == newest
