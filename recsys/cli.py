@@ -240,6 +240,49 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    table: Annotated[str, typer.Option(help="Table of results: main, or a .toml file of your own.")] = "main",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Written: OUTPUT.md, OUTPUT.json. Default: TABLE.")
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder for the runs. Default: runs/TABLE.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only runs whose 'preset method density=...' has it.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the presets': shorter.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="In place of the table's.")] = None,
+    jobs: Jobs = 1,
+    timing: Annotated[
+        float, typer.Option(min=0, help="Seconds to time each density of a row; 0: no costs.")
+    ] = 20.0,
+    data_dir: DataDir = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    threads: JobThreads = None,
+) -> None:
+    """Train and measure a table of results, with published values beside ours; the same command resumes."""
+    from recsys.reproduce.command import reproduce as run
+
+    name = Path(table).stem
+    whole = run(
+        table,
+        output or Path(name),
+        runs or Path("runs") / name,
+        only=only,
+        epochs=epochs,
+        seeds=seeds,
+        jobs=jobs,
+        threads=threads,
+        timing=timing,
+        data_dir=None if data_dir is None else str(data_dir.resolve()),
+        overrides=overrides or [],
+        quiet=quiet,
+    )
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data_dir: DataDir = None,

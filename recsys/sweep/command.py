@@ -59,6 +59,8 @@ def sweep(
         KeyboardInterrupt: on Ctrl-C, saying how to go on.
     """
     grid = make_grid(make_config, [parse_axis(text) for text in axes], seeds)
+    for name in (*metrics, *([] if best is None else [best])):
+        make_config({"train.metric": name})  # refuses what will not be computed
     if plot is not None:
         check_plot(grid, plot)
     threads = threads or threads_for(jobs)

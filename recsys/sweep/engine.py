@@ -16,6 +16,7 @@ from recsys.training.run_folder import RunFolder
 __all__ = ["Outcome", "Plan", "run_cells", "threads_for"]
 
 KEPT = (
+    "dataset",
     "test",
     "validation",
     "best_epoch",
