@@ -39,8 +39,9 @@ def measure_cells(cells: Mapping[str, tuple[Config, Path]], seconds: float) -> d
     found: dict[str, dict[str, Any]] = {}
     for group in groups:
         probes = {name: StepProbe(config, dataset) for name, (config, _) in group.items()}
-        steps = time_steps(probes, seconds)
+        # Counted before anything is timed: all of them then see the same batch.
         costs = {name: (probe.macs(), probe.resident_bytes().total) for name, probe in probes.items()}
+        steps = time_steps(probes, seconds)
         del probes
         servers = {name: SavedRecommender.load(folder) for name, (_, folder) in group.items()}
         answers = time_recommendations(servers, user, seconds / 3)
