@@ -82,7 +82,8 @@ def reproduce(
     for note in notes:
         say.print(note, highlight=False, markup=False, soft_wrap=True)
     if not work:
-        raise ConfigError(f"no run of the table {name!r} is left: {'; '.join(notes) or f'--only {only}'}")
+        why = f"--only {only!r} finds none; " if only else ""
+        raise ConfigError(f"no run of the table {name!r} is left: {why}{'; '.join(notes)}")
     for row, cells in work:  # all of them, before hours are spent on the first
         Plan.of(cells, runs / row.preset)
     sections: list[Section] = []
