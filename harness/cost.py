@@ -4,7 +4,7 @@
 
 writes ``OUTPUT.json`` and ``OUTPUT.md``: multiply-adds and resident bytes (exact), time of a step as a ratio of the
 minima of interleaved samples, and what an exploration adds. The quality of such
-runs is measured by ``harness.reproduce``.
+runs is measured by ``recsys sweep``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import typer
 from rich.console import Console
 
-from harness.results import save_results
 from recsys.config import Config, load_config
 from recsys.data import Dataset
+from recsys.results import save_results
 from recsys.training.probe import StepProbe, time_steps
 from recsys.training.session import load_dataset
 
@@ -111,7 +111,10 @@ def main(
         }
         console.print(f"{preset}: " + ", ".join(f"{r['cell']} {r['time vs dense']:.2f}" for r in rows))
     save_results(
-        output, "harness.cost", _page(workloads), {"threads": torch.get_num_threads(), "workloads": workloads}
+        output,
+        "python -m harness.cost",
+        _page(workloads),
+        {"threads": torch.get_num_threads(), "workloads": workloads},
     )
 
 

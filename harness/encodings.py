@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from harness.results import save_results
+from recsys.results import save_results
 from sparsecore import Pattern, ops
 from sparsecore.encoding import choose_encoding, encode
 from sparsecore.measure import interleaved
@@ -132,7 +132,7 @@ def main(
         )
     page = _page(rows)
     if output is not None:
-        save_results(output, "harness.encodings", page, {"rows": rows})
+        save_results(output, "python -m harness.encodings", page, {"rows": rows})
     else:
         print("\n".join(page))
 

@@ -30,7 +30,7 @@ import typer
 from torch import Tensor
 
 from harness.kernel_forms import Forms, Weight, _torch_csr
-from harness.results import save_results
+from recsys.results import save_results
 from sparsecore import ops
 from sparsecore.measure import interleaved
 
@@ -207,7 +207,7 @@ def main(
         rows += [{**row, "simd": mode} for row in json.loads(done.stdout)]
     page = _page(rows)
     if output is not None:
-        save_results(output, "harness.floors", page, {"quick": quick, "rows": rows})
+        save_results(output, "python -m harness.floors", page, {"quick": quick, "rows": rows})
     else:
         print("\n".join(page))
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from harness.gpu_forms import OPERATIONS
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, run_jobs, time_calls, watch
-from harness.results import save_results
+from recsys.results import save_results
 
 __all__ = ["jobs", "main", "measure", "run_tests"]
 
@@ -211,7 +211,7 @@ def _save(output: Path | None, document: dict[str, Any]) -> None:
         return
     lines = _page(document)
     try:
-        save_results(output, "harness.gpu_check", lines, document)
+        save_results(output, "python -m harness.gpu_check", lines, document)
     except (OSError, ImportError) as error:  # a bare machine may lack what describes it, git for one
         document["machine"] = f"not described: {describe_error(error)}"
         output.parent.mkdir(parents=True, exist_ok=True)

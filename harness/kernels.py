@@ -23,7 +23,7 @@ from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 from harness.overhead import measure_overhead
-from harness.results import save_results
+from recsys.results import save_results
 from sparsecore.measure import Timing, interleaved
 
 __all__ = ["main", "measure"]
@@ -223,7 +223,7 @@ def main(
     }
     page = _page(document)
     if output is not None:
-        save_results(output, "harness.kernels", page, document)
+        save_results(output, "python -m harness.kernels", page, document)
     else:
         print("\n".join(page))
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.results import save_results
+from recsys.results import save_results
 
 __all__ = ["main", "measure"]
 
@@ -107,7 +107,7 @@ def main(
         lines.append(
             f"| {name} | " + " | ".join(f"{row[k] / 1e6:,.0f} ({row[k] / dense[k]:.3f})" for k in keys) + " |"
         )
-    save_results(output, "harness.memory", lines, {"rows": rows, "cols": cols, "bytes": found})
+    save_results(output, "python -m harness.memory", lines, {"rows": rows, "cols": cols, "bytes": found})
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ import typer
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from harness.results import save_results
 from recsys.data import Dataset, load
 from recsys.errors import ConfigError, RecsysError
+from recsys.results import save_results
 
 __all__ = ["export", "main", "run"]
 

@@ -21,9 +21,9 @@ from rich.console import Console
 
 import sparsecore
 from harness.bpr import BprStep
-from harness.results import save_results
 from recsys.config import Config
 from recsys.data import load
+from recsys.results import save_results
 from recsys.training.probe import StepProbe, time_steps
 
 __all__ = ["WORKLOADS", "Workload", "main", "measure"]
@@ -189,7 +189,7 @@ def main(
                 f"{name} {r['threads']} threads, {r['form']}: {r['ratio']:.2f} ({r['step ms']:.2f} ms)"
             )
     if output is not None:
-        save_results(output, "harness.steps", _page(found), {"workloads": found})
+        save_results(output, "python -m harness.steps", _page(found), {"workloads": found})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting, such as train.lr=0.01."),
 ]
+Preset = Annotated[str | None, typer.Option(help="Settings that come with recsys.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
+JobThreads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of each run. Default: cores / jobs.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
 
@@ -101,8 +108,8 @@ def quickstart(
 
 @app.command()
 def train(
-    preset: Annotated[str | None, typer.Option(help="Settings that come with recsys.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
@@ -115,21 +122,40 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --output.")
     ] = False,
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Train RUN's model on train and validation together, to its best epoch."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to tensorboard/ in the run's folder.")
+    ] = False,
     quiet: Quiet = False,
     threads: Threads = None,
 ) -> None:
     """Train one model; the folder it writes holds settings, log, metrics and a saved recommender."""
     from recsys.errors import ConfigError
 
-    plain = {"sparsity.method": method, "sparsity.density": density, "train.epochs": epochs}
-    if resume:
-        given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
+    plain = {
+        "sparsity.method": method,
+        "sparsity.density": density,
+        "train.epochs": epochs,
+        "train.tensorboard": tensorboard or None,
+    }
+    given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
+    config = None
+    if refit is not None:
+        if output is None or resume or any(value is not None for value in given):
+            raise ConfigError(
+                "--refit takes the settings of the run that it names; expected --output and no other setting"
+            )
+    elif resume:
         if output is None or overwrite or any(value is not None for value in given):
             raise ConfigError(
                 "--resume takes the run from --output with the settings it was started with; "
                 "expected --output and no other setting"
             )
-        config = None
     else:
         config = _config(preset, config_file, dataset, data_dir, seed, overrides, plain)
         if output is None:
@@ -143,7 +169,11 @@ def train(
     _use_threads(threads)
     listener = None if quiet else _print_epoch
     try:
-        if config is None:
+        if refit is not None:
+            from recsys.training.refit import refit as train_again
+
+            metrics = train_again(refit, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
+        elif config is None:
             metrics = session.resume(output, quiet=quiet, on_epoch=listener)
         else:
             metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
@@ -161,6 +191,100 @@ def train(
     typer.echo(
         f"{metrics['parameters_stored']:,} parameters stored, {metrics['seconds']:.1f} s; see {output}"
     )
+
+
+@app.command()
+def sweep(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs and their table.")],
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TABLE.KEY=V1,V2,...", help="Values to try; repeat for a product of settings."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell, from train.seed on.")] = 1,
+    jobs: Jobs = 1,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Test metric to tabulate, such as ndcg@20; repeat.")
+    ] = None,
+    best: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Name the best cell by this validation metric.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Heat map of a grid of two settings (.svg, .pdf, .png)."),
+    ] = None,
+    quiet: Quiet = False,
+    threads: JobThreads = None,
+) -> None:
+    """Train a grid of settings with several seeds; what has ended is not repeated, so the same command resumes."""
+    from recsys.sweep.command import sweep as run
+
+    def make_config(variation: Mapping[str, Any]) -> Config:
+        return _config(preset, config_file, dataset, data_dir, None, overrides, variation=variation)
+
+    title = preset or (config_file.stem if config_file else make_config({}).model.name)
+    whole = run(
+        make_config,
+        grid or [],
+        output,
+        title=title,
+        seeds=seeds,
+        jobs=jobs,
+        threads=threads,
+        metrics=metric or [],
+        best=best,
+        plot=plot,
+        quiet=quiet,
+    )
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Option(help="Table of results: main, or a .toml file of your own.")] = "main",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Written: OUTPUT.md, OUTPUT.json. Default: TABLE.")
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder for the runs. Default: runs/TABLE.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only runs whose 'preset method density=...' has it.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the presets': shorter.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="In place of the table's.")] = None,
+    jobs: Jobs = 1,
+    timing: Annotated[
+        float, typer.Option(min=0, help="Seconds to time each density of a row; 0: no costs.")
+    ] = 20.0,
+    data_dir: DataDir = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    threads: JobThreads = None,
+) -> None:
+    """Train and measure a table of results, with published values beside ours; the same command resumes."""
+    from recsys.reproduce.command import reproduce as run
+
+    name = Path(table).stem
+    whole = run(
+        table,
+        output or Path(name),
+        runs or Path("runs") / name,
+        only=only,
+        epochs=epochs,
+        seeds=seeds,
+        jobs=jobs,
+        threads=threads,
+        timing=timing,
+        data_dir=None if data_dir is None else str(data_dir.resolve()),
+        overrides=overrides or [],
+        quiet=quiet,
+    )
+    if not whole:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -240,6 +364,7 @@ def _config(
     seed: int | None,
     overrides: list[str] | None,
     options: dict[str, Any] | None = None,
+    variation: Mapping[str, Any] | None = None,
 ) -> Config:
     from recsys.config import load_config
     from recsys.data.formats import is_supported
@@ -249,7 +374,7 @@ def _config(
     if dataset is not None and is_supported(dataset):
         dataset = str(Path(dataset).resolve())
     plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
-    return load_config(preset, path, overrides or [], plain)
+    return load_config(preset, path, overrides or [], plain, variation)
 
 
 def _use_threads(threads: int | None) -> None:

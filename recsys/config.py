@@ -28,6 +28,7 @@ __all__ = [
     "SparsityConfig",
     "TrainConfig",
     "load_config",
+    "parse_value",
     "presets",
 ]
 
@@ -72,6 +73,9 @@ class TrainConfig(Section):
     """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
 
     patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
+    stop_epoch: the epoch after which training ends, while schedules are still those of `epochs`; 0 trains them all. For
+        a run that repeats the beginning of another, such as `recsys train --refit`.
+    tensorboard: also log to tensorboard/ in the run's folder (extra "tensorboard").
     optimizer: "adam", or "adagrad" as some models' authors do.
     """
 
@@ -81,14 +85,22 @@ class TrainConfig(Section):
     optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
     patience: int = Field(default=0, ge=0)
+    stop_epoch: int = Field(default=0, ge=0)
     evaluate_every: int = Field(default=1, gt=0)
     metric: str = "ndcg@20"
     ks: list[Annotated[int, Field(gt=0)]] = Field(default=[20], min_length=1)
+    tensorboard: bool = False
 
     @field_validator("ks")
     @classmethod
     def _sorted(cls, ks: list[int]) -> list[int]:
         return sorted(set(ks))
+
+    @model_validator(mode="after")
+    def _stops_within_epochs(self) -> TrainConfig:
+        if self.stop_epoch > self.epochs:
+            raise ValueError(f"stop_epoch {self.stop_epoch} comes after the last of {self.epochs} epochs")
+        return self
 
     @model_validator(mode="after")
     def _metric_is_computed(self) -> TrainConfig:
@@ -141,9 +153,13 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that change with every setting but the place of the data."""
+        """16 hexadecimal digits that change with every setting that decides what comes out.
+
+        The place of the data does not, nor does a further log.
+        """
         content = self.to_dict()
         content["data"].pop("dir", None)
+        content["train"].pop("tensorboard")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def replace(self, **sections: Mapping[str, Any]) -> Config:
@@ -165,8 +181,9 @@ def load_config(
     path: str | Path | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    variation: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Settings from, in rising precedence: defaults, a preset, a TOML file, `options`, `overrides`.
+    """Settings from, in rising precedence: defaults, a preset, a TOML file, `options`, `overrides`, `variation`.
 
     Args:
         preset: one of `presets()`.
@@ -174,6 +191,7 @@ def load_config(
         overrides: "table.key=value", value in TOML (`train.lr=0.01`, `train.ks=[10, 20]`); a word without
             quotes is text.
         options: {"table.key": value}; None means not given.
+        variation: {"table.key": value}, what this run has other than its siblings.
 
     Raises:
         ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
@@ -195,7 +213,9 @@ def load_config(
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects table.key=value (such as train.lr=0.01), got {text!r}")
-        _set(tree, key.strip(), _parse(value.strip()))
+        _set(tree, key.strip(), parse_value(value.strip()))
+    for key, value in (variation or {}).items():
+        _set(tree, key, copy.deepcopy(value))
     return _validate(tree)
 
 
@@ -208,7 +228,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value in TOML; a word without quotes is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

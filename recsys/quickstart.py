@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from recsys.config import Config
 from recsys.data import Dataset
 from recsys.errors import ConfigError
 from recsys.evaluation import evaluate, evaluate_oracle
-from recsys.recommender import SavedRecommender
-from recsys.training.probe import StepProbe, time_steps
+from recsys.training.probe import StepProbe, time_recommendations, time_steps, typical_user
 from recsys.training.run_folder import RunFolder
 from recsys.training.session import fit, load_dataset, saved_recommender
 from recsys.training.trainer import Trainer
-from sparsecore.measure import interleaved
 
 __all__ = ["Row", "run"]
 
@@ -100,7 +97,7 @@ def run(
     probes = {name: StepProbe(trainer.config, dataset) for name, trainer in trainers.items()}
     macs = {name: probe.macs() for name, probe in probes.items()}
     servers = {name: saved_recommender(trainer) for name, trainer in trainers.items()}
-    user = _typical_user(dataset)
+    user = typical_user(dataset)
     steps = time_steps(probes, timing_seconds)
     answers = time_recommendations(servers, user, timing_seconds / 3)
     k = config.train.ks[0]
@@ -127,18 +124,6 @@ def run(
     if output is not None:
         console.print(f"The run of the sparse model is in {output}.", highlight=False, soft_wrap=True)
     return rows
-
-
-def time_recommendations(
-    servers: dict[str, SavedRecommender], user: int | str, seconds: float
-) -> dict[str, float]:
-    """Milliseconds from a raw user id to ten raw item ids, in turns."""
-
-    def asker(server: SavedRecommender) -> Callable[[], object]:
-        return lambda: server.recommend(user)
-
-    timings = interleaved({name: asker(server) for name, server in servers.items()}, seconds=seconds)
-    return {name: 1e3 * timing.minimum for name, timing in timings.items()}
 
 
 def verdict(rows: list[Row], k: int) -> list[str]:
@@ -220,10 +205,3 @@ def _table(rows: list[Row], k: int, config: Config) -> Table:
 def _weights(trainer: Trainer) -> int:
     """Weights stored: all parameters but biases."""
     return sum(p.numel() for name, p in trainer.model.named_parameters() if "bias" not in name)
-
-
-def _typical_user(dataset: Dataset) -> int | str:
-    """Raw id of a user of median activity."""
-    counts = np.diff(dataset.train.indptr)
-    row = int(np.argsort(counts, kind="stable")[len(counts) // 2])
-    return dataset.user_ids[row].item()

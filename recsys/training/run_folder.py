@@ -30,8 +30,8 @@ class RunFolder:
     config.toml: all settings. log.jsonl: one line per epoch. checkpoint.pt: everything that `--resume` needs,
     after the last complete epoch. best.safetensors: the weights of the best epoch by validation. At the end
     also metrics.json, per_user.npz (what the test metrics are the means of) and recommender/, a
-    `recsys.recommender.SavedRecommender`. Every file is replaced in one
-    move, so whatever interrupts a run, the files are those of the last complete epoch.
+    `recsys.recommender.SavedRecommender`. Every file is replaced in one move, so whatever interrupts a run, the files
+    are those of the last complete epoch. Where it was asked for, tensorboard/ holds the log once more, as curves.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,6 +94,11 @@ class RunFolder:
     def recommender(self) -> Path:
         """Where the saved recommender is."""
         return self.path / "recommender"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's events are, if they are kept."""
+        return self.path / "tensorboard"
 
     def config(self) -> Config:
         return load_config(path=self.path / "config.toml")

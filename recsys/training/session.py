@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from recsys.errors import RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
 from recsys.training.run_folder import RunFolder
+from recsys.training.tensorboard import TensorBoardLog, require_tensorboard
 from recsys.training.trainer import Trainer, nnz_per_tensor
 
 __all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
@@ -70,6 +72,8 @@ def train(
     """
     if output is not None:
         RunFolder.check_free(output, overwrite)
+        if config.train.tensorboard:
+            require_tensorboard()
     dataset = load_dataset(config) if dataset is None else dataset
     trainer = Trainer(config, dataset)
     folder = None
@@ -111,23 +115,11 @@ def fit(
     on_epoch: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a trainer to its end, see `train`. Its model then has the weights of the best epoch."""
-    while not trainer.finished:
-        with _progress(trainer, quiet) as progress:
-            title = (
-                f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.config.train.epochs}"
-            )
-            task = progress.add_task(title, total=trainer.steps_per_epoch)
-            record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
-        if folder is not None:
-            # Best weights first, checkpoint last: a run cut off between them makes this epoch again,
-            # identically.
-            if trainer.best_epoch == trainer.epoch and trainer.best_weights is not None:
-                folder.save_best(trainer.best_weights)
-                trainer.best_weights = None
-            folder.append_log(record)
-            folder.save_checkpoint(trainer.state_dict())
-        if on_epoch is not None:
-            on_epoch(record)
+    with ExitStack() as stack:
+        curves = None
+        if folder is not None and trainer.config.train.tensorboard:
+            curves = stack.enter_context(TensorBoardLog(folder.tensorboard, trainer.epoch))
+        _train_epochs(trainer, folder, curves, quiet, on_epoch)
     if trainer.best_weights is None and folder is not None:
         trainer.best_weights = folder.load_best()
     trainer.load_best()
@@ -172,6 +164,32 @@ def fit(
 
 def _parts(trainer: Trainer) -> dict[str, EvalSet]:
     return {"validation": trainer.dataset.validation, "test": trainer.dataset.test}
+
+
+def _train_epochs(
+    trainer: Trainer,
+    folder: RunFolder | None,
+    curves: TensorBoardLog | None,
+    quiet: bool,
+    on_epoch: Listener | None,
+) -> None:
+    while not trainer.finished:
+        with _progress(trainer, quiet) as progress:
+            title = f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.last_epoch}"
+            task = progress.add_task(title, total=trainer.steps_per_epoch)
+            record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
+        if folder is not None:
+            # Best weights first, checkpoint last: a run cut off between them makes this epoch again,
+            # identically.
+            if trainer.best_epoch == trainer.epoch and trainer.best_weights is not None:
+                folder.save_best(trainer.best_weights)
+                trainer.best_weights = None
+            folder.append_log(record)
+            folder.save_checkpoint(trainer.state_dict())
+        if curves is not None:
+            curves.write(record)
+        if on_epoch is not None:
+            on_epoch(record)
 
 
 def saved_recommender(trainer: Trainer) -> SavedRecommender:

@@ -122,10 +122,15 @@ class Trainer:
         return len(self.dataset.validation.rows_with_targets) > 0
 
     @property
+    def last_epoch(self) -> int:
+        """The number of epochs to train at most."""
+        return self.config.train.stop_epoch or self.config.train.epochs
+
+    @property
     def finished(self) -> bool:
         """All epochs done, or none better than the best for `patience` epochs."""
         train = self.config.train
-        if self.epoch >= train.epochs:
+        if self.epoch >= self.last_epoch:
             return True
         waited = self.epoch - (self.best_epoch or 0)
         return train.patience > 0 and self.best_epoch is not None and waited >= train.patience
@@ -199,7 +204,7 @@ class Trainer:
                 f"(it was {train.lr}) or choose another train.seed"
             )
         report: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
-        last = self.epoch >= train.epochs
+        last = self.epoch >= self.last_epoch
         if not self.selects:
             if last:
                 self.best_epoch, self.best_weights = self.epoch, _copied(self.model)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-from typer.testing import CliRunner
 
-from harness import cost, reproduce
+from harness import cost
 from harness.layers import LAYERS, compare_layer
-from harness.machine import describe_machine
 from recsys.config import load_config
+from recsys.machine import describe_machine
 from recsys.training.session import load_dataset
 
 TINY = [
@@ -41,33 +37,6 @@ def test_compare_layer(name: str) -> None:
     assert found["macs_vs_dense"] in (0.0, 0.25)
     assert 0.25 < found["bytes_vs_dense"] < 0.32
     assert found["time_vs_dense"] > 0
-
-
-def test_reproduce_writes_results_and_reuses_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import typer
-
-    arguments = ["quickstart", "--seeds", "2", "--grid", "dense,static@0.5", "--runs", str(tmp_path / "runs")]
-    arguments += ["--output", str(tmp_path / "out" / "table")]
-    for override in TINY:
-        arguments += ["--set", override]
-    monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
-    app = typer.Typer()
-    app.command()(reproduce.main)
-    first = CliRunner().invoke(app, arguments)
-    assert first.exit_code == 0, first.output
-    document = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [row["cell"] for row in document["summary"]] == ["dense", "static@0.5"]
-    assert [(run["cell"], run["seed"]) for run in document["runs"]] == [
-        ("dense", 0), ("dense", 1), ("static@0.5", 0), ("static@0.5", 1),
-    ]  # fmt: skip
-    values = [run["test"]["ndcg@20"] for run in document["runs"][:2]]
-    assert document["summary"][0]["ndcg@20"] == pytest.approx(sum(values) / 2)
-    markdown = (tmp_path / "out" / "table.md").read_text()
-    assert str(tmp_path) not in markdown  # nobody's folders
-    assert "static@0.5" in markdown
-    stamp = (tmp_path / "runs" / "dense-seed0" / "metrics.json").stat().st_mtime_ns
-    assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert (tmp_path / "runs" / "dense-seed0" / "metrics.json").stat().st_mtime_ns == stamp
 
 
 def test_machine_is_described() -> None:

@@ -47,3 +47,29 @@ def make_config() -> Callable[..., Config]:
         return load_config(overrides=overrides, options=options)
 
     return make
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sweeps train here, one run after another, which is quicker than processes; returns the folders trained in."""
+    from recsys.sweep import engine, workers
+
+    trained: list[str] = []
+
+    def run_here(tasks, jobs, threads, on_event):
+        failures = {}
+        for task in tasks:
+            on_event(workers.Event("start", task))
+            done = workers._train(
+                task, threads, lambda record, task=task: on_event(workers.Event("epoch", task, record=record))
+            )
+            trained.append(task.folder.name)
+            if isinstance(done, workers.Failure):
+                failures[task.folder] = done
+                on_event(workers.Event("failed", task, failure=done))
+            else:
+                on_event(workers.Event("done", task))
+        return failures
+
+    monkeypatch.setattr(engine, "run_tasks", run_here)
+    return trained

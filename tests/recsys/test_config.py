@@ -21,11 +21,18 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 def test_every_preset_is_valid():
     assert presets() == [
         "bprmf-gowalla",
+        "lightgcn-amazon-book",
         "lightgcn-gowalla",
         "lightgcn-lastfm",
+        "lightgcn-yelp2018",
+        "multvae-citeulike-t",
+        "multvae-foursquare",
+        "multvae-gowalla",
         "multvae-ml-1m",
+        "multvae-yelp2018",
         "quickstart",
         "sasrec-ml-100k",
+        "ultragcn-amazon-book",
         "ultragcn-gowalla",
         "ultragcn-yelp2018",
     ]

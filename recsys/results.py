@@ -8,27 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.machine import describe_machine
+from recsys.files import replacing
+from recsys.machine import describe_machine
 
 __all__ = ["save_results"]
 
 
-def save_results(output: Path, module: str, lines: list[str], document: dict[str, Any]) -> None:
+def save_results(output: Path, program: str, lines: list[str], document: dict[str, Any]) -> None:
     """Write ``OUTPUT.json`` and ``OUTPUT.md``.
 
     Args:
         output: path without suffix; its folder is made.
-        module: the command that is running, as in ``python -m module``.
+        program: what the running command begins with, such as ``recsys``; its arguments are added.
         lines: the page, without command and machine.
         document: the figures; ``command`` and ``machine`` are added.
     """
     # Places of this user's folders say nothing on another machine.
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
-    command = f"python -m {module} {shlex.join(arguments)}"
+    command = f"{program} {shlex.join(arguments)}"
     machine = describe_machine()
     facts = ", ".join(f"{key} {value}" for key, value in machine.items())
     page = "\n".join([*lines, "", f"Command: `{command}`", "", f"Machine: {facts}.", ""])
     output.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": command, "machine": machine, **document}
-    output.with_name(output.name + ".json").write_text(json.dumps(whole, indent=1) + "\n")
-    output.with_name(output.name + ".md").write_text(page)
+    for suffix, text in ((".json", json.dumps(whole, indent=1) + "\n"), (".md", page)):
+        with replacing(output.with_name(output.name + suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")

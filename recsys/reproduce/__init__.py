@@ -1,0 +1,1 @@
+"""Tables of results as papers print them, from presets to a page: `definition`, `measure`, `page`, `command`."""

@@ -1,0 +1,109 @@
+"""What a table of results is made of, and what others have published for its rows."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from recsys.errors import ConfigError
+from recsys.settings import Section
+
+__all__ = [
+    "Published",
+    "PublishedResult",
+    "TableDefinition",
+    "TableRow",
+    "load_published",
+    "load_table",
+    "tables",
+]
+
+Method = Literal["dense", "masked", "static", "dsl"]
+
+
+class TableRow(Section):
+    """A preset, the metrics to show of it (none: those of the table), and settings that differ from the preset's."""
+
+    preset: str
+    metrics: list[str] = Field(default=[])
+    set: dict[str, Any] = Field(default={})
+
+
+class TableDefinition(Section):
+    """Rows of presets, each trained with every method, density and seed. epochs: 0 takes those of the preset."""
+
+    title: str
+    rows: list[TableRow]
+    seeds: int = Field(default=3, gt=0)
+    epochs: int = Field(default=0, ge=0)
+    methods: list[Method] = Field(default=["dense", "static", "masked", "dsl"], min_length=1)
+    densities: list[float] = Field(default=[0.7, 0.5, 0.25, 0.1], min_length=1)
+    metrics: list[str] = Field(default=["recall@20", "ndcg@20"], min_length=1)
+
+
+class PublishedResult(Section):
+    """Metrics of a dense model on a data set, where they are printed, and in what they differ from ours."""
+
+    model: str
+    dataset: str
+    values: dict[str, float]
+    source: str
+    note: str = ""
+
+
+class Published(Section):
+    """All published results that are known; `about` goes with them."""
+
+    about: str
+    results: list[PublishedResult]
+
+    def find(self, model: str, dataset: str) -> list[PublishedResult]:
+        """Those of a model on a data set, whatever its split (``ml-1m/dsl_multvae`` is ``ml-1m``)."""
+        whole = dataset.partition("/")[0]
+        return [result for result in self.results if (result.model, result.dataset) == (model, whole)]
+
+
+def tables() -> list[str]:
+    """Names of the tables that come with the package."""
+    folder = resources.files("recsys") / "tables"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_table(name: str) -> TableDefinition:
+    """A table of the package, or of a file that ends in .toml.
+
+    Raises:
+        ConfigError: unknown, unreadable or not valid.
+    """
+    if name.endswith(".toml"):
+        return _read(Path(name), TableDefinition)
+    if name not in tables():
+        raise ConfigError(
+            f"unknown table {name!r}; valid: {', '.join(tables())}, or the path of a .toml file"
+        )
+    return _read(resources.files("recsys") / "tables" / f"{name}.toml", TableDefinition)
+
+
+def load_published() -> Published:
+    """What comes with the package."""
+    return _read(resources.files("recsys") / "published.toml", Published)
+
+
+Read = TypeVar("Read", TableDefinition, Published)
+
+
+def _read(path: Path | Traversable, kind: type[Read]) -> Read:
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read the table {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from None

@@ -1,0 +1,143 @@
+"""From cells to their metrics: what has ended is read, what was interrupted continued, the rest trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import OutputExistsError, RecsysError
+from recsys.sweep.grid import Cell
+from recsys.sweep.workers import Event, Task, run_tasks
+from recsys.training.run_folder import RunFolder
+
+__all__ = ["Outcome", "Plan", "run_cells", "threads_for"]
+
+KEPT = (
+    "dataset",
+    "test",
+    "validation",
+    "best_epoch",
+    "epochs",
+    "steps",
+    "seconds",
+    "parameters_stored",
+    "nnz",
+    "resident_bytes",
+    "config_hash",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to.
+
+    Attributes:
+        runs: one for each cell that has ended, in the order of the cells: cell, seed, settings, folder and what
+            metrics.json says.
+        failed: one for each that has not: cell, seed, folder, error, traceback.
+    """
+
+    runs: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the cells' runs are in a folder, and which of them have yet to be trained.
+
+    Raises:
+        OutputExistsError: a cell's folder is there, but holds something else.
+    """
+
+    folder: Path
+    cells: Sequence[Cell]
+    places: dict[str, Path]  # by hash of the settings
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], folder: Path) -> Plan:
+        found = _runs_by_hash(folder)
+        places = {}
+        for cell in cells:
+            place = found.get(cell.config.hash)
+            if place is None:
+                place = folder / cell.folder
+                if place.is_dir() and (place / "config.toml").is_file():
+                    raise OutputExistsError(
+                        f"{place} holds a run of other settings than its name says; "
+                        "choose another --output, or delete it"
+                    )
+                RunFolder.check_free(place)
+            places[cell.config.hash] = place
+        return cls(folder, cells, places)
+
+    def place(self, cell: Cell) -> Path:
+        return self.places[cell.config.hash]
+
+    def metrics(self, cell: Cell) -> dict[str, Any] | None:
+        """What the run of a cell came to, or None if it has not ended."""
+        return RunFolder(self.place(cell)).metrics()
+
+    @property
+    def open(self) -> list[Cell]:
+        """Cells whose runs have not ended."""
+        return [cell for cell in self.cells if self.metrics(cell) is None]
+
+
+def threads_for(jobs: int) -> int:
+    """Threads of each of some runs at a time, so that together they use the cores that we may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    on_event: Callable[[Event], object] = lambda event: None,
+) -> Outcome:
+    """Train every cell in a folder of its own within `folder`, as far as that has not been done.
+
+    Args:
+        cells: of one or several grids.
+        folder: made if it is not there.
+        jobs: runs at a time.
+        threads: CPU threads of each; None shares out the cores.
+        on_event: is called with what happens.
+
+    Raises:
+        OutputExistsError: a folder holds a run of other settings; nothing was trained then.
+        KeyboardInterrupt: on Ctrl-C, after all workers have ended. The same call continues.
+    """
+    plan = Plan.of(cells, folder)
+    tasks = [Task(cell.config, plan.place(cell)) for cell in plan.open]
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = run_tasks(tasks, jobs, threads or threads_for(jobs), on_event)
+    runs, failed = [], []
+    for cell in cells:
+        place = plan.place(cell)
+        known = {"cell": cell.name, "seed": cell.seed, "settings": cell.settings, "folder": place.name}
+        metrics = plan.metrics(cell)
+        if metrics is not None:
+            runs.append({**known, **{key: metrics[key] for key in KEPT}})
+        else:
+            failure = failures[place]
+            failed.append({**known, "error": failure.reason, "traceback": failure.trace})
+    return Outcome(runs, failed)
+
+
+def _runs_by_hash(folder: Path) -> dict[str, Path]:
+    """Runs that are there, by what their settings are now: a later version may have further settings, at their
+    defaults.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("[!.]*/config.toml")):  # with a dot: cut off while it was made
+        try:
+            found[RunFolder(file.parent).config().hash] = file.parent
+        except RecsysError:  # of a version that knew other settings
+            continue
+    return found

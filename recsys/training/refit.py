@@ -1,0 +1,96 @@
+"""Training once more on train and validation together, for as long as validation had found best.
+
+Published figures on published splits are of models that were trained on all of train. We choose the epoch on a part
+carved out of it, and this puts the part back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from recsys.config import Config
+from recsys.data import Dataset
+from recsys.errors import DataError, RecsysError
+from recsys.training import session
+from recsys.training.run_folder import RunFolder
+
+__all__ = ["refit", "refit_config"]
+
+
+def refit_config(run: str | Path) -> Config:
+    """The settings of a run with nothing for validation, stopping at its best epoch.
+
+    Schedules stay those of the run: the drop fraction at an epoch is what it was.
+
+    Raises:
+        RecsysError: not a run, or one that has not ended or had no validation users to choose an epoch by.
+    """
+    folder = RunFolder.open(run)
+    metrics = folder.metrics()
+    if metrics is None:
+        raise RecsysError(
+            f"{run} has not ended, so its best epoch is not known; continue it with: "
+            f"recsys train --resume --output {run}"
+        )
+    if not metrics["validation"]:
+        raise RecsysError(f"{run} had no validation users: it was trained on all there is already")
+    config = folder.config()
+    return config.replace(
+        data={"options": {**config.data.options, "validation": 0}},
+        train={"stop_epoch": metrics["best_epoch"]},
+    )
+
+
+def refit(
+    run: str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    on_epoch: Callable[[dict[str, Any]], object] | None = None,
+) -> dict[str, Any]:
+    """Train the model of a run on its train and validation interactions together, and evaluate it on test once.
+
+    Args:
+        run: folder of a run that has ended.
+        output, overwrite, quiet, on_epoch: as in `recsys.training.session.train`, whose metrics are returned.
+
+    Raises:
+        RecsysError: as `refit_config`; or validation was not carved out of each user's interactions by
+            ``data.options.validation``, so that leaving it away gives other data than train and validation together.
+    """
+    config = refit_config(run)
+    RunFolder.check_free(output, overwrite)
+    before = session.load_dataset(RunFolder.open(run).config())
+    try:
+        dataset = session.load_dataset(config)
+    except RecsysError as error:
+        raise DataError(f"{_refusal(before)} ({error})") from error
+    if not _put_together(before, dataset):
+        raise DataError(_refusal(before))
+    return session.train(config, output, overwrite=overwrite, dataset=dataset, quiet=quiet, on_epoch=on_epoch)
+
+
+def _put_together(before: Dataset, after: Dataset) -> bool:
+    """Whether `after` trains on train and validation of `before`, and tests the same."""
+    if before.train.shape != after.train.shape or np.any(before.validation.users < 0):
+        return False
+    seen = csr_array(before.train + before.validation.targets)
+    return _equal(seen, after.train) and _equal(before.test.targets, after.test.targets)
+
+
+def _equal(one: csr_array, other: csr_array) -> bool:
+    return np.array_equal(one.indptr, other.indptr) and np.array_equal(one.indices, other.indices)
+
+
+def _refusal(dataset: Dataset) -> str:
+    return (
+        f"--refit needs a data set whose validation part was carved out of train by data.options.validation; that of "
+        f"{dataset.name} ({dataset.summary()['split']}) cannot be put back. Take a published split of each user's "
+        "interactions (a folder with train.npz and test.npz), or a split by ratio"
+    )

@@ -1,0 +1,162 @@
+"""Tables of results: definitions, published values, runs, costs and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from recsys.cli import app
+from recsys.config import load_config, presets
+from recsys.errors import ConfigError
+from recsys.models.build import MODELS
+from recsys.reproduce.definition import load_published, load_table, tables
+
+TABLE = """
+title = "A tiny table"
+seeds = 2
+methods = ["dense", "masked", "dsl"]
+densities = [0.5, 0.25]
+
+[[rows]]
+preset = "quickstart"
+metrics = ["hr@20", "hr@77"]
+[rows.set]
+"model.hidden" = 32
+"model.latent" = 8
+"sparsity.interval" = 5
+"data.options" = { users = 120, items = 60, interactions = 1800, clusters = 6 }
+
+[[rows]]
+preset = "convncf-moon"
+
+[[rows]]
+preset = "bprmf-gowalla"
+"""
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPARSECORE_DATA", raising=False)
+    (tmp_path / "tiny.toml").write_text(TABLE)
+    return tmp_path / "tiny.toml"
+
+
+def call(*arguments):
+    return CliRunner(env={"COLUMNS": "300"}).invoke(app, ["reproduce", *map(str, arguments)])
+
+
+def test_main_table():
+    assert "main" in tables()
+    main = load_table("main")
+    assert (main.seeds, main.densities) == (3, [0.7, 0.5, 0.25, 0.1])
+    assert main.methods == ["dense", "static", "masked", "dsl"]
+    rows = [row.preset for row in main.rows]
+    assert len(set(rows)) == len(rows) == 12
+    for row in main.rows:
+        if row.preset in presets():
+            config = load_config(row.preset, options=row.set)
+            computed = [f"{name.partition('@')[0]}" for name in row.metrics or main.metrics]
+            assert config.model.name in MODELS
+            assert computed
+
+
+def test_published_values():
+    published = load_published()
+    assert "so there are none to compare with" in published.about
+    assert all(0 < value < 1 for result in published.results for value in result.values.values())
+    (lightgcn,) = published.find("lightgcn", "gowalla")
+    assert lightgcn.values == {"recall@20": 0.1830, "ndcg@20": 0.1554}
+    assert published.find("neumf", "ml-1m/ncf_loo")[0].values["hr@10"] == 0.705
+    assert published.find("multvae", "ml-1m/dsl_multvae") == []
+
+
+def test_tables_that_are_not_valid(tmp_path):
+    with pytest.raises(ConfigError, match="valid: main"):
+        load_table("mian")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_table(str(tmp_path / "none.toml"))
+    for text, match in (("title = ", "not valid TOML"), ('title = "x"\nrows = [{ prest = "a" }]', "prest")):
+        (tmp_path / "t.toml").write_text(text)
+        with pytest.raises(ConfigError, match=match):
+            load_table(str(tmp_path / "t.toml"))
+
+
+def test_reproduce(table, tmp_path, in_process):
+    out, runs = tmp_path / "out" / "table", tmp_path / "runs"
+    command = ["--table", table, "-o", out, "--runs", runs, "--epochs", 2, "--timing", 0.02]
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert len(in_process) == 2 * 5
+    assert "convncf-moon: there is no such preset" in result.stderr
+    assert "bprmf-gowalla: the data set gowalla was not found" in result.stderr
+    document = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert {"command", "machine", "table", "sections", "left_out"} <= set(document)
+    (section,) = document["sections"]
+    assert section["metrics"] == ["hr@20"]
+    assert len(section["runs"]) == 10
+    names = [row["cell"] for row in section["summary"]]
+    assert names == ["dense", *(f"{m} density={d}" for m in ("masked", "dsl") for d in (0.5, 0.25))]
+    cost = section["cost"]
+    assert set(cost) == set(names)
+    total = {name: sum(one["macs"].values()) for name, one in cost.items()}
+    assert total["masked density=0.5"] == total["dense"] > total["dsl density=0.5"]
+    assert total["dsl density=0.5"] > total["dsl density=0.25"]
+    assert cost["dense"]["step_vs_dense"] == cost["dense"]["recommend_vs_dense"] == 1
+    assert all(one["step_ms"] > 0 and one["recommend_ms"] > 0 for one in cost.values())
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "**Shortened: 2 epochs" in page
+    assert "so there are none to compare with" in page
+    assert "* convncf-moon: there is no such preset" in page
+    assert re.search(r"\| quickstart \| hr@20 \| - \| 0\.\d{4} ± 0\.\d{4} \| masked \| 0\.", page)
+    assert re.search(
+        r"\| dsl density=0.25 \| 2 \| 0\.\d{4} ± 0\.\d{4} \| \d, \d \| 1,292 \| [\d,]+ \(0\.\d\dx\) \|", page
+    )
+    widths = {
+        line.count("|") for line in page.splitlines() if line.startswith(("| dsl", "| cell", "| dense"))
+    }
+    assert len(widths) == 1
+    assert str(tmp_path) not in page + json.dumps(document)
+    # What has ended is not trained again; other lengths are other runs.
+    assert call(*command[:-1], 0).exit_code == 0
+    assert len(in_process) == 10
+    shorter = [*command[:-4], "--epochs", 1, "--timing", 0, "--seeds", 1, "--only", "dsl|dense"]
+    assert call(*shorter).exit_code == 0
+    assert len(in_process) == 10 + 3
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "| dsl density=0.5 | 1 | 0." in page
+    assert "| - | - | - |" in page  # no costs
+
+
+def test_published_values_stand_beside_ours(table, tmp_path, in_process, monkeypatch):
+    from recsys.reproduce import command as module
+    from recsys.reproduce import definition
+
+    published = load_published()
+    (result,) = published.find("lightgcn", "gowalla")
+    made_up = result.model_copy(
+        update={"model": "multvae", "dataset": "synthetic", "values": {"hr@20": 0.1234}, "note": "made up"}
+    )
+    monkeypatch.setattr(
+        module, "load_published", lambda: definition.Published(about="about", results=[made_up])
+    )
+    command = ["--table", table, "-o", tmp_path / "t", "--runs", tmp_path / "runs", "--timing", 0]
+    assert call(*command, "--epochs", 1, "--seeds", 1, "--only", "dense").exit_code == 0
+    page = (tmp_path / "t.md").read_text()
+    assert "| quickstart | hr@20 | 0.1234 | 0." in page
+    assert "| published, dense | | 0.1234 |" in page
+    assert "Published: He et al. (2020), LightGCN (made up)." in page
+
+
+def test_failures_and_what_cannot_be(table, tmp_path, in_process):
+    command = ["--table", table, "-o", tmp_path / "t", "--runs", tmp_path / "runs", "--timing", 0]
+    failed = call(*command, "--epochs", 3, "--only", "dense", "--seeds", 1, "--set", "train.lr=1e30")
+    assert failed.exit_code == 1
+    assert "diverged" in failed.stderr
+    assert "Failed: dense seed 0: the loss" in (tmp_path / "t.md").read_text()
+    for wrong, message in ((["--only", "("], "regular expression"), (["--only", "nothing"], "no run")):
+        refused = call(*command, *wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
