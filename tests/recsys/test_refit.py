@@ -41,13 +41,13 @@ def test_refit(make_config, published, tmp_path, monkeypatch):
     config = config_on(make_config, published, "split")
     first = session.train(config, tmp_path / "run", quiet=True)
     assert 0 < first["best_epoch"] <= 6
-    original, tested = Trainer.evaluate, []
+    original, tested = Trainer.rank, []
 
     def watched(self, eval_set):
         tested.append(eval_set)
         return original(self, eval_set)
 
-    monkeypatch.setattr(Trainer, "evaluate", watched)
+    monkeypatch.setattr(Trainer, "rank", watched)
     again = refit(tmp_path / "run", tmp_path / "again", quiet=True)
     assert len(tested) == 1  # on test, once
     assert again["epochs"] == again["best_epoch"] == first["best_epoch"]
