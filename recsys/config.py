@@ -70,6 +70,8 @@ class SparsityConfig(Section):
 class TrainConfig(Section):
     """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
 
+    pretrained: folders of finished runs on the same data that a new run takes parts of its initial weights from, by the
+        name of the part: {"gmf": ..., "mlp": ...} for NeuMF. A run that is resumed does not read them again.
     patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
     optimizer: "adam", or "adagrad" as some models' authors do.
     """
@@ -79,6 +81,7 @@ class TrainConfig(Section):
     batch_size: int = Field(default=128, gt=0)
     optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
+    pretrained: dict[str, str] = Field(default={})
     patience: int = Field(default=0, ge=0)
     evaluate_every: int = Field(default=1, gt=0)
     metric: str = "ndcg@20"
