@@ -47,7 +47,7 @@ class NeuMF(Recommender):
                + regularization / 2 * (mean |row|^2 of the users + of the items), over rows of the tables in the batch.
 
     Args:
-        train: (n_users, n_items) interactions: what is never drawn as a negative.
+        shape: (n_users, n_items).
         factors: columns of P and Q.
         layers: widths, the first of the concatenation; the authors' has 3 hidden layers, [8f, 4f, 2f, f].
         parts: "both", or one alone: "gmf", "mlp", which can be trained first (`initialize_from`).
@@ -58,8 +58,8 @@ class NeuMF(Recommender):
         init_std: tables are N(0, init_std^2) at first; matrices uniform within sqrt(6 / (in + out)), of the whole first
             layer and the whole output; biases 0.
         density: of the weights, in (0, 1]: ``gmf_users``, ``gmf_items``, ``mlp_users``, ``mlp_items``;
-            ``hidden_user`` (A, with the bias), ``hidden_item`` (B), ``hidden.0`` (W_2), ...; ``output_gmf``,
-            ``output_mlp``.
+            ``hidden_user`` (A, with the bias), ``hidden_item`` (B), ``hidden.0`` (W_2), ...; ``output_gmf`` (w),
+            ``output_mlp`` (v). The halves of a matrix have that density each.
         generator: initial values, index sets and later dropout follow from it.
     """
 
@@ -68,7 +68,7 @@ class NeuMF(Recommender):
 
     def __init__(
         self,
-        train: csr_array,
+        shape: tuple[int, int],
         factors: int = 8,
         layers: Sequence[int] = (64, 32, 16, 8),
         parts: Literal["both", "gmf", "mlp"] = "both",
@@ -88,12 +88,16 @@ class NeuMF(Recommender):
                 f"model.layers: expected an even width (of a user's and an item's row together) and at least one "
                 f"hidden layer, got {list(layers)}"
             )
-        self.n_users, self.n_items = train.shape
-        self.layers = list(layers)
-        self.parts, self.negatives, self.dropout, self.init_std = parts, negatives, dropout, init_std
+        self.n_users, self.n_items = shape
+        self.layers, self.parts = list(layers), parts
+        self.negatives, self.popularity, self.dropout, self.init_std = (
+            negatives,
+            popularity,
+            dropout,
+            init_std,
+        )
         self.regularization, self.pooled = regularization, loss == "samples"
         self.gmf, self.mlp = parts != "mlp", parts != "gmf"
-        self.sampler = NegativeSampler(train, popularity)
         # Drawn before anything whose amount depends on the density: dense, masked and sparse share their dropout.
         noise_seed = torch.randint(2**62, (), generator=generator)
         self.noise = torch.Generator().manual_seed(int(noise_seed))
@@ -140,18 +144,19 @@ class NeuMF(Recommender):
 
     @classmethod
     def from_train(cls, train: csr_array, **options: Any) -> Self:
-        return cls(train, **options)
+        return cls(train.shape, **options)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """Every interaction once, in random order, with its negatives; `batch_size` does not count these.
 
         What validation and test rank is not looked at. Interactions of users who have chosen everything are left out.
         """
-        return negative_batches(self.sampler, self.negatives, batch_size, generator)
+        sampler = NegativeSampler(dataset.train, self.popularity)
+        return negative_batches(sampler, self.negatives, batch_size, generator)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
-        degrees = self.sampler.pointers.diff()
-        return -(-int(degrees[self.sampler.drawable].sum()) // batch_size)
+        sampler = NegativeSampler(dataset.train, self.popularity)
+        return -(-int(sampler.pointers.diff()[sampler.drawable].sum()) // batch_size)
 
     def loss(self, batch: Triples, step: int) -> Tensor:
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives), dim=1)

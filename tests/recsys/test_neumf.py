@@ -31,7 +31,7 @@ def generator(seed=0):
 
 def make(density=1.0, seed=0, **options):
     options = {**WIDTHS, "init_std": 0.7, **options}
-    return NeuMF(TRAIN, **options, density=density, generator=generator(seed)).double()
+    return NeuMF(TRAIN.shape, **options, density=density, generator=generator(seed)).double()
 
 
 def plain_weights(model):
@@ -146,8 +146,7 @@ def test_scores_are_refreshed_after_training_and_loading():
 
 
 def test_initial_values():
-    train = csr_array((300, 400), dtype=np.float32)
-    model = NeuMF(train, factors=16, density=0.5, generator=generator())
+    model = NeuMF((300, 400), factors=16, density=0.5, generator=generator())
     for name in ("gmf_users", "gmf_items", "mlp_users", "mlp_items"):
         assert float(model.get_submodule(name).values.detach().std()) == pytest.approx(0.01, rel=0.05)
     bound = (6 / (64 + 32)) ** 0.5  # of the whole first layer, not of its halves
@@ -166,7 +165,7 @@ def test_paper_prunes_the_tables_of_the_perceptron_and_full_everything():
 
 
 def test_the_authors_of_dsl_have_their_widths():
-    model = NeuMF(TRAIN, factors=16, layers=[32, 32, 16, 8], dropout=0.2, negatives=100, loss="means")
+    model = NeuMF(TRAIN.shape, factors=16, layers=[32, 32, 16, 8], dropout=0.2, negatives=100, loss="means")
     shapes = [tuple(layer.weight.shape) for layer in (model.gmf_users, model.mlp_items, *model.hidden)]
     assert shapes == [(9, 16), (14, 16), (16, 32), (8, 16)]
     assert model.output_gmf.in_features + model.output_mlp.in_features == 24
@@ -175,7 +174,7 @@ def test_the_authors_of_dsl_have_their_widths():
 @pytest.mark.parametrize("layers", [[8], [9, 4]])
 def test_impossible_layers(layers):
     with pytest.raises(ConfigError, match=r"model\.layers: expected an even width"):
-        NeuMF(TRAIN, layers=layers)
+        NeuMF(TRAIN.shape, layers=layers)
 
 
 # ---- dropout
@@ -209,7 +208,7 @@ def test_dropout_is_the_same_for_every_density_and_only_in_training():
 
 def negatives_of(dataset, epochs, count=4):
     """{(user, positive): negatives} of every epoch of one run."""
-    model, order = NeuMF(dataset.train, negatives=count), generator(3)
+    model, order = NeuMF(dataset.train.shape, negatives=count), generator(3)
     found = []
     for _ in range(epochs):
         batches = list(model.batches(dataset, 50, order))
@@ -225,7 +224,7 @@ def negatives_of(dataset, epochs, count=4):
 
 
 def test_negatives_are_redrawn_each_epoch(tiny):
-    """The DSL authors' loader gave every epoch the same 100 negatives of each user (algorithm.md, A3.7)."""
+    """The DSL authors' loader gives every epoch the same 100 negatives of each user, those of their evaluation."""
     first, second = negatives_of(tiny, 2)
     assert first.keys() == second.keys()
     assert len(first) == tiny.n_interactions
@@ -244,7 +243,7 @@ def test_negatives_come_from_all_items_not_chosen(tiny):
 
 
 def test_training_never_looks_at_what_evaluation_ranks(tiny):
-    """Batches are the same whatever validation and test hold: their candidates were the authors' negatives."""
+    """Batches are the same whatever validation and test hold."""
     alone = negatives_of(tiny, 2)
     candidates = np.random.default_rng(0).integers(0, tiny.n_items, (len(tiny.test), 10))
     test = dataclasses.replace(tiny.test, candidates=candidates)

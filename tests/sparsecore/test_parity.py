@@ -174,7 +174,7 @@ def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
 
     def build() -> nn.Module:
         return NeuMF(
-            data, factors=6, layers=[12, 10, 8], negatives=negatives, dropout=0.2, regularization=0.01,
+            data.shape, factors=6, layers=[12, 10, 8], negatives=negatives, dropout=0.2, regularization=0.01,
             init_std=0.3, density=0.4, generator=torch.Generator().manual_seed(3),
         ).double()  # fmt: skip
 
