@@ -72,6 +72,8 @@ class SparsityConfig(Section):
 class TrainConfig(Section):
     """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
 
+    pretrained: folders of finished runs on the same data that a new run takes parts of its initial weights from, by the
+        name of the part: {"gmf": ..., "mlp": ...} for NeuMF. A run that is resumed does not read them again.
     patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
     stop_epoch: the epoch after which training ends, while schedules are still those of `epochs`; 0 trains them all. For
         a run that repeats the beginning of another, such as `recsys train --refit`.
@@ -84,6 +86,7 @@ class TrainConfig(Section):
     batch_size: int = Field(default=128, gt=0)
     optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
+    pretrained: dict[str, str] = Field(default={})
     patience: int = Field(default=0, ge=0)
     stop_epoch: int = Field(default=0, ge=0)
     evaluate_every: int = Field(default=1, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -140,6 +140,19 @@ class Recommender(nn.Module, ABC):
         A model that computes every score by itself (and not by one product with the catalogue) overrides this.
         """
         return self.score(users, inputs).gather(1, items)
+
+    def initialize_from(self, parts: Mapping[str, Recommender]) -> None:
+        """Take initial values from models that were trained before, on the same data; called once, before training.
+
+        Args:
+            parts: these models, by the names of the parts that they are to this one (`train.pretrained`).
+
+        Raises:
+            ConfigError: this model takes no such part, or it does not fit.
+        """
+        raise ConfigError(
+            f"train.pretrained: {type(self).__name__} takes no pre-trained parts, got {', '.join(parts)}"
+        )
 
 
 def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:

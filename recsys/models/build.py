@@ -14,6 +14,7 @@ from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.neumf import NeuMF
 from recsys.models.sasrec import SASRec
 from recsys.models.ultragcn import UltraGCN
 
@@ -75,6 +76,7 @@ MODELS: dict[str, type[Recommender]] = {
     "bprmf": BPRMF,
     "lightgcn": LightGCN,
     "multvae": MultVAE,
+    "neumf": NeuMF,
     "sasrec": SASRec,
     "ultragcn": UltraGCN,
 }

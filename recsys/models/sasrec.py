@@ -155,16 +155,17 @@ class SASRec(Recommender):
         to predict or to set against it, and are left out.
         """
         sampler = TripleSampler(dataset.train)
-        history = torch.empty_like(sampler.items)
-        history[sampler.pointers[self.keys // self.n_items] + self.order] = sampler.items
+        first, items = sampler.negatives.pointers, sampler.negatives.items
+        history = torch.empty_like(items)
+        history[first[self.keys // self.n_items] + self.order] = items
         users = self._trainable(sampler)
         for part in users[torch.randperm(len(users), generator=generator)].split(batch_size):
-            end = sampler.pointers[part + 1]
-            counts = (end - sampler.pointers[part] - 1).clamp(max=self.max_length)
+            end = first[part + 1]
+            counts = (end - first[part] - 1).clamp(max=self.max_length)
             pointers = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
             # Of each user the interactions end - 1 - count .. end - 2, followed by those one later.
             at = torch.arange(int(pointers[-1])) + (end - 1 - pointers[1:]).repeat_interleave(counts)
-            negatives = sampler.negatives(part.repeat_interleave(counts), generator)
+            negatives = sampler.negatives.draw(part.repeat_interleave(counts), 1, generator).squeeze(1)
             yield Steps(Interactions(history[at], pointers, part), history[at + 1], negatives)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
@@ -172,7 +173,7 @@ class SASRec(Recommender):
 
     @staticmethod
     def _trainable(sampler: TripleSampler) -> Tensor:
-        users = sampler.users[sampler.pointers.diff()[sampler.users] > 1]
+        users = sampler.users[sampler.negatives.pointers.diff()[sampler.users] > 1]
         if not len(users):
             raise DataError("no user has two interactions, one to follow the other: there is no sequence")
         return users

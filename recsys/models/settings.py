@@ -14,6 +14,7 @@ __all__ = [
     "LightGCNConfig",
     "ModelConfig",
     "MultVAEConfig",
+    "NeuMFConfig",
     "SASRecConfig",
     "UltraGCNConfig",
 ]
@@ -83,11 +84,27 @@ class UltraGCNConfig(Section):
     init_std: float = Field(default=1e-4, gt=0)
 
 
+class NeuMFConfig(Section):
+    """Settings of `recsys.models.neumf.NeuMF`."""
+
+    name: Literal["neumf"] = "neumf"
+    factors: int = Field(default=8, gt=0)
+    layers: list[Annotated[int, Field(gt=0)]] = Field(default=[64, 32, 16, 8], min_length=2)
+    parts: Literal["both", "gmf", "mlp"] = "both"
+    negatives: int = Field(default=4, gt=0)
+    popularity: float = Field(default=0.0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    regularization: float = Field(default=0.0, ge=0)
+    loss: Literal["samples", "means"] = "samples"
+    init_std: float = Field(default=0.01, gt=0)
+
+
 ModelConfig = Annotated[
-    BPRMFConfig | LightGCNConfig | MultVAEConfig | SASRecConfig | UltraGCNConfig, Field(discriminator="name")
+    BPRMFConfig | LightGCNConfig | MultVAEConfig | NeuMFConfig | SASRecConfig | UltraGCNConfig,
+    Field(discriminator="name"),
 ]
 
 MODEL_SETTINGS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
-    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, SASRecConfig, UltraGCNConfig)
+    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, NeuMFConfig, SASRecConfig, UltraGCNConfig)
 }

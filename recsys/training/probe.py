@@ -73,8 +73,9 @@ class StepProbe:
         trainer, begin = self.trainer, time.perf_counter()
         if trainer.explorer is not None:
             trainer.explorer.rewind(0)
-        for batch in trainer.model.batches(trainer.dataset, trainer.config.train.batch_size, trainer.order):
-            trainer.train_step(batch)
+        with trainer.batches() as batches:
+            for batch in batches:
+                trainer.train_step(batch)
         return time.perf_counter() - begin
 
     def _endless(self, size: int) -> Iterator[Batch]:

@@ -101,7 +101,7 @@ def resume(
     if metrics is not None:
         return metrics
     config = folder.config()
-    trainer = Trainer(config, load_dataset(config) if dataset is None else dataset)
+    trainer = Trainer(config, load_dataset(config) if dataset is None else dataset, fresh=False)
     trainer.load_state_dict(folder.load_checkpoint())
     folder.truncate_log(trainer.epoch)
     return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
@@ -249,7 +249,7 @@ def evaluate_run(path: str | Path, data_dir: str | None = None) -> dict[str, dic
     if data_dir is not None:
         config = config.replace(data={"dir": data_dir})
     weights = folder.load_best()
-    trainer = Trainer(config, load_dataset(config))
+    trainer = Trainer(config, load_dataset(config), fresh=False)
     try:
         trainer.model.load_state_dict(weights)
     except RuntimeError as error:

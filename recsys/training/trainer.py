@@ -6,8 +6,8 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,13 @@ from recsys.evaluation import (
 from recsys.models.base import Batch, Recommender
 from recsys.models.build import build_model, model_class
 from recsys.models.layers import Density
+from recsys.recommender import SavedRecommender
+from recsys.training.prefetch import prefetch
 
 __all__ = ["Trainer", "density_of", "nnz_per_tensor", "parameter_densities"]
+
+
+_AHEAD = 4  # batches that are made in advance: enough that two threads seldom wait for one another
 
 
 class Trainer:
@@ -39,6 +44,11 @@ class Trainer:
     Dense, masked, static and dsl differ in two lines: the density of the layers, and the explorer. Everything
         random follows from `config.train.seed`, in three separate streams (model, order of the data,
         exploration), so that two methods with the same seed see the same batches with the same dropout.
+
+    Args:
+        config, dataset: what to train, and on what.
+        fresh: take the initial weights that `config.train.pretrained` names, as a new run does; false for a trainer
+            that is given its weights (a run that is resumed or evaluated).
 
     Attributes:
         model, optimizer, explorer: explorer is None for dense.
@@ -52,7 +62,7 @@ class Trainer:
             first exploration, of which a step has its share, 1 / `config.sparsity.interval`.
     """
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
+    def __init__(self, config: Config, dataset: Dataset, *, fresh: bool = True) -> None:
         self.config, self.dataset = config, dataset
         sparsity, train = config.sparsity, config.train
         model_seed, order_seed, explorer_seed = np.random.SeedSequence(train.seed).generate_state(3)
@@ -68,6 +78,8 @@ class Trainer:
         )
         if sparsity.method != "dense" and self.density.density < 1:
             self._expect_sparse_weights()
+        if fresh and train.pretrained:
+            self.model.initialize_from(_load_parts(train.pretrained, dataset))
         # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
         kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
         self.optimizer = kind(self.model.parameters(), lr=train.lr, fused=True)
@@ -174,6 +186,24 @@ class Trainer:
             self.macs["exploration"] = counter.macs["exploration"] / self.config.sparsity.interval
         return loss
 
+    def batches(self) -> closing[Generator[Batch, None, None]]:
+        """One epoch of batches, made in a thread of their own; closing them ends it.
+
+        `order` is ahead of the batches until they are exhausted. If they are left before, it is put back to where it
+        was: an epoch counts as a whole or not at all.
+        """
+        return closing(self._batches())
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        before = self.order.get_state()
+        made = self.model.batches(self.dataset, self.config.train.batch_size, self.order)
+        try:
+            with closing(prefetch(made, _AHEAD)) as batches:
+                yield from batches
+        except BaseException:
+            self.order.set_state(before)
+            raise
+
     def run_epoch(self, on_step: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Train on every batch once and evaluate if it is time; returns the record for the log.
 
@@ -185,12 +215,13 @@ class Trainer:
         self._report = None
         started = time.perf_counter()
         total, count, explorations = torch.zeros((), dtype=torch.float64), 0, 0
-        for batch in self.model.batches(self.dataset, train.batch_size, self.order):
-            before = self._report
-            total += self._counted_step(batch) * batch.size
-            count += batch.size
-            explorations += self._report is not before
-            on_step()
+        with self.batches() as batches:
+            for batch in batches:
+                before = self._report
+                total += self._counted_step(batch) * batch.size
+                count += batch.size
+                explorations += self._report is not before
+                on_step()
         self.epoch += 1
         # Counted here, where gradients and optimizer state exist; a resumed run that is over has none.
         counted = sparsecore.resident_bytes(self.model, self.optimizer, self.explorer)
@@ -313,6 +344,28 @@ class Trainer:
         self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
         self.best_metrics, self.seconds = state["best_metrics"], state["seconds"]
         self.resident, self.macs = state["resident"], state["macs"]
+
+
+def _load_parts(folders: dict[str, str], dataset: Dataset) -> dict[str, Recommender]:
+    """The models of finished runs on this data set.
+
+    Raises:
+        RecsysError: a folder holds no saved recommender, or one for other users or items.
+    """
+    parts = {}
+    for name, folder in folders.items():
+        saved = SavedRecommender.load(folder)
+        for what, theirs, ours in (
+            ("users", saved.user_ids, dataset.user_ids),
+            ("items", saved.item_ids, dataset.item_ids),
+        ):
+            if not np.array_equal(theirs, ours):
+                raise ConfigError(
+                    f"train.pretrained.{name}: {folder} was trained for other {what} ({len(theirs)}) than those of "
+                    f"{dataset.name} ({len(ours)}); train it on the same data"
+                )
+        parts[name] = saved.model
+    return parts
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ SMALL: dict[str, tuple[dict[str, Any], int, float]] = {
     "lightgcn": ({"dim": 16, "hops": 2}, 128, 2e-2),
     "multvae": ({"hidden": 32, "latent": 8, "anneal_steps": 1000}, 16, 5e-3),
     "sasrec": ({"hidden": 16, "blocks": 1, "max_length": 20, "dropout": 0.1}, 16, 2e-2),
+    "neumf": ({"factors": 8, "layers": [16, 16, 8], "init_std": 0.1}, 64, 2e-2),
     "ultragcn": ({"dim": 32, "negatives": 20, "negative_weight": 3.0, "init_std": 0.05}, 64, 2e-2),
 }
 TINY_DATA = {"users": 120, "items": 60, "interactions": 1800, "clusters": 6}

@@ -8,7 +8,7 @@ from recsys import config as settings
 from recsys import evaluation
 from recsys.config import Config, load_config, presets
 from recsys.errors import ConfigError
-from recsys.models.settings import LightGCNConfig, MultVAEConfig
+from recsys.models.settings import LightGCNConfig, MultVAEConfig, NeuMFConfig
 
 
 def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
@@ -30,6 +30,9 @@ def test_every_preset_is_valid():
         "multvae-gowalla",
         "multvae-ml-1m",
         "multvae-yelp2018",
+        "neumf-citeulike-t",
+        "neumf-foursquare",
+        "neumf-ml-1m",
         "quickstart",
         "sasrec-ml-100k",
         "ultragcn-amazon-book",
@@ -59,6 +62,20 @@ def test_presets_lightgcn_have_the_settings_of_the_authors():
         assert isinstance(config.model, LightGCNConfig)
         assert (config.model.dim, config.model.hops, config.model.regularization) == (64, 3, 1e-4)
         assert (config.train.batch_size, config.train.lr) == (2048, lr)
+
+
+def test_presets_neumf_have_the_settings_of_the_authors():
+    config = load_config("neumf-ml-1m")
+    assert isinstance(config.model, NeuMFConfig)
+    assert (config.model.factors, config.model.layers) == (64, [256, 256, 128, 64])
+    assert config.train.batch_size * (1 + config.model.negatives) == 255
+    for name in ("neumf-citeulike-t", "neumf-foursquare"):
+        config = load_config(name)
+        assert isinstance(config.model, NeuMFConfig)
+        assert (config.model.factors, config.model.layers) == (16, [32, 32, 16, 8])
+        assert (config.model.dropout, config.model.negatives, config.model.loss) == (0.2, 100, "means")
+        assert (config.train.batch_size, config.train.lr, config.train.epochs) == (512, 1e-4, 200)
+        assert config.sparsity.weights == "paper"
 
 
 def test_later_sources_win(tmp_path):

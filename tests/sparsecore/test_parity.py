@@ -18,6 +18,8 @@ from recsys.models.base import Interactions, Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
+from recsys.models.negatives import NegativeSampler, negative_batches
+from recsys.models.neumf import NeuMF
 from recsys.models.sasrec import SASRec
 from recsys.models.triples import TripleSampler
 from recsys.models.ultragcn import UltraGCN
@@ -195,6 +197,37 @@ def test_sasrec(backend: str, optimizer: str, loss: str) -> None:
     with sparsecore.backend(backend):
         exchanged = train_both(build, of_step, OPTIMIZERS[optimizer], steps=100, interval=10)
     assert exchanged > 500
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("negatives", [2, 9])
+def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
+    """With 9 negatives a batch looks up more items than there are: the first layer is then made once for each."""
+    data = interactions()
+    draws = torch.Generator().manual_seed(1)
+    sampler = NegativeSampler(data)
+    batches = [
+        batch
+        for _ in range(3)
+        for batch in negative_batches(sampler, negatives, 15, draws)
+        if batch.size == 15
+    ]
+
+    def build() -> nn.Module:
+        return NeuMF(
+            data.shape, factors=6, layers=[12, 10, 8], negatives=negatives, dropout=0.2, regularization=0.01,
+            init_std=0.3, density=0.4, generator=torch.Generator().manual_seed(3),
+        ).double()  # fmt: skip
+
+    with sparsecore.backend(backend):
+        exchanged = train_both(
+            build,
+            lambda m, t: m.loss(batches[t % len(batches)], t),
+            OPTIMIZERS[optimizer],
+            steps=60,
+            interval=10,
+        )  # type: ignore[operator]
+    assert exchanged > 200
 
 
 class Small(nn.Module):
