@@ -17,6 +17,7 @@ from sparsecore.masked import MaskedSparsity, masks_of
 from sparsecore.nn import (
     Graph,
     SparseBias,
+    SparseConv2d,
     SparseEmbedding,
     SparseEmbeddingBag,
     SparseLinear,
@@ -27,6 +28,7 @@ from sparsecore.nn import (
     propagate_mean,
     score_topk,
     sparsify,
+    squared_norm,
     weight_parameter,
 )
 from sparsecore.pattern import Pattern
@@ -49,6 +51,7 @@ __all__ = [
     "PatternError",
     "ResidentBytes",
     "SparseBias",
+    "SparseConv2d",
     "SparseEmbedding",
     "SparseEmbeddingBag",
     "SparseLinear",
@@ -68,5 +71,6 @@ __all__ = [
     "score_topk",
     "sparsify",
     "split",
+    "squared_norm",
     "weight_parameter",
 ]

@@ -17,9 +17,9 @@ from sparsecore.encoding import (
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
-from sparsecore.topology.use import Recorder, Use
+from sparsecore.topology.use import NormUse, Recorder, Use
 
-__all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
+__all__ = ["SparseModule", "magnitude_pattern", "squared_norm", "weight_parameter"]
 
 
 class SparseModule(nn.Module):
@@ -65,6 +65,11 @@ class SparseModule(nn.Module):
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (rows, cols) of the weight."""
+        return self._shape
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape that the weight has in the module's dense form; row-major it is the same matrix."""
         return self._shape
 
     @property
@@ -255,6 +260,19 @@ def weight_parameter(module: nn.Module) -> nn.Parameter:
     if not isinstance(parameter, nn.Parameter):
         raise ConversionError(f"{type(module).__name__} has no weight parameter")
     return parameter
+
+
+def squared_norm(module: nn.Module) -> Tensor:
+    """Sum of squares of the weight of a sparse or a dense module: an L2 penalty that explorations take into account.
+
+    The penalty pulls at a stored weight with twice its value, which counts when a weight that has just been pruned
+    competes to grow again. ``module.values.square().sum()`` is the same number and the same gradient, but an
+    exploration would not know of it.
+    """
+    total = weight_parameter(module).square().sum()
+    if isinstance(module, SparseModule) and module._recorder is not None:
+        module._record(total, NormUse(module.values, module.index, module.shape[1]))
+    return total
 
 
 def magnitude_pattern(

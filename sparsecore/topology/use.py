@@ -14,7 +14,16 @@ from torch import Tensor
 
 from sparsecore import ops
 
-__all__ = ["BagUse", "DotUse", "GatherUse", "LinearUse", "PropagateUse", "Recorder", "Use"]
+__all__ = [
+    "BagUse",
+    "DotUse",
+    "GatherUse",
+    "LinearUse",
+    "NormUse",
+    "PropagateUse",
+    "Recorder",
+    "Use",
+]
 
 
 class Use(Protocol):
@@ -123,6 +132,21 @@ class PropagateUse:
                 out = ops.propagate(*a[3:], *a[:3], out).add_(grad)
             self._dense = (grad, out)
         return self._dense[1][rows] / (self.hops + 1)
+
+
+class NormUse:
+    """``out = sum of W^2``: gradient ``2 dOut W``, at the stored positions, as W was in the forward pass."""
+
+    def __init__(self, values: Tensor, index: tuple[Tensor, Tensor | None], cols: int) -> None:
+        self.values, self.index, self.cols = values.detach().clone(), index, cols
+
+    def rows(self, grad: Tensor) -> Tensor | None:
+        return None
+
+    def block(self, grad: Tensor, rows: Tensor | slice) -> Tensor:
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=self.values.device)
+        return ops.gather(self.values, *self.index, rows, self.cols).mul_(2 * grad)
 
 
 class Recorder:
