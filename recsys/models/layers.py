@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import sparsecore
+from recsys.errors import ConfigError
 
-__all__ = ["Density", "Layers", "add_bias"]
+__all__ = ["Density", "Layers", "add_bias", "copy_weight"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,23 @@ class Layers:
             generator=self.generator,
         )
 
+    def conv2d(
+        self, name: str, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    ) -> nn.Conv2d | sparsecore.SparseConv2d:
+        """``nn.Conv2d`` or ``SparseConv2d``, without padding."""
+        density, of_bias = self.density.at(name), self.density.at(f"{name}.bias")
+        if density == 1 and of_bias == 1:
+            return nn.Conv2d(in_channels, out_channels, kernel_size, stride)
+        return sparsecore.SparseConv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            density=density,
+            bias_density=of_bias if of_bias < 1 else None,
+            generator=self.generator,
+        )
+
     def embedding(
         self, name: str, num_embeddings: int, embedding_dim: int
     ) -> nn.Embedding | sparsecore.SparseEmbedding:
@@ -111,3 +129,41 @@ class Layers:
 def add_bias(input: torch.Tensor, bias: nn.Parameter | sparsecore.SparseBias) -> torch.Tensor:
     """``x + b`` of what `Layers.bias` has made."""
     return bias(input) if isinstance(bias, sparsecore.SparseBias) else input + bias
+
+
+@torch.no_grad()
+def copy_weight(source: nn.Module, target: nn.Module, name: str) -> None:
+    """Write the weight of a layer of `Layers` over that of another one of the same shape.
+
+    From dense to sparse, the values at the positions of the target's index set; from sparse to sparse, of equal
+    density, the index set too; from sparse to dense, zeros where nothing is stored.
+
+    Args:
+        name: of the weight, for errors.
+
+    Raises:
+        ConfigError: if the shapes or, both being sparse, the densities differ.
+    """
+    taken, given = sparsecore.weight_parameter(target), sparsecore.weight_parameter(source)
+    shapes = [
+        tuple(layer.dense_shape if isinstance(layer, sparsecore.SparseModule) else values.shape)
+        for layer, values in ((source, given), (target, taken))
+    ]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"{name} has shape {shapes[1]}, but the one to start from {shapes[0]}")
+    if isinstance(source, sparsecore.SparseModule):
+        pattern = source.pattern
+        if not isinstance(target, sparsecore.SparseModule):
+            taken.copy_(pattern.to_dense(given).view(taken.shape))
+            return
+        if source.nnz != target.nnz:
+            raise ConfigError(
+                f"{name} stores {target.nnz} weights, but the one to start from {source.nnz}; "
+                "train that one dense, or at the same density"
+            )
+        target.write_index(pattern.crow, pattern.col)
+        taken.copy_(given)
+    elif isinstance(target, sparsecore.SparseModule):
+        taken.copy_(given.reshape(-1)[target.pattern.positions()])
+    else:
+        taken.copy_(given)

@@ -15,7 +15,7 @@ from recsys.models.base import Triples
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["TripleSampler", "triple_batches"]
+__all__ = ["TripleSampler", "interaction_batches", "rankable", "triple_batches"]
 
 
 def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
@@ -24,6 +24,24 @@ def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator
     for start in range(0, drawn.size, batch_size):
         part = slice(start, start + batch_size)
         yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
+
+
+def interaction_batches(train: csr_array, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
+    """One epoch: every `rankable` interaction once, in random order, with an item that its user has not chosen."""
+    sampler = TripleSampler(train)
+    kept = torch.from_numpy(rankable(train))
+    users = torch.arange(train.shape[0]).repeat_interleave(sampler.pointers.diff())[kept]
+    items = sampler.items[kept]
+    order = torch.randperm(len(users), generator=generator)
+    negatives = sampler.negatives(users, generator)
+    for part in order.split(batch_size):
+        yield Triples(users[part], items[part], negatives[part])
+
+
+def rankable(train: csr_array) -> np.ndarray:
+    """Of the stored interactions, whether the user has an item that is not chosen: boolean, (nnz,)."""
+    degrees = np.diff(train.indptr)
+    return np.repeat(degrees < train.shape[1], degrees)
 
 
 class TripleSampler:
@@ -60,9 +78,14 @@ class TripleSampler:
         users = self.users[torch.randint(len(self.users), (count,), generator=generator)]
         first, degree = self.pointers[users], self.pointers[users + 1] - self.pointers[users]
         positives = self.items[first + _uniform_below(degree, generator)]
+        return Triples(users, positives, self.negatives(users, generator))
+
+    def negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """An item that each user has not chosen; there must be one."""
+        first, degree = self.pointers[users], self.pointers[users + 1] - self.pointers[users]
         rank = _uniform_below(self.n_items - degree, generator)
         before = torch.searchsorted(self.keys, users * self.stride + rank, right=True) - first
-        return Triples(users, positives, rank + before)
+        return rank + before
 
 
 def _uniform_below(bounds: Tensor, generator: torch.Generator) -> Tensor:

@@ -142,9 +142,9 @@ def test_gradcheck(backend: str, options: tuple) -> None:
 
 @every_backend
 def test_opcheck(backend: str) -> None:
-    """Of the product that a convolution is, with rows that are a transposed view."""
+    """Of the product that a convolution is."""
     layer = SparseConv2d(3, 4, 2, density=0.5, generator=seeded())
-    rows = layer.windows.rows(torch.randn(2, 3, 4, 4, requires_grad=True))
+    rows = layer.windows.rows(torch.randn(2, 3, 4, 4)).requires_grad_()
     arguments = (layer.values, *layer.index, rows, layer.bias)
     with sparsecore.backend(backend):
         torch.library.opcheck(sparsecore.ops.spmm.op, arguments)
