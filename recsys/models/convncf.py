@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvNCF"]
 
-_PAIRS = 128  # scored at a time: 16 MiB for the first layer's output of 32 channels and 64 dimensions
+# Pairs that go through the network at a time: 8 MiB for the first layer's output of 32 channels and 64 dimensions.
+# Larger blocks are mapped afresh by glibc every time: 512 triples at once spend half their time on page faults.
+_PAIRS = 64
 
 
 class ConvNCF(Recommender):
@@ -39,7 +41,10 @@ class ConvNCF(Recommender):
         |b_l|^2) + (output + convs) * |w|^2
 
     over the triples of a batch, sums and not means, without a factor 1/2, as in the authors' code. Their bias of
-        the score is left out: it changes no difference of scores.
+        the score is left out: it changes no difference of scores. As long as the network says nothing, the penalties
+    are all that its weights feel, and with the authors' strengths shrink it to 0 within 50 updates: like them,
+    leave the penalties out for the first epoch (`unregularized_steps`) and start from the tables of a BPR-MF
+    (`initialize_from`).
 
     Args:
         shape: (n_users, n_items).
@@ -48,6 +53,7 @@ class ConvNCF(Recommender):
         kernels: width and stride of each layer.
         dropout: probability that a number of h_L is set to 0 while training; the others are scaled up.
         embedding_regularization, conv_regularization, output_regularization: see above.
+        unregularized_steps: updates without the three penalties at the start.
         init_std: initial values of the tables are N(0, init_std^2), those of the other weights N(0, .1^2), both
             drawn anew beyond two standard deviations; biases are .1.
         density: of the weights, in (0, 1]: ``users``, ``items``, ``convs.0``, ..., ``output`` and the biases of
@@ -71,6 +77,7 @@ class ConvNCF(Recommender):
         embedding_regularization: float = 0.01,
         conv_regularization: float = 1.0,
         output_regularization: float = 10.0,
+        unregularized_steps: int = 0,
         init_std: float = 0.01,
         *,
         density: float | Density = 1.0,
@@ -88,6 +95,7 @@ class ConvNCF(Recommender):
                 f"number, but dim is {dim}; their product must be dim"
             )
         self.n_users, self.n_items = shape
+        self.unregularized_steps = unregularized_steps
         self.dropout, self.init_std = dropout, init_std
         self.embedding_regularization = embedding_regularization
         self.conv_regularization, self.output_regularization = conv_regularization, output_regularization
@@ -147,6 +155,11 @@ class ConvNCF(Recommender):
 
     def interact(self, users: Tensor, items: Tensor) -> Tensor:
         """(B, M) scores of embeddings: users (B, dim), for each of them items (B, M, dim)."""
+        height = max(1, _PAIRS // max(1, items.shape[1]))
+        parts = zip(users.split(height), items.split(height), strict=True)
+        return torch.cat([self._interact(*part) for part in parts])
+
+    def _interact(self, users: Tensor, items: Tensor) -> Tensor:
         batch, each = items.shape[:2]
         maps = F.relu(self._first(users, items))
         for conv in list(self.convs)[1:]:
@@ -182,6 +195,8 @@ class ConvNCF(Recommender):
         items = self.items(torch.stack((batch.positives, batch.negatives), dim=1))
         scores = self.interact(users, items)
         loss = F.softplus(scores[:, 1] - scores[:, 0]).sum()
+        if step < self.unregularized_steps:
+            return loss
         loss = loss + self.embedding_regularization * (users.square().sum() + items.square().sum())
         for conv in self.convs:
             loss = loss + self.conv_regularization * (sparsecore.squared_norm(conv) + _squares(conv.bias))
@@ -189,7 +204,7 @@ class ConvNCF(Recommender):
         return loss + strength * sparsecore.squared_norm(self.output)
 
     def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
-        """Every pair takes a pass through the network: for a catalogue, 1.5 million multiply-adds an item.
+        """Every pair takes a pass through the network, 1.5 million multiply-adds with the authors' settings: slow.
 
         Raises:
             DataError: for a user who is not in the training data (-1).
@@ -198,17 +213,14 @@ class ConvNCF(Recommender):
 
     @torch.no_grad()
     def score_items(self, users: np.ndarray, inputs: csr_array, items: Tensor) -> Tensor:
-        """`inputs` is not read. `_PAIRS` pairs go through the network at a time."""
-        rows = known_users(self, users, self.n_users)
-        scores = torch.empty(items.shape, dtype=sparsecore.weight_parameter(self.users).dtype)
-        height = max(1, _PAIRS // max(1, items.shape[1]))
-        for first in range(0, len(rows), height):
-            part = slice(first, first + height)
-            embedded = self.users(rows[part])
-            for start in range(0, items.shape[1], _PAIRS):
-                place = part, slice(start, start + _PAIRS)
-                scores[place] = self.interact(embedded, self.items(items[place]))
-        return scores
+        """`inputs` is not read.
+
+        Raises:
+            DataError: for a user who is not in the training data (-1).
+        """
+        rows = self.users(known_users(self, users, self.n_users))
+        blocks = [self.interact(rows, self.items(block)) for block in items.split(_PAIRS, dim=1)]
+        return torch.cat(blocks, dim=1)
 
 
 def _squares(bias: Any) -> Tensor:

@@ -60,6 +60,7 @@ class ConvNCFConfig(Section):
     embedding_regularization: float = Field(default=0.01, ge=0)
     conv_regularization: float = Field(default=1.0, ge=0)
     output_regularization: float = Field(default=10.0, ge=0)
+    unregularized_steps: int = Field(default=0, ge=0)
     init_std: float = Field(default=0.01, gt=0)
 
 
