@@ -17,6 +17,7 @@ from sparsecore.masked import MaskedSparsity, masks_of
 from sparsecore.nn import (
     Graph,
     SparseBias,
+    SparseConv2d,
     SparseEmbedding,
     SparseEmbeddingBag,
     SparseLinear,
@@ -49,6 +50,7 @@ __all__ = [
     "PatternError",
     "ResidentBytes",
     "SparseBias",
+    "SparseConv2d",
     "SparseEmbedding",
     "SparseEmbeddingBag",
     "SparseLinear",

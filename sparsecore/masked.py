@@ -34,9 +34,10 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, SparseBias):
-            masks[name] = module.pattern.to_mask().view(-1)
+            masks[name] = module.pattern.to_mask().view(module.dense_shape)
         elif isinstance(module, SparseModule):
-            masks[f"{name}.weight" if name else "weight"] = module.pattern.to_mask()
+            mask = module.pattern.to_mask()
+            masks[f"{name}.weight" if name else "weight"] = mask.view(module.dense_shape)
     return masks
 
 
@@ -47,8 +48,8 @@ class MaskedSparsity:
         model: a dense model.
         optimizer: holds its parameters.
         masks: boolean mask of each parameter to sparsify, by the parameter's name.
-        density: instead of masks: every 2-D parameter gets a random mask of this density; or a density for each
-            parameter to sparsify, by its name.
+        density: instead of masks: every parameter of 2 or 4 dimensions (matrices, tables, 2-D convolutions) gets a
+            random mask of this density; or a density for each parameter to sparsify, by its name.
         bias_density: with ``density``: every 1-D parameter gets a random mask of this density too.
         interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow, generator: as in
             `DynamicSparsity`. With ``density`` the generator draws the masks first.
@@ -90,7 +91,7 @@ class MaskedSparsity:
         if masks is None:
             assert density is not None
             if not isinstance(density, Mapping):
-                of_dim = {2: density} if bias_density is None else {2: density, 1: bias_density}
+                of_dim = {2: density, 4: density} | ({} if bias_density is None else {1: bias_density})
                 density = {name: of_dim[p.dim()] for name, p in parameters.items() if p.dim() in of_dim}
             masks = {
                 name: self._draw(name, parameters[name], share) if name in parameters else torch.empty(0)
@@ -196,7 +197,8 @@ class MaskedSparsity:
         mask = old.view(-1).clone()
         mask[pruned] = False
         if scores is not None:
-            candidates = scores.abs().view(-1).masked_fill(mask, 0)
+            # A convolution's gradient may come in channels_last format.
+            candidates = scores.abs().reshape(-1).masked_fill(mask, 0)
             if name in self._skip_row:
                 candidates.view(old.shape)[self._skip_row[name]] = 0
             count = min(k, int((candidates > 0).sum()))

@@ -11,6 +11,7 @@ import torch
 from recsys.errors import ConfigError, DataError
 from recsys.models.base import Recommender
 from recsys.models.bprmf import BPRMF
+from recsys.models.convncf import ConvNCF
 from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
@@ -74,6 +75,7 @@ def model_class(name: str) -> type[Recommender]:
 
 MODELS: dict[str, type[Recommender]] = {
     "bprmf": BPRMF,
+    "convncf": ConvNCF,
     "lightgcn": LightGCN,
     "multvae": MultVAE,
     "neumf": NeuMF,

@@ -78,6 +78,23 @@ class Layers:
             generator=self.generator,
         )
 
+    def conv2d(
+        self, name: str, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    ) -> nn.Conv2d | sparsecore.SparseConv2d:
+        """``nn.Conv2d`` or ``SparseConv2d``, without padding."""
+        density, of_bias = self.density.at(name), self.density.at(f"{name}.bias")
+        if density == 1 and of_bias == 1:
+            return nn.Conv2d(in_channels, out_channels, kernel_size, stride)
+        return sparsecore.SparseConv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            density=density,
+            bias_density=of_bias if of_bias < 1 else None,
+            generator=self.generator,
+        )
+
     def embedding(
         self, name: str, num_embeddings: int, embedding_dim: int
     ) -> nn.Embedding | sparsecore.SparseEmbedding:

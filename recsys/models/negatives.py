@@ -37,6 +37,7 @@ class NegativeSampler:
 
     Attributes:
         drawable: (n_users,) bool, users for whom there is an item to draw.
+        interactions: how many interactions these users have.
 
     Raises:
         DataError: exponent below 0 or not finite.
@@ -65,6 +66,7 @@ class NegativeSampler:
         self._points = rows * self._stride + ends[self.items] - own - before
         self._left = total - (self._gaps[self.pointers[1:]] - self._gaps[self.pointers[:-1]])
         self.drawable = self._left > 0
+        self.interactions = int(self.pointers.diff()[self.drawable].sum())
 
     def draw(self, users: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """(B, count) int64 items, independently for every one of the users, (B,) int64.

@@ -155,8 +155,7 @@ class NeuMF(Recommender):
         return negative_batches(sampler, self.negatives, batch_size, generator)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
-        sampler = NegativeSampler(dataset.train, self.popularity)
-        return -(-int(sampler.pointers.diff()[sampler.drawable].sum()) // batch_size)
+        return -(-NegativeSampler(dataset.train, self.popularity).interactions // batch_size)
 
     def loss(self, batch: Triples, step: int) -> Tensor:
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives), dim=1)

@@ -11,6 +11,7 @@ from recsys.settings import Section
 __all__ = [
     "MODEL_SETTINGS",
     "BPRMFConfig",
+    "ConvNCFConfig",
     "LightGCNConfig",
     "ModelConfig",
     "MultVAEConfig",
@@ -67,6 +68,21 @@ class SASRecConfig(Section):
         return self
 
 
+class ConvNCFConfig(Section):
+    """Settings of `recsys.models.convncf.ConvNCF`."""
+
+    name: Literal["convncf"] = "convncf"
+    dim: int = Field(default=64, gt=0)
+    channels: list[Annotated[int, Field(gt=0)]] = Field(default=[32] * 6, min_length=1)
+    kernels: list[Annotated[int, Field(gt=0)]] = Field(default=[2] * 6, min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    embedding_regularization: float = Field(default=0.01, ge=0)
+    conv_regularization: float = Field(default=1.0, ge=0)
+    output_regularization: float = Field(default=10.0, ge=0)
+    unregularized_steps: int = Field(default=0, ge=0)
+    init_std: float = Field(default=0.01, gt=0)
+
+
 class UltraGCNConfig(Section):
     """Settings of `recsys.models.ultragcn.UltraGCN`."""
 
@@ -100,11 +116,25 @@ class NeuMFConfig(Section):
 
 
 ModelConfig = Annotated[
-    BPRMFConfig | LightGCNConfig | MultVAEConfig | NeuMFConfig | SASRecConfig | UltraGCNConfig,
+    BPRMFConfig
+    | ConvNCFConfig
+    | LightGCNConfig
+    | MultVAEConfig
+    | NeuMFConfig
+    | SASRecConfig
+    | UltraGCNConfig,
     Field(discriminator="name"),
 ]
 
 MODEL_SETTINGS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
-    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, NeuMFConfig, SASRecConfig, UltraGCNConfig)
+    for section in (
+        BPRMFConfig,
+        ConvNCFConfig,
+        LightGCNConfig,
+        MultVAEConfig,
+        NeuMFConfig,
+        SASRecConfig,
+        UltraGCNConfig,
+    )
 }

@@ -35,7 +35,7 @@ def copy_weight(name: str, target: Weight, source: Weight, scale: float = 1.0) -
     Raises:
         ConfigError: the shapes differ, or the number of weights of two sparse ones.
     """
-    shapes = [tuple(weight.shape) for weight in (target, source)]
+    shapes = [tuple(w.dense_shape if isinstance(w, SparseModule) else w.shape) for w in (target, source)]
     if torch.Size(shapes[0]).numel() != torch.Size(shapes[1]).numel() or shapes[0][-1] != shapes[1][-1]:
         raise ConfigError(
             f"pre-trained weight {name!r} has shape {shapes[1]}, this model needs {shapes[0]}: "

@@ -2,6 +2,7 @@
 
 from sparsecore.nn.base import SparseModule, weight_parameter
 from sparsecore.nn.bias import SparseBias
+from sparsecore.nn.conv import SparseConv2d
 from sparsecore.nn.convert import densify, sparsify
 from sparsecore.nn.dot import gather_dot
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
@@ -12,6 +13,7 @@ from sparsecore.nn.topk import score_topk
 __all__ = [
     "Graph",
     "SparseBias",
+    "SparseConv2d",
     "SparseEmbedding",
     "SparseEmbeddingBag",
     "SparseLinear",

@@ -68,6 +68,11 @@ class SparseModule(nn.Module):
         return self._shape
 
     @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape that the weight has in the module's dense form; row-major it is the same matrix."""
+        return self._shape
+
+    @property
     def encoding(self) -> str:
         """How the index set is stored: ``"csr"`` or ``"bitmap"``."""
         return "bitmap" if "bitmap" in self._buffers else "csr"

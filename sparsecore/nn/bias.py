@@ -10,7 +10,7 @@ from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.pattern import Pattern
 from sparsecore.topology.use import GatherUse
 
-__all__ = ["SparseBias"]
+__all__ = ["SparseBias", "copy_bias", "make_bias"]
 
 
 class SparseBias(SparseModule):
@@ -58,9 +58,34 @@ class SparseBias(SparseModule):
             module.values.copy_(row.reshape(-1)[pattern.positions()])
         return module
 
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        return (self.shape[1],)
+
     def to_dense(self) -> Tensor:
         """The dense vector, (features,)."""
         return self.pattern.to_dense(self.values.detach()).view(-1)
 
     def extra_repr(self) -> str:
         return f"features={self.shape[1]}, {self._shape_repr()}"
+
+
+def make_bias(bias: Tensor | None, density: float | None) -> nn.Parameter | SparseBias | None:
+    """The bias of a sparse layer that is made from a dense one: a copy, or its largest magnitudes."""
+    if bias is None:
+        return None
+    if density is None:
+        return nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    sparse = SparseBias.from_dense(bias, density=density)
+    sparse.values.requires_grad_(bias.requires_grad)
+    return sparse
+
+
+def copy_bias(bias: nn.Parameter | SparseBias | None, dense: Tensor | None) -> None:
+    """Write a sparse layer's bias into that of its dense form."""
+    if bias is None or dense is None:
+        return
+    stored = bias.values if isinstance(bias, SparseBias) else bias
+    with torch.no_grad():
+        dense.copy_(bias.to_dense() if isinstance(bias, SparseBias) else bias)
+    dense.requires_grad_(stored.requires_grad)

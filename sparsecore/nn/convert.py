@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.nn.base import SparseModule
+from sparsecore.nn.conv import SparseConv2d
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
 from sparsecore.nn.linear import SparseLinear
 from sparsecore.pattern import Pattern, exact_nnz
@@ -21,6 +22,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 _CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
     nn.Linear: SparseLinear.from_dense,
+    nn.Conv2d: SparseConv2d.from_dense,
     nn.Embedding: SparseEmbedding.from_dense,
     nn.EmbeddingBag: SparseEmbeddingBag.from_dense,
 }
@@ -37,12 +39,12 @@ def sparsify(
     bias_density: float | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Swap the linear layers and tables of a model for sparse ones, in place; returns the model.
+    """Swap the linear layers, convolutions and tables of a model for sparse ones, in place; returns the model.
 
     Build the optimizer *afterwards*: the dense parameters are gone. Modules of exactly the types ``nn.Linear``,
-    ``nn.Embedding`` and ``nn.EmbeddingBag`` are swapped; subclasses are left alone, since their code may read
-    ``weight`` itself. Stored weights keep the values that the model has now. If the model *is* such a module, the
-    sparse one is returned.
+    ``nn.Conv2d``, ``nn.Embedding`` and ``nn.EmbeddingBag`` are swapped; subclasses are left alone, since their code
+    may read ``weight`` itself. Stored weights keep the values that the model has now. If the model *is* such a module,
+    the sparse one is returned.
 
     Args:
         model: any module.
@@ -52,7 +54,7 @@ def sparsify(
         distribution: how the density is shared out between layers: ``"uniform"``, ``"er"`` or ``"erk"``
             (see `sparsecore.topology.allocate`).
         keep: which weights stay: ``"random"`` (for training from the start) or ``"magnitude"`` (for a trained model).
-        bias_density: store biases of linear layers sparse at this density; they stay dense if absent.
+        bias_density: store biases of linear layers and convolutions sparse at this density; they stay dense if absent.
         generator: CPU generator for ``keep="random"``.
 
     Raises:
@@ -69,12 +71,13 @@ def sparsify(
     if not chosen:
         raise ConversionError(_nothing(model, include, exclude))
     _refuse_shared(model, chosen)
-    shapes = [(_weight(module).shape[0], _weight(module).shape[1]) for _, module in chosen]
-    densities = allocate(shapes, density, distribution)
+    densities = allocate([tuple(_weight(module).shape) for _, module in chosen], density, distribution)
     swapped: dict[int, SparseModule] = {}
-    for (name, module), shape, share in zip(chosen, shapes, densities, strict=True):
+    for (name, module), share in zip(chosen, densities, strict=True):
+        rows = _weight(module).shape[0]
+        shape = (rows, _weight(module).numel() // rows)
         options: dict[str, float] = {}
-        if isinstance(module, nn.Linear) and bias_density is not None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and bias_density is not None:
             options["bias_density"] = bias_density
         convert = _CONVERTERS[type(module)]
         try:
@@ -106,7 +109,7 @@ def densify(model: nn.Module) -> nn.Module:
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, (SparseLinear, SparseEmbedding, SparseEmbeddingBag)):
+        if isinstance(module, (SparseLinear, SparseConv2d, SparseEmbedding, SparseEmbeddingBag)):
             if id(module) not in dense:
                 dense[id(module)] = module.to_dense()
             return dense[id(module)]
@@ -141,9 +144,9 @@ def _patterns(given: str | Iterable[str] | None, default: list[str]) -> list[str
 def _nothing(model: nn.Module, include: object, exclude: object) -> str:
     names = [name or "(the model itself)" for name, m in model.named_modules() if type(m) in _CONVERTERS]
     if any(isinstance(module, SparseModule) for module in model.modules()):
-        return "the model has no dense linear layer or table left to make sparse; it is sparse already"
+        return "the model has no dense linear layer, convolution or table left to make sparse; it is sparse already"
     if not names:
-        return "the model has no nn.Linear, nn.Embedding or nn.EmbeddingBag to make sparse"
+        return "the model has no nn.Linear, nn.Conv2d, nn.Embedding or nn.EmbeddingBag to make sparse"
     return (
         f"include={include!r} and exclude={exclude!r} leave no module to make sparse; "
         f"candidates are {', '.join(names[:20])}"

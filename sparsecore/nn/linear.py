@@ -12,7 +12,7 @@ from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
-from sparsecore.nn.bias import SparseBias
+from sparsecore.nn.bias import SparseBias, copy_bias, make_bias
 from sparsecore.pattern import Pattern
 from sparsecore.topology.use import LinearUse
 
@@ -115,14 +115,9 @@ class SparseLinear(SparseModule):
         layer = cls.__new__(cls)
         SparseModule.__init__(layer, pattern, weight.device, weight.dtype)
         layer.in_features, layer.out_features = module.in_features, module.out_features
-        layer.bias = None
+        layer.bias = make_bias(module.bias, bias_density)
         with torch.no_grad():
             layer.values.copy_(weight.reshape(-1)[pattern.positions()])
-            if module.bias is not None and bias_density is not None:
-                layer.bias = SparseBias.from_dense(module.bias, density=bias_density)
-                layer.bias.values.requires_grad_(module.bias.requires_grad)
-            elif module.bias is not None:
-                layer.bias = nn.Parameter(module.bias.detach().clone(), module.bias.requires_grad)
         layer.values.requires_grad_(module.weight.requires_grad)
         layer.train(module.training)
         return layer
@@ -156,12 +151,7 @@ class SparseLinear(SparseModule):
         )
         with torch.no_grad():
             dense.weight.copy_(self.pattern.to_dense(self.values))
-            if isinstance(self.bias, SparseBias):
-                dense.bias.copy_(self.bias.to_dense())
-                dense.bias.requires_grad_(self.bias.values.requires_grad)
-            elif self.bias is not None:
-                dense.bias.copy_(self.bias)
-                dense.bias.requires_grad_(self.bias.requires_grad)
+        copy_bias(self.bias, dense.bias)
         dense.weight.requires_grad_(self.values.requires_grad)
         return dense.train(self.training)
 

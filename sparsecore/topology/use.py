@@ -17,7 +17,15 @@ from sparsecore import ops
 from sparsecore.encoding import stored_mask
 from sparsecore.topology.blocks import BLOCK
 
-__all__ = ["BagUse", "DotUse", "GatherUse", "LinearUse", "PropagateUse", "Recorder", "Use"]
+__all__ = [
+    "BagUse",
+    "DotUse",
+    "GatherUse",
+    "LinearUse",
+    "PropagateUse",
+    "Recorder",
+    "Use",
+]
 
 
 class Use(Protocol):

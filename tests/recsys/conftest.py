@@ -13,6 +13,19 @@ from recsys.data import Dataset, load
 # Of each model: settings that make it small, batch size, learning rate.
 SMALL: dict[str, tuple[dict[str, Any], int, float]] = {
     "bprmf": ({"dim": 32}, 64, 3e-2),
+    "convncf": (
+        {
+            "dim": 16,
+            "channels": [8, 8],
+            "kernels": [4, 4],
+            "embedding_regularization": 0.0,
+            "conv_regularization": 0.0,
+            "output_regularization": 0.0,
+            "init_std": 0.3,
+        },
+        64,
+        1e-2,
+    ),
     "lightgcn": ({"dim": 16, "hops": 2}, 128, 2e-2),
     "multvae": ({"hidden": 32, "latent": 8, "anneal_steps": 1000}, 16, 5e-3),
     "sasrec": ({"hidden": 16, "blocks": 1, "max_length": 20, "dropout": 0.1}, 16, 2e-2),

@@ -21,6 +21,9 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 def test_every_preset_is_valid():
     assert presets() == [
         "bprmf-gowalla",
+        "convncf-citeulike-t",
+        "convncf-foursquare",
+        "convncf-ml-1m",
         "lightgcn-amazon-book",
         "lightgcn-gowalla",
         "lightgcn-lastfm",

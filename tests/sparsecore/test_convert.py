@@ -224,7 +224,7 @@ def unsupported() -> nn.Module:
             lambda: nn.ReLU(),
             {"density": 0.5},
             ConversionError,
-            r"no nn\.Linear, nn\.Embedding or nn\.EmbeddingBag",
+            r"no nn\.Linear, nn\.Conv2d, nn\.Embedding or nn\.EmbeddingBag",
         ),
         (lambda: sparsify(net(), 0.5), {"density": 0.5}, ConversionError, "it is sparse already"),
     ],

@@ -21,6 +21,7 @@ from sparsecore import (
     DensityError,
     PatternError,
     SparseBias,
+    SparseConv2d,
     SparsecoreError,
     SparseEmbedding,
     SparseEmbeddingBag,
@@ -48,11 +49,12 @@ def modules() -> list[SparseModule]:
         SparseEmbedding(8, 5, padding_idx=3, density=0.4, generator=seeded(3)),
         SparseEmbeddingBag(8, 5, density=0.4, generator=seeded(4)),
         SparseBias(8, density=0.5, generator=seeded(5)),
+        SparseConv2d(2, 4, 2, density=0.4, bias_density=0.5, generator=seeded(6)),
     ]
 
 
 every_module = pytest.mark.parametrize(
-    "module", modules(), ids=["linear", "linear-sparse-bias", "embedding", "bag", "bias"]
+    "module", modules(), ids=["linear", "linear-sparse-bias", "embedding", "bag", "bias", "conv"]
 )
 
 
@@ -60,6 +62,10 @@ def run(module: SparseModule) -> Tensor:
     if isinstance(module, (SparseLinear, SparseBias)):
         x = torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
         return module(x.to(module.values.dtype))
+    if isinstance(module, SparseConv2d):
+        return module(
+            torch.randn(3, 2, 4, 3, generator=seeded(), dtype=torch.float64).to(module.values.dtype)
+        )
     ids = torch.tensor([[0, 7, 3], [3, 2, 2]])
     return module(ids)
 
@@ -193,8 +199,8 @@ def test_no_bags_and_empty_bags(backend: str, rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(SparseLinear, nn.Linear), (SparseEmbedding, nn.Embedding)],
-    ids=["linear", "embedding"],
+    [(SparseLinear, nn.Linear), (SparseEmbedding, nn.Embedding), (SparseConv2d, nn.Conv2d)],
+    ids=["linear", "embedding", "conv"],
 )
 def test_signatures_mirror_torch(ours: type, theirs: type) -> None:
     """Our positional parameters are torch's, in torch's order with torch's defaults; what is ours is keyword-only."""

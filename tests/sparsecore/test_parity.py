@@ -16,6 +16,8 @@ import sparsecore
 from recsys.data import Dataset, EvalSet
 from recsys.models.base import Interactions, Triples
 from recsys.models.bprmf import BPRMF
+from recsys.models.convncf import ConvNCF
+from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
 from recsys.models.negatives import NegativeSampler, negative_batches
@@ -57,7 +59,7 @@ def assert_equal(sparse: nn.Module, dense: nn.Module, masked: sparsecore.MaskedS
             mask = masked.masks[key].view(module.shape)
             assert torch.equal(module.pattern.to_mask(), mask), f"{where}: index sets of {name} differ"
             values = names[key].detach().view(module.shape)[mask]
-            torch.testing.assert_close(module.values.detach(), values, rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(module.values.detach(), values, rtol=1e-9, atol=1e-11)
             assert not names[key].detach().view(module.shape)[~mask].any()
 
 
@@ -227,6 +229,26 @@ def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
             steps=60,
             interval=10,
         )  # type: ignore[operator]
+    assert exchanged > 200
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_convncf(backend: str) -> None:
+    """Every weight and bias sparse; dropout; L2 penalties, which just pruned weights feel too."""
+    data = interactions()
+    sampler, draws = TripleSampler(data), torch.Generator().manual_seed(1)
+    batches = [sampler.draw(20, draws) for _ in range(60)]
+
+    def build() -> nn.Module:
+        return ConvNCF(
+            (40, 60), 8, [6, 8], [2, 4], dropout=0.2, conv_regularization=0.02, output_regularization=0.1,
+            init_std=0.3, density=Density(0.4, ("*", "*bias")), generator=torch.Generator().manual_seed(3),
+        ).double()  # fmt: skip
+
+    with sparsecore.backend(backend):
+        exchanged = train_both(
+            build, lambda m, t: m.loss(batches[t], t), lambda p: torch.optim.Adagrad(p, lr=0.05), 60, 6  # type: ignore[operator]
+        )  # fmt: skip
     assert exchanged > 200
 
 
