@@ -102,6 +102,7 @@ def train(
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, such as multvae or ease.")] = None,
     method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights kept, in (0, 1].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train at most.")] = None,
@@ -118,7 +119,12 @@ def train(
     """Train one model; the folder it writes holds settings, log, metrics and a saved recommender."""
     from recsys.errors import ConfigError
 
-    plain = {"sparsity.method": method, "sparsity.density": density, "train.epochs": epochs}
+    plain = {
+        "model.name": model,
+        "sparsity.method": method,
+        "sparsity.density": density,
+        "train.epochs": epochs,
+    }
     if resume:
         given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
         if output is None or overwrite or any(value is not None for value in given):
@@ -219,7 +225,9 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _print_epoch(record: dict[str, Any]) -> None:
-    shown = [f"epoch {record['epoch']:4d}", f"loss {record['loss']:.4f}"]
+    shown = [f"epoch {record['epoch']:4d}"]
+    if "loss" in record:
+        shown.append(f"loss {record['loss']:.4f}")
     shown += [f"{name} {value:.4f}" for name, value in record.get("validation", {}).items()]
     if "drop_fraction" in record:
         shown += [f"drop fraction {record['drop_fraction']:.3f}", f"ever active {record['ever_active']:.3f}"]

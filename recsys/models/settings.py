@@ -11,9 +11,14 @@ from recsys.settings import Section
 __all__ = [
     "MODEL_SETTINGS",
     "BPRMFConfig",
+    "CDAEConfig",
+    "EASEConfig",
+    "FittedConfig",
+    "ItemKNNConfig",
     "LightGCNConfig",
     "ModelConfig",
     "MultVAEConfig",
+    "PopularityConfig",
     "UltraGCNConfig",
 ]
 
@@ -48,6 +53,19 @@ class BPRMFConfig(Section):
     init_std: float = Field(default=0.1, gt=0)
 
 
+class CDAEConfig(Section):
+    """Settings of `recsys.models.cdae.CDAE`."""
+
+    name: Literal["cdae"] = "cdae"
+    hidden: int = Field(default=64, gt=0)
+    activation: Literal["sigmoid", "relu", "tanh", "identity"] = "relu"
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    rescale: bool = True
+    loss: Literal["bce", "sampled", "multinomial"] = "bce"
+    negatives: int = Field(default=5, gt=0)
+    regularization: float = Field(default=0.0, ge=0)
+
+
 class UltraGCNConfig(Section):
     """Settings of `recsys.models.ultragcn.UltraGCN`."""
 
@@ -65,11 +83,54 @@ class UltraGCNConfig(Section):
     init_std: float = Field(default=1e-4, gt=0)
 
 
+class FittedConfig(Section):
+    """Settings of a model that is fitted at once (`recsys.models.fitted`) and has no weights to be sparse."""
+
+
+class PopularityConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.Popularity`."""
+
+    name: Literal["popularity"] = "popularity"
+
+
+class ItemKNNConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.ItemKNN`."""
+
+    name: Literal["itemknn"] = "itemknn"
+    neighbors: int = Field(default=100, gt=0)
+    shrinkage: float = Field(default=0.0, ge=0)
+
+
+class EASEConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.EASE`."""
+
+    name: Literal["ease"] = "ease"
+    regularization: float = Field(default=500.0, gt=0)
+    max_items: int = Field(default=30_000, gt=0)
+
+
 ModelConfig = Annotated[
-    BPRMFConfig | LightGCNConfig | MultVAEConfig | UltraGCNConfig, Field(discriminator="name")
+    BPRMFConfig
+    | CDAEConfig
+    | EASEConfig
+    | ItemKNNConfig
+    | LightGCNConfig
+    | MultVAEConfig
+    | PopularityConfig
+    | UltraGCNConfig,
+    Field(discriminator="name"),
 ]
 
 MODEL_SETTINGS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
-    for section in (BPRMFConfig, LightGCNConfig, MultVAEConfig, UltraGCNConfig)
+    for section in (
+        BPRMFConfig,
+        CDAEConfig,
+        EASEConfig,
+        ItemKNNConfig,
+        LightGCNConfig,
+        MultVAEConfig,
+        PopularityConfig,
+        UltraGCNConfig,
+    )
 }

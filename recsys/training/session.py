@@ -104,9 +104,7 @@ def fit(
     """Run a trainer to its end, see `train`. Its model then has the weights of the best epoch."""
     while not trainer.finished:
         with _progress(trainer, quiet) as progress:
-            title = (
-                f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.config.train.epochs}"
-            )
+            title = f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.epochs}"
             task = progress.add_task(title, total=trainer.steps_per_epoch)
             record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
         if folder is not None:
@@ -122,6 +120,7 @@ def fit(
     if trainer.best_weights is None and folder is not None:
         trainer.best_weights = folder.load_best()
     trainer.load_best()
+    parameters = list(trainer.model.parameters())  # a fitted model has buffers only
     metrics = {
         "dataset": trainer.dataset.summary(),
         "method": trainer.config.sparsity.method,
@@ -132,7 +131,7 @@ def fit(
         "epochs": trainer.epoch,
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 3),
-        "parameters_stored": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters_stored": sum(stored.numel() for stored in parameters or trainer.model.buffers()),
         "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
         "resident_bytes": trainer.resident,
         "config_hash": trainer.config.hash,
