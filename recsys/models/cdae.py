@@ -46,7 +46,8 @@ class CDAE(Recommender):
             those that the user has not chosen, as the authors do. All logits are computed all the same.
         "multinomial": the multinomial likelihood of MultVAE.
 
-    Biases are not penalised, unlike the authors'.
+    Biases are not penalised, unlike the authors'. Exploration of sparse weights ranks those that it has just pruned
+    without the gradient of the penalty (masked training has it there).
 
     Args:
         shape: (n_users, n_items).
