@@ -112,6 +112,7 @@ def train(
     config_file: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, such as multvae or ease.")] = None,
     method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights kept, in (0, 1].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train at most.")] = None,
@@ -138,6 +139,7 @@ def train(
     from recsys.errors import ConfigError
 
     plain = {
+        "model.name": model,
         "sparsity.method": method,
         "sparsity.density": density,
         "train.epochs": epochs,
@@ -385,7 +387,9 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _print_epoch(record: dict[str, Any]) -> None:
-    shown = [f"epoch {record['epoch']:4d}", f"loss {record['loss']:.4f}"]
+    shown = [f"epoch {record['epoch']:4d}"]
+    if "loss" in record:
+        shown.append(f"loss {record['loss']:.4f}")
     shown += [f"{name} {value:.4f}" for name, value in record.get("validation", {}).items()]
     if "drop_fraction" in record:
         shown += [f"drop fraction {record['drop_fraction']:.3f}", f"ever active {record['ever_active']:.3f}"]

@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from recsys.errors import ConfigError
-from recsys.models.settings import MODEL_SETTINGS, ModelConfig, MultVAEConfig
+from recsys.models.settings import MODEL_SETTINGS, FittedConfig, ModelConfig, MultVAEConfig
 from recsys.settings import Section
 
 __all__ = [
@@ -260,10 +260,18 @@ def _validate(tree: dict[str, Any]) -> Config:
     # A `model` table that sets widths only means the default model.
     if isinstance(tree.get("model"), dict):
         tree = {**tree, "model": {"name": "multvae", **tree["model"]}}
+    if _is_fitted(tree.get("model")) and isinstance(tree.get("sparsity", {}), dict):
+        tree = {**tree, "sparsity": {"method": "dense", **tree.get("sparsity", {})}}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(detail, tree) for detail in error.errors())) from None
+
+
+def _is_fitted(model: Any) -> bool:
+    """Whether a `model` table names a model that has no weights to be sparse."""
+    section = MODEL_SETTINGS.get(str(model.get("name"))) if isinstance(model, dict) else None
+    return section is not None and issubclass(section, FittedConfig)
 
 
 def _explain(detail: Any, tree: Mapping[str, Any]) -> str:

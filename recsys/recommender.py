@@ -47,7 +47,7 @@ class SavedRecommender:
     """Recommends items by raw ids.
 
     On disk: recommender.json (which model, with what settings and density), model.safetensors (weights and
-        index sets), history.npz (what each user has chosen: excluded from recommendations, input of MultVAE,
+        index sets), history.npz (what each user has chosen: excluded from recommendations, input of MultVAE and EASE,
         graph of LightGCN), ids.npz (raw ids of users and items). Nothing in it is pickled.
 
     Args:
@@ -154,7 +154,8 @@ class SavedRecommender:
         exclude_seen: bool = True,
         items: Sequence[int | str] | None = None,
     ) -> list[tuple[int | str, float]]:
-        """The k best items for a user, or for somebody new who has chosen `items` (fold-in, MultVAE only).
+        """The k best items for a user, or for somebody new who has chosen `items` (fold-in: MultVAE and models
+        that are fitted, not trained).
 
         Args:
             user_id: raw id of a user of the training data. Text is accepted for numeric ids.
@@ -180,7 +181,7 @@ class SavedRecommender:
             if seen.nnz == 0:
                 raise DataError(
                     f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
-                    "give some items instead (items=, --item), if the model is MultVAE"
+                    "give some items instead (items=, --item), if the model takes them (MultVAE, EASE, ItemKNN)"
                 )
         else:
             row = -1

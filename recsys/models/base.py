@@ -64,6 +64,11 @@ class Interactions:
         users = torch.arange(self.size, device=self.items.device)
         return users.repeat_interleave(self.counts, output_size=self.items.numel())
 
+    def only(self, kept: Tensor) -> Interactions:
+        """These users with those interactions alone that ``kept``, (nnz,) bool, says."""
+        ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+        return Interactions(self.items[kept], ends[self.pointers], self.users)
+
     @classmethod
     def from_scipy(cls, matrix: csr_array, users: np.ndarray | None = None) -> Interactions:
         """The rows of a CSR matrix; its values are not read: an entry is an interaction."""

@@ -11,7 +11,9 @@ import torch
 from recsys.errors import ConfigError, DataError
 from recsys.models.base import Recommender
 from recsys.models.bprmf import BPRMF
+from recsys.models.cdae import CDAE
 from recsys.models.convncf import ConvNCF
+from recsys.models.fitted import EASE, Fitted, ItemKNN, Popularity
 from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
 from recsys.models.multvae import MultVAE
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
-__all__ = ["MODELS", "build_model", "model_class"]
+__all__ = ["FITTED", "MODELS", "build_model", "model_class"]
 
 
 def build_model(
@@ -37,7 +39,7 @@ def build_model(
     """A new model.
 
     Args:
-        settings: {"name": one of `MODELS`, and keyword arguments of its class}.
+        settings: {"name": one of `MODELS` or `FITTED`, and keyword arguments of its class}.
         train: (n_users, n_items) interactions: the number of items, and the graph of a model that has one.
         density: of its weights, or by name; 1 means dense layers.
         generator: its initial values, index sets and noise follow from it.
@@ -65,20 +67,28 @@ def model_class(name: str) -> type[Recommender]:
     Raises:
         ConfigError: for a name that is not known.
     """
-    if name not in MODELS:
-        known = sorted(MODELS)
+    classes: dict[str, type[Recommender]] = {**MODELS, **FITTED}
+    if name not in classes:
+        known = sorted(classes)
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"unknown model {name!r}{hint}; known: {', '.join(known)}")
-    return MODELS[name]
+    return classes[name]
 
 
 MODELS: dict[str, type[Recommender]] = {
     "bprmf": BPRMF,
+    "cdae": CDAE,
     "convncf": ConvNCF,
     "lightgcn": LightGCN,
     "multvae": MultVAE,
     "neumf": NeuMF,
     "sasrec": SASRec,
     "ultragcn": UltraGCN,
+}
+
+FITTED: dict[str, type[Fitted]] = {
+    "ease": EASE,
+    "itemknn": ItemKNN,
+    "popularity": Popularity,
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recsys.models.base import Interactions
 
-__all__ = ["gaussian_kl", "multinomial_nll"]
+__all__ = ["bernoulli_nll", "gaussian_kl", "multinomial_nll", "sampled_bernoulli_nll"]
 
 
 class _MultinomialNLL(torch.autograd.Function):
@@ -53,9 +54,73 @@ def multinomial_nll(logits: Tensor, batch: Interactions) -> Tensor:
     Raises:
         ValueError: if logits and batch do not have the same number of users.
     """
+    _check_users(logits, batch)
+    return _MultinomialNLL.apply(logits, batch.items, batch.rows, batch.counts.to(logits.dtype))
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    """(1/B) sum_u (sum_i softplus(logits_ui) - sum_{i in u} logits_ui), and its gradient at once, in one (B, n) buffer.
+
+    The dense targets of zeros and ones are never made: they only matter where an interaction is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, items: Tensor, rows: Tensor) -> Tensor:
+        users = logits.shape[0]
+        buffer = F.softplus(logits)
+        loss = (buffer.sum() - logits[rows, items].sum()) / users
+        if ctx.needs_input_grad[0]:
+            # (sigmoid - x) / B
+            grad = torch.sigmoid(logits, out=buffer).div_(users)
+            flat = rows * logits.shape[1] + items
+            grad.view(-1).scatter_add_(0, flat, grad.new_full((), -1 / users).expand(flat.numel()))
+            ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad if bool(grads[0] == 1) else grad * grads[0], None, None
+
+
+def bernoulli_nll(logits: Tensor, batch: Interactions) -> Tensor:
+    """Binary cross-entropy with *all* items, summed over the items, the mean over the users of the batch.
+
+    -(1/B) sum_u (sum_{i in u} log sigmoid(logits_ui) + sum_{i not in u} log sigmoid(-logits_ui))
+
+    Args:
+        logits: (B, n_items).
+        batch: the interactions of B users, each at most once.
+
+    Raises:
+        ValueError: if logits and batch do not have the same number of users.
+    """
+    _check_users(logits, batch)
+    return _BernoulliNLL.apply(logits, batch.items, batch.rows)
+
+
+def sampled_bernoulli_nll(logits: Tensor, batch: Interactions, rows: Tensor, negatives: Tensor) -> Tensor:
+    """Binary cross-entropy with the interactions and with sampled items, summed, the mean over the users of the batch.
+
+    -(1/B) (sum_{(u, i) in batch} log sigmoid(logits_ui) + sum_{(u, j) sampled} log sigmoid(-logits_uj))
+
+    Args:
+        logits: (B, n_items).
+        batch: the interactions of B users.
+        rows, negatives: (m,) int64 each, users (0..B-1) and items of the sample.
+
+    Raises:
+        ValueError: if logits and batch do not have the same number of users.
+    """
+    _check_users(logits, batch)
+    chosen = F.softplus(-logits[batch.rows, batch.items]).sum()
+    return (chosen + F.softplus(logits[rows, negatives]).sum()) / logits.shape[0]
+
+
+def _check_users(logits: Tensor, batch: Interactions) -> None:
     if logits.shape[0] != batch.size:
         raise ValueError(f"logits have {logits.shape[0]} rows, but the batch has {batch.size} users")
-    return _MultinomialNLL.apply(logits, batch.items, batch.rows, batch.counts.to(logits.dtype))
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -93,17 +93,14 @@ class MultVAE(Recommender):
         """Mean and log variance, (B, latent) each, of the users' latent variables."""
         counts = batch.counts
         scale = counts.clamp(min=1).to(sparsecore.weight_parameter(self.input).dtype).rsqrt()
-        items, pointers = batch.items, batch.pointers
-        weights = scale.repeat_interleave(counts, output_size=items.numel())
+        weights = scale.repeat_interleave(counts, output_size=batch.items.numel())
         if self.training and self.dropout > 0:
-            kept = torch.rand(items.numel(), generator=self.noise) >= self.dropout
+            kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
             # A dropped entry is left out instead of multiplied by zero: fewer rows to read and to send
             # gradients to.
-            pointers = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])[pointers]
-            items, weights = items[kept], weights[kept] / (1 - self.dropout)
-        hidden = torch.tanh(
-            add_bias(self.input(items, pointers[:-1], per_sample_weights=weights), self.input_bias)
-        )
+            batch, weights = batch.only(kept), weights[kept] / (1 - self.dropout)
+        summed = self.input(batch.items, batch.pointers[:-1], per_sample_weights=weights)
+        hidden = torch.tanh(add_bias(summed, self.input_bias))
         mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
         return mean, log_variance
 

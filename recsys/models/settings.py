@@ -11,11 +11,16 @@ from recsys.settings import Section
 __all__ = [
     "MODEL_SETTINGS",
     "BPRMFConfig",
+    "CDAEConfig",
     "ConvNCFConfig",
+    "EASEConfig",
+    "FittedConfig",
+    "ItemKNNConfig",
     "LightGCNConfig",
     "ModelConfig",
     "MultVAEConfig",
     "NeuMFConfig",
+    "PopularityConfig",
     "SASRecConfig",
     "UltraGCNConfig",
 ]
@@ -83,6 +88,19 @@ class ConvNCFConfig(Section):
     init_std: float = Field(default=0.01, gt=0)
 
 
+class CDAEConfig(Section):
+    """Settings of `recsys.models.cdae.CDAE`."""
+
+    name: Literal["cdae"] = "cdae"
+    hidden: int = Field(default=64, gt=0)
+    activation: Literal["sigmoid", "relu", "tanh", "identity"] = "relu"
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    rescale: bool = True
+    loss: Literal["bce", "sampled", "multinomial"] = "bce"
+    negatives: int = Field(default=5, gt=0)
+    regularization: float = Field(default=0.0, ge=0)
+
+
 class UltraGCNConfig(Section):
     """Settings of `recsys.models.ultragcn.UltraGCN`."""
 
@@ -115,12 +133,42 @@ class NeuMFConfig(Section):
     init_std: float = Field(default=0.01, gt=0)
 
 
+class FittedConfig(Section):
+    """Settings of a model that is fitted at once (`recsys.models.fitted`) and has no weights to be sparse."""
+
+
+class PopularityConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.Popularity`."""
+
+    name: Literal["popularity"] = "popularity"
+
+
+class ItemKNNConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.ItemKNN`."""
+
+    name: Literal["itemknn"] = "itemknn"
+    neighbors: int = Field(default=100, gt=0)
+    shrinkage: float = Field(default=0.0, ge=0)
+
+
+class EASEConfig(FittedConfig):
+    """Settings of `recsys.models.fitted.EASE`."""
+
+    name: Literal["ease"] = "ease"
+    regularization: float = Field(default=500.0, gt=0)
+    max_items: int = Field(default=30_000, gt=0)
+
+
 ModelConfig = Annotated[
     BPRMFConfig
+    | CDAEConfig
     | ConvNCFConfig
+    | EASEConfig
+    | ItemKNNConfig
     | LightGCNConfig
     | MultVAEConfig
     | NeuMFConfig
+    | PopularityConfig
     | SASRecConfig
     | UltraGCNConfig,
     Field(discriminator="name"),
@@ -130,10 +178,14 @@ MODEL_SETTINGS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
     for section in (
         BPRMFConfig,
+        CDAEConfig,
         ConvNCFConfig,
+        EASEConfig,
+        ItemKNNConfig,
         LightGCNConfig,
         MultVAEConfig,
         NeuMFConfig,
+        PopularityConfig,
         SASRecConfig,
         UltraGCNConfig,
     )

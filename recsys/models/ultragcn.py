@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,12 @@ import sparsecore
 from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores
 from recsys.models.layers import Density
+from recsys.models.neighbors import ones, top_neighbors
 
 if TYPE_CHECKING:
     from recsys.data import Dataset
 
 __all__ = ["UltraGCN", "item_neighbors"]
-
-_PRODUCTS = 1 << 24  # of pairs of interactions that stand at a time while items are compared: 0.3 GB
 
 
 class UltraGCN(Factors):
@@ -77,7 +75,7 @@ class UltraGCN(Factors):
         super().__init__(train.shape, dim, init_std, density=density, generator=generator)
         self.negatives, self.negative_weight, self.item_weight = negatives, negative_weight, item_weight
         self.regularization, self.weights = regularization, (w1, w2, w3, w4)
-        chosen = _binary(train)
+        chosen = ones(train)
         user_beta, item_beta = _beta(chosen.sum(axis=1), chosen.sum(axis=0))
         similar, omega = item_neighbors(chosen, neighbors)
         # Functions of the training data, as the graph of LightGCN: not part of the state dict.
@@ -128,47 +126,13 @@ def item_neighbors(train: csr_array, count: int) -> tuple[np.ndarray, np.ndarray
     Returns:
         (n_items, count) int64 items and (n_items, count) float64 omega, the largest first.
     """
-    chosen = _binary(train)
-    n_items = chosen.shape[1]
-    degrees = chosen.sum(axis=1)
-    total = np.asarray(chosen.T @ degrees)
+    chosen = ones(train)
+    total = np.asarray(chosen.T @ chosen.sum(axis=1))
     own, other = _beta(total, total)
-    by_item = chosen.T.tocsr()
-    similar = np.repeat(np.arange(n_items), count).reshape(n_items, count)
-    omega = np.zeros((n_items, count))
-    if count == 0:
-        return similar, omega
-    # `total` is also how many products each row of A takes; rows are made a block at a time.
-    made = np.cumsum(total)
-    starts = np.searchsorted(made, np.arange(_PRODUCTS, made[-1] if n_items else 0, _PRODUCTS))
-    # The rows of a block also stand as dense ones for a moment.
-    starts = np.union1d(starts, np.arange(0, n_items, max(1, _PRODUCTS // max(1, n_items))))
-    for first, last in itertools.pairwise(np.unique([0, *starts, n_items])):
-        block = (by_item[first:last] @ chosen).tocsr()
-        block.sort_indices()
-        row = np.repeat(np.arange(last - first), np.diff(block.indptr))
-        weight = block.data * own[first + row] * other[block.indices]
-        # Sorting them all takes most of the time, and all but `count` of a row can be told by the count-th largest.
-        rows = np.zeros(block.shape)
-        rows[row, block.indices] = weight
-        least = torch.from_numpy(rows).topk(min(count, n_items), dim=1).values[:, -1].numpy()
-        kept = np.flatnonzero(weight >= least[row])
-        row, items, weight = row[kept], block.indices[kept], weight[kept]
-        order = np.lexsort((-weight, row))  # stable: of equal ones the smaller item comes first
-        rank = np.arange(len(order)) - np.searchsorted(row, row)
-        best, place = order[rank < count], (first + row[rank < count], rank[rank < count])
-        similar[place], omega[place] = items[best], weight[best]
-    return similar, omega
+    return top_neighbors(chosen, count, lambda items, others, together: together * own[items] * other[others])
 
 
 def _beta(own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sqrt(d + 1) / d of the one side (0 where d is 0) and 1 / sqrt(d + 1) of the other."""
     own, other = np.asarray(own, np.float64), np.asarray(other, np.float64)
     return np.divide(np.sqrt(own + 1), own, out=np.zeros_like(own), where=own > 0), 1 / np.sqrt(other + 1)
-
-
-def _binary(matrix: csr_array) -> csr_array:
-    result = csr_array(matrix, copy=True)
-    result.sum_duplicates()
-    result.data = np.ones(result.nnz)
-    return result

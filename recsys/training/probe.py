@@ -66,7 +66,9 @@ class StepProbe:
 
     def resident_bytes(self) -> sparsecore.ResidentBytes:
         """What stays allocated between steps."""
-        return sparsecore.resident_bytes(self.trainer.model, self.trainer.optimizer, self.trainer.explorer)
+        return sparsecore.resident_bytes(
+            self.trainer.model, self.trainer.optimizer or (), self.trainer.explorer
+        )
 
     def epoch_seconds(self) -> float:
         """Wall-clock seconds of one whole epoch, sampling and explorations included."""

@@ -123,6 +123,7 @@ def fit(
     if trainer.best_weights is None and folder is not None:
         trainer.best_weights = folder.load_best()
     trainer.load_best()
+    parameters = list(trainer.model.parameters())  # a fitted model has buffers only
     # The one time that test users are scored.
     test, ks = trainer.dataset.test, trainer.config.train.ks
     ranking = trainer.rank(test)
@@ -147,7 +148,7 @@ def fit(
         "epochs": trainer.epoch,
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 3),
-        "parameters_stored": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters_stored": sum(stored.numel() for stored in parameters or trainer.model.buffers()),
         "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
         "resident_bytes": trainer.resident,
         "macs_per_step": {"forward": 0.0, "backward": 0.0, "exploration": 0.0, **trainer.macs},

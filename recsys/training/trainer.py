@@ -28,6 +28,7 @@ from recsys.evaluation import (
 )
 from recsys.models.base import Batch, Recommender
 from recsys.models.build import build_model, model_class
+from recsys.models.fitted import Fitted
 from recsys.models.layers import Density
 from recsys.recommender import SavedRecommender
 from recsys.training.prefetch import prefetch
@@ -51,7 +52,7 @@ class Trainer:
             that is given its weights (a run that is resumed or evaluated).
 
     Attributes:
-        model, optimizer, explorer: explorer is None for dense.
+        model, optimizer, explorer: explorer is None for dense; a model that is `Fitted` has no optimizer either.
         epoch, step: how many are complete.
         best_epoch, best_value, best_weights: by validation `config.train.metric`; None before the first
             evaluation. Without validation users, the last epoch.
@@ -76,13 +77,15 @@ class Trainer:
             torch.Generator().manual_seed(int(model_seed)),
             dataset.order,
         )
-        if sparsity.method != "dense" and self.density.density < 1:
+        if sparsity.method != "dense":
             self._expect_sparse_weights()
         if fresh and train.pretrained:
             self.model.initialize_from(_load_parts(train.pretrained, dataset))
-        # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
-        kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
-        self.optimizer = kind(self.model.parameters(), lr=train.lr, fused=True)
+        self.optimizer: torch.optim.Optimizer | None = None
+        if not isinstance(self.model, Fitted):
+            # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
+            kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
+            self.optimizer = kind(self.model.parameters(), lr=train.lr, fused=True)
         self.steps_per_epoch = self.model.steps_per_epoch(dataset, train.batch_size)
         self.explorer = self._make_explorer(torch.Generator().manual_seed(int(explorer_seed)))
         self.epoch = self.step = 0
@@ -97,6 +100,13 @@ class Trainer:
         self._candidates: dict[EvalSet, Candidates] = {}
 
     def _expect_sparse_weights(self) -> None:
+        if isinstance(self.model, Fitted):
+            raise ConfigError(
+                f"{self.config.model.name} has no weights that could be sparse: expected sparsity.method = 'dense', "
+                f"got {self.config.sparsity.method!r}"
+            )
+        if self.density.density == 1:
+            return
         names = [re.sub(r"\.(weight|values)$", "", name) for name in _of_layers(self.model)]
         if not any(self.density.at(name) < 1 for name in names):
             raise ConfigError(
@@ -110,7 +120,7 @@ class Trainer:
     ) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
         settings = self.config.sparsity
         # At density 1 there is nowhere to move to: the layers are dense ones.
-        if settings.method in ("dense", "static") or settings.density == 1:
+        if self.optimizer is None or settings.method in ("dense", "static") or settings.density == 1:
             return None
         options: dict[str, Any] = dict(
             interval=settings.interval,
@@ -135,17 +145,18 @@ class Trainer:
 
     @property
     def last_epoch(self) -> int:
-        """The number of epochs to train at most."""
-        return self.config.train.stop_epoch or self.config.train.epochs
+        """The number of epochs to train at most; one, the fit, for a model that is `Fitted`."""
+        train = self.config.train
+        return 1 if isinstance(self.model, Fitted) else train.stop_epoch or train.epochs
 
     @property
     def finished(self) -> bool:
         """All epochs done, or none better than the best for `patience` epochs."""
-        train = self.config.train
+        patience = self.config.train.patience
         if self.epoch >= self.last_epoch:
             return True
         waited = self.epoch - (self.best_epoch or 0)
-        return train.patience > 0 and self.best_epoch is not None and waited >= train.patience
+        return patience > 0 and self.best_epoch is not None and waited >= patience
 
     def train_step(
         self, batch: Batch, phase: Callable[[str], AbstractContextManager] = nullcontext
@@ -155,6 +166,7 @@ class Trainer:
         `phase("forward")` and likewise "backward", "update" and "exploration" are entered around the parts,
         for somebody who counts or times them.
         """
+        assert self.optimizer is not None
         self.optimizer.zero_grad()
         with phase("forward"):
             loss = self.model.loss(batch, self.step)
@@ -205,7 +217,8 @@ class Trainer:
             raise
 
     def run_epoch(self, on_step: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Train on every batch once and evaluate if it is time; returns the record for the log.
+        """Train on every batch once, or fit a model that is `Fitted`, and evaluate if it is time; returns the record
+        for the log.
 
         Raises:
             RecsysError: if the loss is no longer finite.
@@ -214,6 +227,8 @@ class Trainer:
         self.model.train()
         self._report = None
         started = time.perf_counter()
+        if isinstance(self.model, Fitted):
+            self.model.fit(self.dataset.train)
         total, count, explorations = torch.zeros((), dtype=torch.float64), 0, 0
         with self.batches() as batches:
             for batch in batches:
@@ -224,17 +239,18 @@ class Trainer:
                 on_step()
         self.epoch += 1
         # Counted here, where gradients and optimizer state exist; a resumed run that is over has none.
-        counted = sparsecore.resident_bytes(self.model, self.optimizer, self.explorer)
+        counted = sparsecore.resident_bytes(self.model, self.optimizer or (), self.explorer)
         self.resident = {**dataclasses.asdict(counted), "total": counted.total}
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
-        loss = float(total) / count
-        if not math.isfinite(loss):
-            raise RecsysError(
-                f"the loss is {loss} in epoch {self.epoch}: training has diverged; lower train.lr "
-                f"(it was {train.lr}) or choose another train.seed"
-            )
-        report: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
+        report: dict[str, Any] = {"epoch": self.epoch, "step": self.step}
+        if count:
+            report["loss"] = loss = float(total) / count
+            if not math.isfinite(loss):
+                raise RecsysError(
+                    f"the loss is {loss} in epoch {self.epoch}: training has diverged; lower train.lr "
+                    f"(it was {train.lr}) or choose another train.seed"
+                )
         last = self.epoch >= self.last_epoch
         if not self.selects:
             if last:
@@ -307,8 +323,9 @@ class Trainer:
         """Everything that the next step depends on, but the settings, the data and the best weights."""
         return {
             "config": self.config.hash,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            # Whatever a fitted model holds is with the best weights, or can be computed anew.
+            "model": None if self.optimizer is None else self.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "explorer": None if self.explorer is None else self.explorer.state_dict(),
             "order": self.order.get_state(),
             "noise": {name: noise.get_state() for name, noise in _generators(self.model).items()},
@@ -333,8 +350,9 @@ class Trainer:
                 f"the checkpoint was made with other settings ({state['config']}, now {self.config.hash}); "
                 "a run can only be resumed with the settings that it was started with"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.explorer is not None:
             self.explorer.load_state_dict(state["explorer"])
         self.order.set_state(state["order"])
@@ -369,6 +387,8 @@ def _load_parts(folders: dict[str, str], dataset: Dataset) -> dict[str, Recommen
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, Fitted):
+        return model.state_dict()  # large, and once fitted it does not change
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

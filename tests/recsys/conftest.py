@@ -10,9 +10,10 @@ import pytest
 from recsys.config import Config, load_config
 from recsys.data import Dataset, load
 
-# Of each model: settings that make it small, batch size, learning rate.
+# Of each model: settings that make it small, batch size, learning rate (of no use to one that is fitted at once).
 SMALL: dict[str, tuple[dict[str, Any], int, float]] = {
     "bprmf": ({"dim": 32}, 64, 3e-2),
+    "cdae": ({"hidden": 32}, 16, 1e-2),
     "convncf": (
         {
             "dim": 16,
@@ -26,10 +27,13 @@ SMALL: dict[str, tuple[dict[str, Any], int, float]] = {
         64,
         1e-2,
     ),
+    "ease": ({"regularization": 10.0}, 64, 1e-3),
+    "itemknn": ({"neighbors": 20}, 64, 1e-3),
     "lightgcn": ({"dim": 16, "hops": 2}, 128, 2e-2),
     "multvae": ({"hidden": 32, "latent": 8, "anneal_steps": 1000}, 16, 5e-3),
-    "sasrec": ({"hidden": 16, "blocks": 1, "max_length": 20, "dropout": 0.1}, 16, 2e-2),
     "neumf": ({"factors": 8, "layers": [16, 16, 8], "init_std": 0.1}, 64, 2e-2),
+    "popularity": ({}, 64, 1e-3),
+    "sasrec": ({"hidden": 16, "blocks": 1, "max_length": 20, "dropout": 0.1}, 16, 2e-2),
     "ultragcn": ({"dim": 32, "negatives": 20, "negative_weight": 3.0, "init_std": 0.05}, 64, 2e-2),
 }
 TINY_DATA = {"users": 120, "items": 60, "interactions": 1800, "clusters": 6}

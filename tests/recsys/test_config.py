@@ -21,9 +21,14 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 def test_every_preset_is_valid():
     assert presets() == [
         "bprmf-gowalla",
+        "cdae-citeulike-t",
+        "cdae-foursquare",
+        "cdae-ml-1m",
         "convncf-citeulike-t",
         "convncf-foursquare",
         "convncf-ml-1m",
+        "ease-ml-1m",
+        "itemknn-ml-1m",
         "lightgcn-amazon-book",
         "lightgcn-gowalla",
         "lightgcn-lastfm",

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsecore
 from recsys.errors import DataError
-from recsys.models import factors, ultragcn
+from recsys.models import factors
 from recsys.models.base import Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.factors import pair_scores
@@ -155,7 +155,7 @@ def test_ultragcn_equals_its_loss_written_out(density, neighbors):
 @pytest.mark.parametrize("products", [1, 30, 1 << 24])
 @pytest.mark.parametrize("count", [1, 4, 12])
 def test_item_neighbors_are_those_of_the_dense_matrix(products, count, monkeypatch):
-    monkeypatch.setattr(ultragcn, "_PRODUCTS", products)
+    monkeypatch.setattr("recsys.models.neighbors._PRODUCTS", products)
     train = random_matrix(20, 10, 0.15, seed=3)
     train = csr_array(np.pad(train.toarray(), ((0, 1), (0, 1))))  # a user and an item that nobody has chosen
     similar, omega = item_neighbors(train, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import sparsecore
 from recsys.data import Dataset, EvalSet
 from recsys.models.base import Interactions, Triples
 from recsys.models.bprmf import BPRMF
+from recsys.models.cdae import CDAE
 from recsys.models.convncf import ConvNCF
 from recsys.models.layers import Density
 from recsys.models.lightgcn import LightGCN
@@ -115,6 +117,22 @@ def test_multvae(backend: str, optimizer: str) -> None:
     with sparsecore.backend(backend):
         exchanged = train_both(build, lambda m, t: m.loss(batches[t % 4], t), OPTIMIZERS[optimizer])  # type: ignore[operator]
     assert exchanged > 1000  # the comparison is empty if nothing ever moves
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("loss", ["bce", "sampled", "multinomial"])
+def test_cdae(backend: str, loss: Literal["bce", "sampled", "multinomial"]) -> None:
+    data = interactions()
+    batches = [Interactions.from_scipy(data[rows], rows) for rows in np.arange(40).reshape(4, 10)]
+
+    def build() -> nn.Module:
+        generator = torch.Generator().manual_seed(3)
+        density = Density(0.3, ("*", "output.bias"))
+        return CDAE((40, 60), 24, "tanh", loss=loss, density=density, generator=generator).double()
+
+    with sparsecore.backend(backend):
+        exchanged = train_both(build, lambda m, t: m.loss(batches[t % 4], t), OPTIMIZERS["adam"])  # type: ignore[operator]
+    assert exchanged > 1000
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
