@@ -16,7 +16,6 @@ from recsys.models.base import Interactions
 from recsys.models.cdae import CDAE
 from recsys.models.layers import Density
 from recsys.models.losses import bernoulli_nll, sampled_bernoulli_nll
-from recsys.models.triples import NotChosen
 from sparsecore.nn.base import SparseModule
 
 USERS, ITEMS = 9, 20
@@ -209,17 +208,6 @@ def test_negatives_are_uniform_among_the_items_not_chosen():
     assert counts.sum(1).tolist() == [6000, 0, 0, 15000]
     assert not counts[dense == 1].any()
     assert counts[0, [1, 2, 4, 5]] == pytest.approx(1500, rel=0.1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(users=st.integers(1, 6), items=st.integers(2, 9), density=st.floats(0, 0.9), seed=st.integers(0, 999))
-def test_not_chosen_is_never_chosen(users, items, density, seed):
-    matrix = random_matrix(users, items, density, seed)
-    batch = Interactions.from_scipy(matrix)
-    asked = (batch.counts < items).nonzero().squeeze(1).repeat_interleave(20)
-    drawn = NotChosen(batch.pointers, batch.items, items).draw(asked, generator(seed))
-    assert not matrix.toarray()[asked.numpy(), drawn.numpy()].any()
-    assert ((drawn >= 0) & (drawn < items)).all()
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
