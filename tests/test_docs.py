@@ -6,9 +6,13 @@ import contextlib
 import io
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from recsys.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +39,23 @@ def test_code_of_the_other_pages_runs(page: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
             exec(compile(block, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_commands_marked_to_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``console run`` blocks, beside the files that ``file=`` blocks hold."""
+    monkeypatch.chdir(tmp_path)
+    for language, name, content in re.findall(
+        r"```(\w+) (file=\S+|run)\n(.*?)```", page.read_text(), flags=re.DOTALL
+    ):
+        if language != "console":
+            Path(name.removeprefix("file=")).write_text(content)
+            continue
+        for line in content.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "recsys"
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
