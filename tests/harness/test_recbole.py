@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from harness import recbole
+from harness import epochs, recbole
 from recsys.data import load
 from recsys.errors import ConfigError, RecsysError
 
@@ -84,3 +84,19 @@ def test_failures_are_told(tmp_path):
         recbole.run(str(tmp_path / "nothing"), "CDAE", place, {}, 1)
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         recbole._parsed(["epochs"])
+
+
+def test_epochs_of_both_become_a_table(tmp_path, monkeypatch, capsys):
+    python = stub(
+        tmp_path,
+        "task = json.loads(sys.argv[3])\n"
+        "assert task['model'] == 'BPR' and task['settings']['epochs'] == 3\n"
+        f"json.dump({ANSWER!r}, open(sys.argv[4], 'w'))",
+    )
+    monkeypatch.setattr(sys, "argv", ["epochs"])
+    monkeypatch.setattr(epochs, "load", lambda name, data_dir: load(name, **TINY))
+    epochs.main(python, "synthetic", tmp_path / "out", None, "bprmf", 1, 1)
+    assert "| BPR | 3.000 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["seconds"]["bprmf"]["theirs"] == 3.0
+    with pytest.raises(ConfigError, match="unknown model"):
+        epochs.main(python, "synthetic", None, None, "nothing", 1, 1)
