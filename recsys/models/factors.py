@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 import sparsecore
 from recsys.models.base import Recommender, known_users
@@ -97,6 +99,31 @@ def row_scores(rows: Tensor, items: Table, item_ids: Tensor) -> Tensor:
     return _PairScores.apply(rows, items.weight, item_ids)
 
 
+# An operator, so that its multiply-adds are counted (`sparsecore.MacCounter`): torch takes products and sums for free.
+@torch.library.custom_op(
+    "recsys::dense_pair_scores", mutates_args=(), schema="(Tensor rows, Tensor table, Tensor ids) -> Tensor"
+)
+def _dense_pair_scores(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    scores = rows.new_empty(ids.shape)
+    step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))
+    for first in range(0, ids.shape[0], step):
+        part = slice(first, first + step)
+        # Not bmm, which takes two to three times as long for one column.
+        products = F.embedding(ids[part], table).mul_(rows[part].unsqueeze(1))
+        torch.sum(products, 2, out=scores[part])
+    return scores
+
+
+@_dense_pair_scores.register_fake
+def _(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    return rows.new_empty(ids.shape)
+
+
+@register_flop_formula(torch.ops.recsys.dense_pair_scores)
+def _(rows: Any, table: Any, ids: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(ids) * table[1]
+
+
 class _PairScores(torch.autograd.Function):
     """scores[b, m] = rows[b] . table[ids[b, m]] for dense tensors.
 
@@ -107,14 +134,7 @@ class _PairScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(rows, table, ids)
-        scores = rows.new_empty(ids.shape)
-        step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))
-        for first in range(0, ids.shape[0], step):
-            part = slice(first, first + step)
-            # Not bmm, which takes two to three times as long for one column.
-            products = F.embedding(ids[part], table).mul_(rows[part].unsqueeze(1))
-            torch.sum(products, 2, out=scores[part])
-        return scores
+        return _dense_pair_scores(rows, table, ids)
 
     @staticmethod
     @once_differentiable

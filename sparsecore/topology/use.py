@@ -155,9 +155,10 @@ class Recorder:
         self.stored: Tensor | None = None
         self._hook = values.register_hook(self._keep_stored) if values.requires_grad else None
 
-    def _keep_stored(self, grad: Tensor) -> None:
-        # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it.
-        if grad.layout == torch.strided:
+    def _keep_stored(self, grad: Tensor | None) -> None:
+        # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it. None is what an
+        # optimizer has left that updates in the backward pass.
+        if grad is not None and grad.layout == torch.strided:
             grad = grad.detach()
             self.stored = grad.clone() if self.stored is None else self.stored + grad
 

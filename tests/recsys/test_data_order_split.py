@@ -129,8 +129,8 @@ def test_an_order_that_is_needed_and_absent(tmp_path: Path) -> None:
         load(str(path), split="temporal")
     with pytest.raises(DataError, match="order by time needs"):
         load(str(path), split="loo", order="time")
-    with pytest.raises(DataError, match="'loo' needs the order"):
-        load("synthetic", split="loo")
+    with pytest.raises(DataError, match="'temporal' needs a timestamp"):
+        load("synthetic", split="temporal")
     sparse.save_npz(tmp_path / "own.npz", csr_array(np.ones((3, 4))))
     with pytest.raises(DataError, match="no timestamps"):
         load(str(tmp_path / "own.npz"), split="loo")

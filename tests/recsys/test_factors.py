@@ -65,6 +65,16 @@ def test_pair_scores_of_dense_tables_equal_the_rows_dot_products(block, each, mo
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+def test_dense_pair_scores_are_counted():
+    users, items = nn.Embedding(7, 5), nn.Embedding(11, 5)
+    counter = sparsecore.MacCounter()
+    with counter.phase("forward"):
+        scores = pair_scores(users, torch.arange(6), items, torch.zeros(6, 4, dtype=torch.int64))
+    with counter.phase("backward"):
+        scores.sum().backward()
+    assert counter.macs == {"forward": 6 * 4 * 5, "backward": 2 * 6 * 4 * 5}
+
+
 def test_pair_scores_gradcheck():
     ids = torch.tensor([[0, 3, 3], [2, 0, 1]])
     rows = torch.randn(2, 4, dtype=torch.float64, generator=generator(), requires_grad=True)

@@ -55,6 +55,7 @@ def at_nonzeros(layer: SparseModule, gradient: Tensor) -> Tensor:
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, of its own convolution
 @settings(deadline=None)
 @given(
     kernel=pairs, stride=pairs, dilation=pairs,

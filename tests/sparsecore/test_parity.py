@@ -219,6 +219,7 @@ def test_sasrec(backend: str, optimizer: str, loss: str) -> None:
     assert exchanged > 500
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("negatives", [2, 9])
 def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
