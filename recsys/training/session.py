@@ -18,9 +18,10 @@ from recsys.data import Dataset, EvalSet, load
 from recsys.errors import RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
+from recsys.training.densities import nnz_per_tensor
 from recsys.training.run_folder import RunFolder
 from recsys.training.tensorboard import TensorBoardLog, require_tensorboard
-from recsys.training.trainer import Trainer, nnz_per_tensor
+from recsys.training.trainer import Trainer
 
 __all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
 
@@ -131,7 +132,7 @@ def fit(
         "dataset": trainer.dataset.summary(),
         "split": trainer.dataset.fingerprint,
         "protocol": {
-            name: trainer.protocol(part)
+            name: trainer.evaluator.describe(part)
             for name, part in _parts(trainer).items()
             if len(part.rows_with_targets)
         },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -17,23 +16,22 @@ from torch import Tensor, nn
 import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet
-from recsys.errors import ConfigError, RecsysError
-from recsys.evaluation import (
-    Candidates,
-    Ranking,
-    draw_candidates,
-    published_candidates,
-    rank_full,
-    rank_sampled,
-)
+from recsys.errors import RecsysError
+from recsys.evaluation import Ranking
 from recsys.models.base import Batch, Recommender
-from recsys.models.build import build_model, model_class
+from recsys.models.build import build_model
 from recsys.models.fitted import Fitted
-from recsys.models.layers import Density
-from recsys.recommender import SavedRecommender
+from recsys.training.densities import (
+    density_of,
+    expect_sparse_weights,
+    nnz_per_tensor,
+    parameter_densities,
+)
+from recsys.training.evaluator import Evaluator
 from recsys.training.prefetch import prefetch
+from recsys.training.pretrained import load_parts
 
-__all__ = ["Trainer", "density_of", "nnz_per_tensor", "parameter_densities"]
+__all__ = ["Trainer"]
 
 
 _AHEAD = 4  # batches that are made in advance: enough that two threads seldom wait for one another
@@ -78,9 +76,9 @@ class Trainer:
             dataset.order,
         )
         if sparsity.method != "dense":
-            self._expect_sparse_weights()
+            expect_sparse_weights(self.model, config)
         if fresh and train.pretrained:
-            self.model.initialize_from(_load_parts(train.pretrained, dataset))
+            self.model.initialize_from(load_parts(train.pretrained, dataset))
         self.optimizer: torch.optim.Optimizer | None = None
         if not isinstance(self.model, Fitted):
             # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
@@ -97,23 +95,7 @@ class Trainer:
         self.resident: dict[str, int] = {}
         self.macs: dict[str, float] = {}
         self._report: Any = None
-        self._candidates: dict[EvalSet, Candidates] = {}
-
-    def _expect_sparse_weights(self) -> None:
-        if isinstance(self.model, Fitted):
-            raise ConfigError(
-                f"{self.config.model.name} has no weights that could be sparse: expected sparsity.method = 'dense', "
-                f"got {self.config.sparsity.method!r}"
-            )
-        if self.density.density == 1:
-            return
-        names = [re.sub(r"\.(weight|values)$", "", name) for name in _of_layers(self.model)]
-        if not any(self.density.at(name) < 1 for name in names):
-            raise ConfigError(
-                f"sparsity.include = {list(self.density.include)} and sparsity.exclude = "
-                f"{list(self.density.exclude)} leave no weight of {self.config.model.name} to be sparse; "
-                f"its weights are: {', '.join(names)}"
-            )
+        self.evaluator = Evaluator(config, dataset)
 
     def _make_explorer(
         self, generator: torch.Generator
@@ -281,37 +263,12 @@ class Trainer:
 
     def rank(self, eval_set: EvalSet) -> Ranking:
         """What `evaluate` averages, by the protocol of `config.evaluation`."""
-        settings, ks = self.config.evaluation, self.config.train.ks
         training = self.model.training
         self.model.eval()
         try:
-            if settings.protocol == "full":
-                return rank_full(self.model.score, eval_set, ks, settings.batch_size)
-            candidates = self.candidates(eval_set)
-            return rank_sampled(self.model.score_items, eval_set, candidates, ks, settings.batch_size)
+            return self.evaluator.rank(self.model, eval_set)
         finally:
             self.model.train(training)
-
-    def candidates(self, eval_set: EvalSet) -> Candidates:
-        """What sampled ranking ranks the targets of the validation or the test users among: made once."""
-        if eval_set not in self._candidates:
-            settings, given = self.config.evaluation, eval_set.candidates
-            if given is not None and given.shape[1] == settings.negatives:
-                self._candidates[eval_set] = published_candidates(eval_set)
-            else:
-                # Other draws for test than for validation, which chooses the epoch.
-                seed = np.random.SeedSequence([settings.seed, int(eval_set is self.dataset.test)])
-                self._candidates[eval_set] = draw_candidates(eval_set, settings.negatives, seed)
-        return self._candidates[eval_set]
-
-    def protocol(self, eval_set: EvalSet) -> dict[str, Any]:
-        """How the users of an EvalSet are evaluated, in plain values."""
-        settings = self.config.evaluation
-        if settings.protocol == "full":
-            return {"ranking": "full"}
-        source = self.candidates(eval_set).source
-        seed = {"seed": settings.seed} if source == "drawn" else {}
-        return {"ranking": "sampled", "negatives": settings.negatives, "candidates": source, **seed}
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch, for evaluation on test and for saving."""
@@ -364,28 +321,6 @@ class Trainer:
         self.resident, self.macs = state["resident"], state["macs"]
 
 
-def _load_parts(folders: dict[str, str], dataset: Dataset) -> dict[str, Recommender]:
-    """The models of finished runs on this data set.
-
-    Raises:
-        RecsysError: a folder holds no saved recommender, or one for other users or items.
-    """
-    parts = {}
-    for name, folder in folders.items():
-        saved = SavedRecommender.load(folder)
-        for what, theirs, ours in (
-            ("users", saved.user_ids, dataset.user_ids),
-            ("items", saved.item_ids, dataset.item_ids),
-        ):
-            if not np.array_equal(theirs, ours):
-                raise ConfigError(
-                    f"train.pretrained.{name}: {folder} was trained for other {what} ({len(theirs)}) than those of "
-                    f"{dataset.name} ({len(ours)}); train it on the same data"
-                )
-        parts[name] = saved.model
-    return parts
-
-
 def _copied(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, Fitted):
         return model.state_dict()  # large, and once fitted it does not change
@@ -395,36 +330,3 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 def _generators(model: nn.Module) -> dict[str, torch.Generator]:
     """The generators that a model's loss draws from."""
     return {name: value for name, value in vars(model).items() if isinstance(value, torch.Generator)}
-
-
-def density_of(config: Config) -> Density:
-    """Which weights are sparse, and how much of them is stored, by a run's settings."""
-    sparsity = config.sparsity
-    include = sparsity.include or (
-        model_class(config.model.name).paper if sparsity.weights == "paper" else ["*"]
-    )
-    return Density(sparsity.density, tuple(include), tuple(sparsity.exclude))
-
-
-def parameter_densities(model: nn.Module, density: Density) -> dict[str, float]:
-    """The density of every parameter of a dense model that would be sparse, by the parameter's name."""
-    named = {name: density.at(name.removesuffix(".weight")) for name in _of_layers(model)}
-    return {name: share for name, share in named.items() if share < 1}
-
-
-def _of_layers(model: nn.Module) -> list[str]:
-    """Names of the parameters that `Layers` has made: all but the scales and shifts of normalisations."""
-    norms = {p for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
-    return [name for name, parameter in model.named_parameters() if parameter not in norms]
-
-
-def nnz_per_tensor(model: nn.Module, explorer: Any = None) -> dict[str, int]:
-    """Number of weights that may differ from zero, for every parameter of a model.
-
-    A sparse layer stores just these; of a masked one they are counted in its mask.
-    """
-    masks = getattr(explorer, "masks", {})
-    return {
-        name: int(masks[name].sum()) if name in masks else parameter.numel()
-        for name, parameter in model.named_parameters()
-    }

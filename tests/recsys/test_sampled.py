@@ -115,7 +115,11 @@ def test_trainer_takes_published_candidates_of_the_right_width(make_config, tiny
     for negatives, source in ((10, "published"), (9, "drawn")):
         config = make_config("dense", sampled, f"evaluation.negatives={negatives}", model="bprmf")
         trainer = Trainer(config, tiny)
-        assert trainer.candidates(test).source == trainer.protocol(test)["candidates"] == source
+        assert (
+            trainer.evaluator.candidates(test).source
+            == trainer.evaluator.describe(test)["candidates"]
+            == source
+        )
 
 
 @pytest.mark.real
@@ -176,12 +180,12 @@ def test_candidates_do_not_depend_on_training(make_config, tiny) -> None:
         before = trainer.order.get_state()
         trainer.evaluate(tiny.test)
         assert torch.equal(trainer.order.get_state(), before)  # nor training on evaluation
-        first = {name: trainer.candidates(getattr(tiny, name)) for name in ("validation", "test")}
+        first = {name: trainer.evaluator.candidates(getattr(tiny, name)) for name in ("validation", "test")}
         trainer.run_epoch()
-        assert all(trainer.candidates(getattr(tiny, name)) is first[name] for name in first)
+        assert all(trainer.evaluator.candidates(getattr(tiny, name)) is first[name] for name in first)
         late = Trainer(config, tiny)
         late.run_epoch()  # draws them in the middle of a run
-        found += [first, {name: late.candidates(getattr(tiny, name)) for name in first}]
+        found += [first, {name: late.evaluator.candidates(getattr(tiny, name)) for name in first}]
     for other in found[1:]:
         for name, candidates in found[0].items():
             assert np.array_equal(candidates.items, other[name].items)
@@ -190,7 +194,7 @@ def test_candidates_do_not_depend_on_training(make_config, tiny) -> None:
 
 def test_training_negatives_are_fresh_and_not_the_candidates(make_config, tiny) -> None:
     config = make_config("dsl", "evaluation.protocol=sampled", "evaluation.negatives=3", model="bprmf")
-    candidates = Trainer(config, tiny).candidates(tiny.test)
+    candidates = Trainer(config, tiny).evaluator.candidates(tiny.test)
     owner = tiny.test.users[np.repeat(np.arange(len(tiny.test)), np.diff(candidates.pointers))]
     evaluated = set(zip(owner.tolist(), candidates.items.tolist(), strict=True))
     generator, sampler = torch.Generator().manual_seed(0), TripleSampler(tiny.train)

@@ -18,7 +18,8 @@ from recsys.models.build import build_model
 from recsys.models.sasrec import SASRec, Steps
 from recsys.recommender import SavedRecommender
 from recsys.training import session
-from recsys.training.trainer import Trainer, parameter_densities
+from recsys.training.densities import parameter_densities
+from recsys.training.trainer import Trainer
 from sparsecore.nn.base import SparseModule
 
 N_ITEMS, LENGTH = 12, 6

@@ -13,15 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from recsys.cli.app import DataDir
+
 __all__ = ["data_app"]
 
 data_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="List, prepare and describe datasets."
 )
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of datasets. Default: environment SPARSECORE_DATA.")
-]
 Text = str | None
 
 

@@ -1,0 +1,7 @@
+"""`python -m recsys.cli`."""
+
+from __future__ import annotations
+
+from recsys.cli import main
+
+main()

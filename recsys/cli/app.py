@@ -1,0 +1,105 @@
+"""The application that commands are added to: how errors look, the options they share, how settings come together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from recsys.config import Config
+
+
+class _Friendly(TyperGroup):
+    """Errors that the user can mend are one line and exit code 2; Ctrl-C is exit code 130; others keep their
+    traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            _complain(str(interrupt) or "interrupted")
+            raise typer.Exit(130) from None
+        except ValueError as error:
+            if not _expected(error):
+                raise
+            _complain(str(error))
+            raise typer.Exit(2) from None
+
+
+def _expected(error: ValueError) -> bool:
+    from recsys.errors import RecsysError
+
+    # Only where sparsecore was imported can it have raised; importing it here would compile nothing but take
+    # a second.
+    errors = sys.modules.get("sparsecore.errors")
+    known = (RecsysError,) if errors is None else (RecsysError, errors.SparsecoreError)
+    return isinstance(error, known)
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    Console(stderr=True, soft_wrap=True).print(f"[red]error: {escape(line)}[/red]", highlight=False)
+
+
+app = typer.Typer(
+    cls=_Friendly,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Recommender models whose weights are trained and stored sparse.",
+)
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of datasets. Default: environment SPARSECORE_DATA.")
+]
+DatasetName = Annotated[str | None, typer.Option("--dataset", help="synthetic, or a folder of --data-dir.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in training.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting, such as train.lr=0.01."),
+]
+Preset = Annotated[str | None, typer.Option(help="Settings that come with recsys.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
+JobThreads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of each run. Default: cores / jobs.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the run to.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+
+
+def make_config(
+    preset: str | None,
+    path: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    seed: int | None,
+    overrides: list[str] | None,
+    options: dict[str, Any] | None = None,
+    variation: Mapping[str, Any] | None = None,
+) -> Config:
+    from recsys.config import load_config
+    from recsys.data.formats import is_supported
+
+    # Absolute: the settings are kept with the run, which may be evaluated from elsewhere.
+    place = None if data_dir is None else str(data_dir.resolve())
+    if dataset is not None and is_supported(dataset):
+        dataset = str(Path(dataset).resolve())
+    plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
+    return load_config(preset, path, overrides or [], plain, variation)
+
+
+def use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,193 @@
+"""Commands about one run: quickstart, train, evaluate, recommend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recsys.cli.app import (
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Output,
+    Overrides,
+    Overwrite,
+    Preset,
+    Quiet,
+    Seed,
+    Threads,
+    app,
+    make_config,
+    use_threads,
+)
+
+
+@app.command()
+def quickstart(
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    threads: Threads = None,
+    timing: Annotated[float, typer.Option(min=0, help="Seconds spent on timing steps.")] = 6.0,
+) -> None:
+    """Train MultVAE dense, masked and sparse, and compare them in one table; at most two minutes on two cores."""
+    config = make_config("quickstart", None, dataset, data_dir, seed, overrides)
+    from recsys.quickstart import run
+
+    use_threads(threads)
+    run(config, output=output, overwrite=overwrite, quiet=quiet, timing_seconds=timing)
+
+
+@app.command()
+def train(
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, such as multvae or ease.")] = None,
+    method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
+    density: Annotated[float | None, typer.Option(help="Fraction of weights kept, in (0, 1].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train at most.")] = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in --output.")
+    ] = False,
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Train RUN's model on train and validation together, to its best epoch."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to tensorboard/ in the run's folder.")
+    ] = False,
+    quiet: Quiet = False,
+    threads: Threads = None,
+) -> None:
+    """Train one model; the folder it writes holds settings, log, metrics and a saved recommender."""
+    from recsys.errors import ConfigError
+
+    plain = {
+        "model.name": model,
+        "sparsity.method": method,
+        "sparsity.density": density,
+        "train.epochs": epochs,
+        "train.tensorboard": tensorboard or None,
+    }
+    given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
+    config = None
+    if refit is not None:
+        if output is None or resume or any(value is not None for value in given):
+            raise ConfigError(
+                "--refit takes the settings of the run that it names; expected --output and no other setting"
+            )
+    elif resume:
+        if output is None or overwrite or any(value is not None for value in given):
+            raise ConfigError(
+                "--resume takes the run from --output with the settings it was started with; "
+                "expected --output and no other setting"
+            )
+    else:
+        config = make_config(preset, config_file, dataset, data_dir, seed, overrides, plain)
+        if output is None:
+            data = Path(config.data.name)
+            short = data.name.partition(".")[0] if data.is_absolute() else config.data.name
+            name = f"{short}-{config.model.name}-{config.sparsity.method}-seed{config.train.seed}"
+            output = Path("runs") / name.replace("/", "-")
+    from recsys.training import session
+    from recsys.training.run_folder import RunFolder
+
+    use_threads(threads)
+    listener = None if quiet else _print_epoch
+    try:
+        if refit is not None:
+            from recsys.training.refit import refit as train_again
+
+            metrics = train_again(refit, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
+        elif config is None:
+            metrics = session.resume(output, quiet=quiet, on_epoch=listener)
+        else:
+            metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
+    except KeyboardInterrupt:
+        if not (output / "checkpoint.pt").is_file():
+            raise KeyboardInterrupt("interrupted before training began; nothing was written") from None
+        done = RunFolder(output).load_checkpoint()["epoch"]
+        raise KeyboardInterrupt(
+            f"interrupted; {output} holds the run after {done} epochs; continue it with: "
+            f"recsys train --resume --output {output}"
+        ) from None
+    protocol = RunFolder(output).config().evaluation.describe()
+    parts = {name: metrics[name] for name in ("validation", "test")}
+    _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
+    typer.echo(
+        f"{metrics['parameters_stored']:,} parameters stored, {metrics['seconds']:.1f} s; see {output}"
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data_dir: DataDir = None,
+    threads: Threads = None,
+) -> None:
+    """Evaluate the best epoch of a run on its validation and test users."""
+    from recsys.training.run_folder import RunFolder
+    from recsys.training.session import evaluate_run
+
+    use_threads(threads)
+    metrics = evaluate_run(run, None if data_dir is None else str(data_dir))
+    _print_metrics(metrics, RunFolder(run).config().evaluation.describe())
+
+
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of a saved recommender.")],
+    user: Annotated[str | None, typer.Option(help="Raw id of a user of the training data.")] = None,
+    item: Annotated[
+        list[str] | None, typer.Option(help="Raw id of an item chosen; repeat. In place of --user.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also what was chosen already.")
+    ] = False,
+) -> None:
+    """Recommend items to a user by raw id, or to somebody new by the items they have chosen."""
+    from recsys.recommender import SavedRecommender
+
+    saved = SavedRecommender.load(run)
+    found = saved.recommend(user, k=k, exclude_seen=not include_seen, items=item or None)
+    for place, (raw, score) in enumerate(found, 1):
+        typer.echo(f"{place:3d}  {raw}  {score:.4f}")
+
+
+def _print_epoch(record: dict[str, Any]) -> None:
+    shown = [f"epoch {record['epoch']:4d}"]
+    if "loss" in record:
+        shown.append(f"loss {record['loss']:.4f}")
+    shown += [f"{name} {value:.4f}" for name, value in record.get("validation", {}).items()]
+    if "drop_fraction" in record:
+        shown += [f"drop fraction {record['drop_fraction']:.3f}", f"ever active {record['ever_active']:.3f}"]
+    typer.echo("  ".join([*shown, f"{record['seconds']:.1f} s"]))
+
+
+def _print_metrics(metrics: dict[str, dict[str, float]], title: str) -> None:
+    table = Table(title=title)
+    metrics = {part: values for part, values in metrics.items() if values}
+    table.add_column("")
+    for part in metrics:
+        table.add_column(part, justify="right")
+    # Metrics down, parts across: with several cut-offs they would not fit the width of a terminal.
+    for name in next(iter(metrics.values())):
+        table.add_row(name, *(f"{values[name]:.4f}" for values in metrics.values()))
+    Console().print(table)
