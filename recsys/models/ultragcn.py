@@ -51,7 +51,7 @@ class UltraGCN(Factors):
 
     user_beta: Tensor
     item_beta: Tensor
-    similar: Tensor
+    similar: Tensor | None
     omega: Tensor
 
     def __init__(
@@ -77,11 +77,12 @@ class UltraGCN(Factors):
         self.regularization, self.weights = regularization, (w1, w2, w3, w4)
         chosen = ones(train)
         user_beta, item_beta = _beta(chosen.sum(axis=1), chosen.sum(axis=0))
-        similar, omega = item_neighbors(chosen, neighbors)
         # Functions of the training data, as the graph of LightGCN: not part of the state dict.
-        for name, tensor in (("user_beta", user_beta), ("item_beta", item_beta), ("omega", omega)):
+        for name, tensor in (("user_beta", user_beta), ("item_beta", item_beta)):
             self.register_buffer(name, torch.from_numpy(tensor.astype(np.float32)), persistent=False)
-        self.register_buffer("similar", torch.from_numpy(similar), persistent=False)
+        self._chosen, self._neighbors = chosen, neighbors
+        self.register_buffer("similar", None, persistent=False)
+        self.register_buffer("omega", None, persistent=False)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """Every interaction once, in random order, with negatives drawn uniformly from all items."""
@@ -95,9 +96,17 @@ class UltraGCN(Factors):
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)
 
+    def similar_items(self) -> tuple[Tensor, Tensor]:
+        """(n_items, neighbors) items and omega, made at the first step: a model that only serves needs none."""
+        if self.similar is None:
+            similar, omega = item_neighbors(self._chosen, self._neighbors)
+            self.similar = torch.from_numpy(similar).to(self.user_beta.device)
+            self.omega = torch.from_numpy(omega).to(self.user_beta)
+        return self.similar, self.omega
+
     def loss(self, batch: Triples, step: int) -> Tensor:
         w1, w2, w3, w4 = self.weights
-        similar, omega = self.similar[batch.positives], self.omega[batch.positives]
+        similar, omega = (of_items[batch.positives] for of_items in self.similar_items())
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives, similar), dim=1)
         scores = pair_scores(self.users, batch.users, self.items, items)
         positive, negative, neighbor = scores.split((1, self.negatives, similar.shape[1]), dim=1)
