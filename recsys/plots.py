@@ -20,7 +20,9 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise RecsysError("plots need matplotlib: python -m pip install 'sparsecore[plot]'") from None
+        raise RecsysError(
+            "plots need matplotlib: python -m pip install matplotlib, or sparsecore[plot]"
+        ) from None
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:

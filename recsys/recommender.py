@@ -131,7 +131,7 @@ class SavedRecommender:
         except FileNotFoundError as error:
             raise RecsysError(
                 f"{path} holds no saved recommender: {Path(error.filename or '').name} is missing; "
-                "a run writes it when it ends"
+                "a run writes it when it ends (continue one that was interrupted by recsys train --resume)"
             ) from error
         except RecsysError:
             raise
@@ -173,7 +173,9 @@ class SavedRecommender:
         if k < 1:
             raise RecsysError(f"k: expected at least 1, got {k}")
         if (user_id is None) == (items is None):
-            raise RecsysError("expected either the id of a user or a list of items, not both and not neither")
+            raise RecsysError(
+                "expected either a user (user_id, --user) or items (items, --item), and not both"
+            )
         if items is None:
             assert user_id is not None
             row = _find(user_id, self._user_rows, self.user_ids, "user")
@@ -224,6 +226,7 @@ def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: st
         nearest = close[0] if close else ids[0]
     else:
         nearest = ids[np.abs(ids.astype(np.float64) - key).argmin()]
+    hint = "; for somebody new give the items they have chosen (items, --item)" if what == "user" else ""
     raise DataError(
-        f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}"
+        f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}{hint}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,9 @@ app = typer.Typer(
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of datasets. Default: environment SPARSECORE_DATA.")
 ]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="synthetic, or a folder of --data-dir.")]
+DatasetName = Annotated[
+    str | None, typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in training.")]
@@ -67,7 +70,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting, such as train.lr=0.01."),
 ]
-Preset = Annotated[str | None, typer.Option(help="Settings that come with recsys.")]
+
+
+def _preset_names() -> str:
+    names = (file.name for file in (resources.files("recsys") / "presets").iterdir())
+    return ", ".join(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+Preset = Annotated[str | None, typer.Option(help=f"Settings that come with recsys: {_preset_names()}.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
 JobThreads = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from recsys.cli.app import (
     make_config,
     use_threads,
 )
+
+if TYPE_CHECKING:
+    from recsys.config import Config
 
 
 @app.command()
@@ -52,7 +55,12 @@ def train(
     config_file: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model, such as multvae or ease.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="neumf, convncf, cdae, multvae, lightgcn, ultragcn, bprmf, sasrec, popularity, itemknn or ease."
+        ),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights kept, in (0, 1].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train at most.")] = None,
@@ -109,6 +117,8 @@ def train(
     from recsys.training.run_folder import RunFolder
 
     use_threads(threads)
+    if config is not None and not quiet:
+        typer.echo(f"{_describe(config)} -> {output}")
     listener = None if quiet else _print_epoch
     try:
         if refit is not None:
@@ -124,7 +134,7 @@ def train(
             raise KeyboardInterrupt("interrupted before training began; nothing was written") from None
         done = RunFolder(output).load_checkpoint()["epoch"]
         raise KeyboardInterrupt(
-            f"interrupted; {output} holds the run after {done} epochs; continue it with: "
+            f"interrupted; {output} holds the run after {done} epoch{'s' * (done != 1)}; continue it with: "
             f"recsys train --resume --output {output}"
         ) from None
     protocol = RunFolder(output).config().evaluation.describe()
@@ -169,6 +179,13 @@ def recommend(
     found = saved.recommend(user, k=k, exclude_seen=not include_seen, items=item or None)
     for place, (raw, score) in enumerate(found, 1):
         typer.echo(f"{place:3d}  {raw}  {score:.4f}")
+
+
+def _describe(config: Config) -> str:
+    """What is about to be trained, in a line."""
+    sparsity, train = config.sparsity, config.train
+    method = sparsity.method if sparsity.method == "dense" else f"{sparsity.method} {sparsity.density:g}"
+    return f"{config.model.name} on {config.data.name}, {method}, at most {train.epochs} epochs, seed {train.seed}"
 
 
 def _print_epoch(record: dict[str, Any]) -> None:

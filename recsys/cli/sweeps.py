@@ -147,7 +147,9 @@ def compare(
     try:
         if json_file is not None:
             json_file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+            typer.echo(f"written: {json_file}")
         if plot is not None:
             save_plot(comparison, plot)
+            typer.echo(f"written: {plot}")
     except OSError as error:
         raise RecsysError(f"cannot write {error.filename}: {error.strerror}") from error

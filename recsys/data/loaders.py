@@ -99,10 +99,11 @@ def _folders(root: Path) -> list[str]:
 def _unknown(name: str, names: list[str], root: Path | None) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
     if root is None:
+        meant = ", did you mean 'synthetic'?" if difflib.get_close_matches(name, ["synthetic"]) else "."
         return (
-            f"unknown dataset {name!r}; nearest: {near!r}. No data directory is set: give one "
+            f"unknown dataset {name!r}{meant} No data directory is set: give one "
             f"by --data-dir or the environment variable {DATA_VARIABLE}, "
-            f"or name a file by its path ({', '.join(SUFFIXES)})"
+            f"or name a file by its path ({', '.join(SUFFIXES)}); `recsys data list` tells what can be downloaded"
         )
     return (
         f"unknown dataset {name!r}; nearest: {near!r}. "

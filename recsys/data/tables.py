@@ -167,7 +167,10 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
             if asked is not None and field not in ("user", "item"):
                 columns = asked
             where = "the first line must name the columns" if header else "there must be columns of"
-            raise DataError(f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}")
+            raise DataError(
+                f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}. "
+                "Other names are given by user_column, item_column (recsys data prepare --user-column, --item-column)"
+            )
     if len(set(found.values())) < len(found):
         raise DataError(f"{path}: two fields are to be read from one column: {found}")
     if options.min_rating is not None and "rating" not in found:

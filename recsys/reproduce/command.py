@@ -82,8 +82,8 @@ def reproduce(
     for note in notes:
         say.print(note, highlight=False, markup=False, soft_wrap=True)
     if not work:
-        why = f"--only {only!r} finds none; " if only else ""
-        raise ConfigError(f"no run of the table {name!r} is left: {why}{'; '.join(notes)}")
+        why = [f"--only {only!r} is in none of them (such as 'cdae-ml-1m dsl density=0.5')"] if only else []
+        raise ConfigError(f"no run of the table {name!r} is left: {'; '.join([*why, *notes])}")
     for row, cells in work:  # all of them, before hours are spent on the first
         Plan.of(cells, runs / row.preset)
     sections: list[Section] = []

@@ -110,7 +110,7 @@ def terminal_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str], title
         table.add_column(name, justify="right")
     for row in rows:
         name, seeds, *means, epochs, stored, _, seconds = _words(row, metrics, reference)
-        size = f"{row['bytes'] / 1e6:.1f}"
+        size = f"{row['bytes'] / 1e6:,.3g}" if row["bytes"] < 1e8 else f"{row['bytes'] / 1e6:,.0f}"
         table.add_row(name, seeds, *means, epochs, stored, size, seconds)
     return table
 

@@ -374,7 +374,7 @@ def test_unknown_name_names_the_nearest_and_the_way_out(
     monkeypatch.delenv("SPARSECORE_DATA", raising=False)
     assert available() == ["synthetic"]
     with pytest.raises(
-        DataError, match=r"nearest: 'synthetic'\. No data directory is set: .*SPARSECORE_DATA"
+        DataError, match=r"did you mean 'synthetic'\? No data directory is set: .*SPARSECORE_DATA"
     ):
         load("syntetic")
     monkeypatch.setenv("SPARSECORE_DATA", str(tmp_path))
