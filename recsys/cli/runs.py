@@ -101,10 +101,11 @@ def train(
                 "--refit takes the settings of the run that it names; expected --output and no other setting"
             )
     elif resume:
-        if output is None or overwrite or any(value is not None for value in given):
+        others = [value for value in given if value is not data_dir]
+        if output is None or overwrite or any(value is not None for value in others):
             raise ConfigError(
                 "--resume takes the run from --output with the settings it was started with; "
-                "expected --output and no other setting"
+                "expected --output, --data-dir if the data has moved, and no other setting"
             )
     else:
         config = make_config(preset, config_file, dataset, data_dir, seed, overrides, plain)
@@ -126,11 +127,15 @@ def train(
 
             metrics = train_again(refit, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
         elif config is None:
-            metrics = session.resume(output, quiet=quiet, on_epoch=listener)
+            moved = None if data_dir is None else str(data_dir.resolve())
+            metrics = session.resume(output, data_dir=moved, quiet=quiet, on_epoch=listener)
         else:
             metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
     except KeyboardInterrupt:
-        if not (output / "checkpoint.pt").is_file():
+        begun = (output / "checkpoint.pt").is_file()
+        if config is not None and begun:  # what lies there may be a run that was to be overwritten
+            begun = RunFolder(output).config().hash == config.hash
+        if not begun:
             raise KeyboardInterrupt("interrupted before training began; nothing was written") from None
         done = RunFolder(output).load_checkpoint()["epoch"]
         raise KeyboardInterrupt(

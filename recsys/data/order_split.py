@@ -93,8 +93,12 @@ def temporal_split(
             "without an earlier one"
         )
     notes: tuple[str, ...] = ()
-    if not kept.all():
+    if validation and not parts[1].nnz:
         notes = (
+            "temporal split: no validation pair is left between the two cuts (equal timestamps, few pairs)",
+        )
+    if not kept.all():
+        notes += (
             f"temporal split: {int((~kept).sum())} later pairs left out, of {int((~known_user).sum())} users and "
             f"{int((~known_item).sum())} items without a train pair",
         )

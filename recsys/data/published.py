@@ -223,7 +223,10 @@ def _from_source(
     for path in sources:
         if path is None or path.name.endswith(".npz"):
             continue
-        data = read_interactions(path)
+        try:
+            data = read_interactions(path)
+        except DataError:  # a file that happens to lie there: it could only have told the order
+            continue
         if (
             data.order is None
             or data.matrix.shape[0] != train.shape[0]

@@ -103,11 +103,13 @@ class Recommender(nn.Module, ABC):
     Attributes:
         n_items: size of the catalogue.
         paper: names (patterns of `Density`) of the weights that the DSL authors prune in this model.
+        knows_users: it has something of its own for every user, and scores nobody else (held-out users).
         ordered: whether the model reads in which order users have chosen; `from_train` then takes `Dataset.order`
             as the keyword argument `order`, and the model's state dict holds it.
     """
 
     paper: ClassVar[tuple[str, ...]] = ("*",)
+    knows_users: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     n_items: int
 
@@ -170,6 +172,6 @@ def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= n_users):
         raise DataError(
             f"{type(model).__name__} scores the {n_users} users of its training data only, but another was asked "
-            "for; use MultVAE for users who are not in the training data"
+            "for; multvae, ease, itemknn and popularity score users who are not in the training data"
         )
     return rows

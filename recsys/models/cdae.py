@@ -60,6 +60,7 @@ class CDAE(Recommender):
         generator: all initial values, index sets and later dropout and negatives follow from it.
     """
 
+    knows_users = True
     paper = ("*", "*bias")
     noise: torch.Generator
 

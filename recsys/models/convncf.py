@@ -65,6 +65,7 @@ class ConvNCF(Recommender):
         ConfigError: if channels and kernels differ in number, or the kernels' product is not dim.
     """
 
+    knows_users = True
     paper = ("users", "items")
     noise: torch.Generator
 

@@ -38,6 +38,8 @@ class Factors(Recommender, ABC):
         generator: initial values and index sets follow from it.
     """
 
+    knows_users = True
+
     def __init__(
         self,
         shape: tuple[int, int],

@@ -43,6 +43,8 @@ class LightGCN(Recommender):
         generator: initial values and index set follow from it.
     """
 
+    knows_users = True
+
     def __init__(
         self,
         train: csr_array,

@@ -63,6 +63,7 @@ class NeuMF(Recommender):
         generator: initial values, index sets and later dropout follow from it.
     """
 
+    knows_users = True
     paper = ("mlp_users", "mlp_items")
     noise: torch.Generator
 

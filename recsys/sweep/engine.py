@@ -123,6 +123,11 @@ def run_cells(
         known = {"cell": cell.name, "seed": cell.seed, "settings": cell.settings, "folder": place.name}
         metrics = plan.metrics(cell)
         if metrics is not None:
+            missing = [key for key in KEPT if key not in metrics]
+            if missing:
+                raise RecsysError(
+                    f"{place} was made by an older version, without {', '.join(missing)}; delete it to train it again"
+                )
             runs.append({**known, **{key: metrics[key] for key in KEPT}})
         else:
             failure = failures[place]

@@ -11,6 +11,7 @@ from typing import Any
 
 from recsys.config import Config, SparsityConfig, parse_value
 from recsys.errors import ConfigError
+from recsys.models.settings import FittedConfig
 
 __all__ = ["Cell", "Grid", "make_grid", "parse_axis"]
 
@@ -116,13 +117,27 @@ def make_grid(
     for seed in range(first, first + seeds):
         for point in itertools.product(*(values for _, values in axes)):
             given = dict(zip(keys, point, strict=True))
-            method = make_config(given).sparsity.method
-            read = {key: value for key, value in given.items() if key not in _UNREAD.get(method, ())}
+            made = make_config(given)
+            method = made.sparsity.method
+            read = {key: value for key, value in given.items() if key not in _unread(made)}
             config = make_config({**read, "train.seed": seed})
             cell = cells.setdefault(config.hash, Cell(_name(read, keys, method), read, config))
             if seed == first:
                 names.append((point, cell.name))
     return Grid(dict(axes), list(cells.values()), names)
+
+
+def _unread(config: Config) -> set[str]:
+    """Settings that a run does not read: varying them would repeat it."""
+    sparsity = config.sparsity
+    if isinstance(config.model, FittedConfig):
+        return {f"sparsity.{name}" for name in SparsityConfig.model_fields}
+    unread = set(_UNREAD.get(sparsity.method, ()))
+    if sparsity.include:
+        unread.add("sparsity.weights")
+    if sparsity.density == 1:
+        unread |= _UNREAD["static"]
+    return unread
 
 
 def _name(settings: Mapping[str, Any], keys: Sequence[str], method: str) -> str:

@@ -163,7 +163,7 @@ def _train(task: Task, threads: int, send: Callable[[dict[str, Any]], object]) -
     torch.set_num_threads(threads)
     try:
         if (task.folder / "config.toml").is_file():
-            session.resume(task.folder, quiet=True, on_epoch=send)
+            session.resume(task.folder, data_dir=task.config.data.dir, quiet=True, on_epoch=send)
         else:
             session.train(task.config, task.folder, quiet=True, on_epoch=send)
     except (RecsysError, SparsecoreError) as error:

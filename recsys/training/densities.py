@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -62,6 +63,12 @@ def expect_sparse_weights(model: nn.Module, config: Config) -> None:
             f"got {config.sparsity.method!r}"
         )
     names = [re.sub(r"\.(weight|values)$", "", parameter) for parameter in _of_layers(model)]
+    for setting, patterns in (("include", config.sparsity.include), ("exclude", config.sparsity.exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(weight, pattern) for weight in names):
+                raise ConfigError(
+                    f"sparsity.{setting}: no weight of {name} matches {pattern!r}; its weights are: {', '.join(names)}"
+                )
     if density.density < 1 and not any(density.at(weight) < 1 for weight in names):
         raise ConfigError(
             f"sparsity.include = {list(density.include)} and sparsity.exclude = {list(density.exclude)} "

@@ -16,7 +16,8 @@ def load_parts(folders: dict[str, str], dataset: Dataset) -> dict[str, Recommend
     """The models of finished runs on this data set.
 
     Raises:
-        RecsysError: a folder holds no saved recommender, or one for other users or items.
+        RecsysError: a folder holds no saved recommender, or one for other users or items, or one that was trained on
+            interactions that this data set holds out.
     """
     parts = {}
     for name, folder in folders.items():
@@ -30,5 +31,12 @@ def load_parts(folders: dict[str, str], dataset: Dataset) -> dict[str, Recommend
                     f"train.pretrained.{name}: {folder} was trained for other {what} ({len(theirs)}) than those of "
                     f"{dataset.name} ({len(ours)}); train it on the same data"
                 )
+        outside = saved.history.nnz - saved.history.multiply(dataset.train).nnz
+        if outside:
+            raise ConfigError(
+                f"train.pretrained.{name}: {folder} was trained on {outside} interactions that are not in this "
+                "run's training part, but may be in its validation or test; train it on the same split (data.seed, "
+                "data.options)"
+            )
         parts[name] = saved.model
     return parts

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet, load
-from recsys.errors import RecsysError
+from recsys.errors import DataError, RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
 from recsys.training.densities import nnz_per_tensor
@@ -76,6 +76,11 @@ def train(
         if config.train.tensorboard:
             require_tensorboard()
     dataset = load_dataset(config) if dataset is None else dataset
+    if not len(dataset.test.rows_with_targets):
+        raise DataError(
+            f"{dataset.name}: no user has a test item, so there would be nothing to report; give the split a test part "
+            "(data.options.test), or data with more interactions of a user"
+        )
     trainer = Trainer(config, dataset)
     folder = None
     if output is not None:
@@ -86,11 +91,14 @@ def train(
 def resume(
     path: str | Path,
     *,
+    data_dir: str | None = None,
     dataset: Dataset | None = None,
     quiet: bool = False,
     on_epoch: Listener | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run exactly where its last complete epoch ended; arguments as in `train`.
+
+    `data_dir` says where the data is now, if it has moved.
 
     A run that has ended is not touched; its metrics are returned.
 
@@ -102,6 +110,8 @@ def resume(
     if metrics is not None:
         return metrics
     config = folder.config()
+    if data_dir is not None:
+        config = config.replace(data={"dir": data_dir})
     trainer = Trainer(config, load_dataset(config) if dataset is None else dataset, fresh=False)
     trainer.load_state_dict(folder.load_checkpoint())
     folder.truncate_log(trainer.epoch)

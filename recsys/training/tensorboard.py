@@ -48,7 +48,7 @@ class TensorBoardLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add the log record of an epoch."""
-        curves = {"train/loss": record["loss"], "train/seconds": record["seconds"]}
+        curves = {f"train/{name}": record[name] for name in ("loss", "seconds") if name in record}
         curves |= {f"validation/{name}": value for name, value in record.get("validation", {}).items()}
         for name in ("drop_fraction", "ever_active"):
             if name in record:

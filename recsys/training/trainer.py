@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet
-from recsys.errors import RecsysError
+from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation import Ranking
 from recsys.models.base import Batch, Recommender
 from recsys.models.build import build_model
@@ -75,6 +75,7 @@ class Trainer:
             torch.Generator().manual_seed(int(model_seed)),
             dataset.order,
         )
+        self._expect_known_users()
         if sparsity.method != "dense":
             expect_sparse_weights(self.model, config)
         if fresh and train.pretrained:
@@ -96,6 +97,21 @@ class Trainer:
         self.macs: dict[str, float] = {}
         self._report: Any = None
         self.evaluator = Evaluator(config, dataset)
+
+    def _expect_known_users(self) -> None:
+        """Refuse held-out users before anything is trained, not when they are to be scored."""
+        model, name = self.model, self.config.model.name
+        heldout = any((part.users < 0).any() for part in (self.dataset.validation, self.dataset.test))
+        if heldout and (model.knows_users or model.ordered):
+            why = (
+                "scores users of its training data only"
+                if model.knows_users
+                else "needs the order of histories"
+            )
+            raise ConfigError(
+                f"{name} {why}, but {self.dataset.name} holds users out (a history to show, without order); take "
+                "multvae, ease, itemknn or popularity, or another split (data.options.split)"
+            )
 
     def _make_explorer(
         self, generator: torch.Generator

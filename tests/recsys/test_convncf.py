@@ -165,7 +165,7 @@ def test_catalogue_and_candidates_score_alike(density, pairs, monkeypatch):
     torch.testing.assert_close(scores, plain.detach(), rtol=1e-10, atol=1e-12)
     items = torch.tensor([[3, 3, 0], [8, 1, 2], [0, 5, 7]])
     torch.testing.assert_close(model.score_items(users, inputs, items), scores.gather(1, items))
-    with pytest.raises(DataError, match=r"6 users .* use MultVAE"):
+    with pytest.raises(DataError, match=r"6 users .* multvae, ease"):
         model.score(np.array([0, -1]), inputs[:2])
 
 

@@ -267,7 +267,7 @@ def test_lightgcn_scores_are_refreshed_after_training_and_loading():
 
 def test_lightgcn_has_no_embedding_for_a_held_out_user():
     train = random_matrix(8, 10)
-    with pytest.raises(DataError, match="MultVAE"):
+    with pytest.raises(DataError, match="multvae"):
         LightGCN(train, 4).score(np.array([0, -1]), train[[0, 1]])
 
 

@@ -105,7 +105,7 @@ def test_fold_in_of_nothing_recommends_something(trained):
 
 
 def test_fold_in_into_lightgcn_is_refused(trained):
-    with pytest.raises(DataError, match="MultVAE"):
+    with pytest.raises(DataError, match="multvae"):
         session.saved_recommender(trained("dsl", "lightgcn")).recommend(items=["i0001"])
 
 

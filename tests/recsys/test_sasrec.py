@@ -265,7 +265,7 @@ def test_masked_and_sparse_prune_the_same_weights(make_config, tiny):
     names = {f"{name}.weight" for name in sparse.explorer.modules}
     assert set(parameter_densities(masked.model, masked.density)) == names == set(masked.explorer.masks)
     assert not any("norm" in name for name in names)
-    with pytest.raises(ConfigError, match="leave no weight"):
+    with pytest.raises(ConfigError, match="no weight of sasrec matches"):
         Trainer(config.replace(sparsity={"include": ["norm", "*_norm"]}), tiny)
 
 

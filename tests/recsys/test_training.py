@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import sparsecore
-from recsys.errors import ConfigError, OutputExistsError, RecsysError
+from recsys.data import load
+from recsys.errors import ConfigError, DataError, OutputExistsError, RecsysError
 from recsys.models.build import MODELS
 from recsys.training import session
 from recsys.training.probe import StepProbe
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
 
+TINY_DATA = {"users": 120, "items": 60, "interactions": 1800, "clusters": 6}
 METHODS = ["dense", "masked", "static", "dsl"]
 
 
@@ -77,9 +79,35 @@ def test_weights_of_the_paper(make_config, tiny, method):
     )
 
 
+def test_a_part_trained_on_another_split_is_refused(make_config, tiny, tmp_path):
+    """It would have seen this run's validation and test."""
+    session.train(
+        make_config("dense", "train.epochs=1", "data.seed=2", model="bprmf"), tmp_path / "part", quiet=True
+    )
+    config = make_config("dense", f"train.pretrained.bprmf={tmp_path / 'part'}", model="convncf")
+    with pytest.raises(ConfigError, match=r"interactions that are not in this run's training part"):
+        Trainer(config, load("synthetic", seed=1, **TINY_DATA))
+
+
+@pytest.mark.parametrize("model", ["bprmf", "sasrec"])
+def test_held_out_users_are_refused_before_training(make_config, tmp_path, model):
+    config = make_config("dense", "data.options.split=heldout", model=model)
+    with pytest.raises(ConfigError, match="holds users out"):
+        session.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nobody_to_test_is_found_before_training(make_config, tmp_path):
+    with pytest.raises(DataError, match="no user has a test item"):
+        session.train(make_config("dense", "data.options.test=0"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_that_are_not_there(make_config, tiny):
+    with pytest.raises(ConfigError, match=r"sparsity.exclude: no weight of multvae matches 'outptu'.*output"):
+        Trainer(make_config("dsl", 'sparsity.exclude=["outptu"]'), tiny)
     with pytest.raises(ConfigError, match=r"leave no weight of multvae to be sparse.*output"):
-        Trainer(make_config("dsl", 'sparsity.include=["table"]'), tiny)
+        Trainer(make_config("dsl", 'sparsity.exclude=["*"]'), tiny)
 
 
 @pytest.mark.parametrize("method", METHODS)
