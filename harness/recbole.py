@@ -139,7 +139,10 @@ def main(
         found = run(python, model, export(loaded, Path(folder)), settings, threads)
     found["settings"] = {**_DEFAULTS, **settings}
     save_results(
-        output, "harness.recbole", _page(model, loaded, found), {"dataset": loaded.summary(), **found}
+        output,
+        "python -m harness.recbole",
+        _page(model, loaded, found),
+        {"dataset": loaded.summary(), **found},
     )
     typer.echo(f"{model}: " + "  ".join(f"{name} {value:.4f}" for name, value in found["test"].items()))
 
