@@ -69,7 +69,7 @@ def draw_candidates(eval_set: EvalSet, negatives: int, seed: int | np.random.See
         left = n_items - degree[row]
         drawn = rng.choice(left, counts[row], replace=False, shuffle=False)
         ranks[pointers[row] : pointers[row + 1]] = drawn
-    # The r-th item that is not chosen is r plus the chosen ones before it, as in TripleSampler.
+    # The r-th item that is not chosen is r plus the chosen ones before it, as in recsys.models.negatives.
     owner = np.repeat(np.arange(rows), counts)
     row_of = np.repeat(np.arange(rows), degree)
     nth = np.arange(chosen.nnz) - chosen.indptr[row_of]

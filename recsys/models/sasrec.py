@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
+from recsys.data.interactions import rank_in_rows
 from recsys.errors import DataError
 from recsys.models.base import Interactions, Recommender
 from recsys.models.factors import catalogue_scores, row_scores
-from recsys.models.layers import Density, Layers
+from recsys.models.layers import Density, Layers, dropout
 from recsys.models.triples import TripleSampler
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class SASRec(Recommender):
         # user * n_items + item, ascending: where an interaction is found.
         keys = torch.from_numpy(users * self.n_items + train.indices)
         self.register_buffer("keys", keys, persistent=False)
-        self.register_buffer("order", torch.from_numpy(_ranks(users, order).astype(np.int32)))
+        self.register_buffer("order", torch.from_numpy(rank_in_rows(train, order).astype(np.int32)))
 
         layers = Layers(density, generator)
         self.items = layers.embedding("items", self.n_items, hidden)
@@ -147,8 +148,7 @@ class SASRec(Recommender):
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
             return x
-        kept = torch.rand(x.shape, generator=self.noise) >= self.dropout
-        return x * kept / (1 - self.dropout)
+        return dropout(x, self.dropout, self.noise)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Steps]:
         """Users in random order, each with the last of their history; those with one item or all of them have nothing
@@ -254,11 +254,3 @@ class _Block(nn.Module):
         """(n, hidden) -> (B, heads, longest, hidden / heads), 0 behind the end of a sequence."""
         padded = x.new_zeros((layout.size * layout.longest, x.shape[1])).index_copy(0, layout.flat, x)
         return padded.view(layout.size, layout.longest, self.heads, x.shape[1] // self.heads).transpose(1, 2)
-
-
-def _ranks(users: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Places 0, 1, ... of each user's interactions, from whatever ascends in that order; `users` ascends."""
-    first = np.searchsorted(users, users)
-    ranks = np.empty(len(users), dtype=np.int64)
-    ranks[np.lexsort((order, users))] = np.arange(len(users)) - first
-    return ranks

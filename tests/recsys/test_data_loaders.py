@@ -478,3 +478,12 @@ def test_every_real_dataset_loads(real_data: Path) -> None:
         dataset = load(name, real_data)
         assert len(dataset.test.rows_with_targets) > 0, name
         assert len(dataset.validation.rows_with_targets) > 0, name
+
+
+def test_a_file_that_happens_to_lie_beside_a_split_does_no_harm(tmp_path: Path) -> None:
+    train, test = random_parts((0.4, 0.2))
+    save(tmp_path / "project" / "mine", train=train, test=test)
+    write(tmp_path / "project" / "interactions.csv", "a;b\n1;2\n")
+    data = load("project/mine", tmp_path, validation=0)
+    assert same(data.train, train)
+    assert data.order is None

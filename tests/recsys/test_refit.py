@@ -160,3 +160,21 @@ def test_gowalla_has_all_of_train(real_data):
     dataset = session.load_dataset(config)
     assert dataset.n_interactions == 810_128
     assert np.diff(dataset.validation.targets.indptr).sum() == 0
+
+
+def test_a_run_goes_on_after_its_data_has_moved(make_config, published, tmp_path):
+    config = config_on(make_config, published, "split")
+
+    def interrupt(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "run", quiet=True, on_epoch=interrupt)
+    moved = published.rename(tmp_path / "elsewhere")
+    with pytest.raises(RecsysError, match="does not exist"):
+        session.resume(tmp_path / "run", quiet=True)
+    command = ["train", "--resume", "--output", str(tmp_path / "run"), "--data-dir", str(moved), "--quiet"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert RunFolder(tmp_path / "run").metrics()["epochs"] == 6

@@ -91,6 +91,15 @@ def test_a_setting_is_not_varied_where_the_method_does_not_read_it():
     assert dict(grid.names)[("dense", 0.25, 20)] == "dense"
 
 
+def test_what_is_not_read_does_not_make_runs():
+    fitted = grid_of("model.name=ease,popularity", "sparsity.method=dense,dsl", "sparsity.density=0.5,0.25")
+    assert [cell.config.sparsity.method for cell in fitted.cells] == ["dense", "dense"]
+    named = {"sparsity.method": "dsl", "sparsity.include": ["output"]}
+    assert len(grid_of("sparsity.weights=full,paper", options=named).cells) == 1
+    whole = {"sparsity.method": "dsl", "sparsity.density": 1.0}
+    assert len(grid_of("sparsity.grow=gradient,random", options=whole).cells) == 1
+
+
 def test_equal_values_are_one_run_and_folders_can_be_read():
     grid = grid_of("sparsity.density=0.5,0.50", "train.lr=1e-3,2e-3", options={"train.seed": 7}, seeds=2)
     assert [cell.seed for cell in grid.cells] == [7, 7, 8, 8]

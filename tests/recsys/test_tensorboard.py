@@ -85,3 +85,10 @@ def test_without_tensorboard(make_config, tmp_path, monkeypatch):
     with pytest.raises(RecsysError, match=r"sparsecore\[tensorboard\]"):
         session.train(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_fitted_has_no_loss_to_draw(make_config, tmp_path):
+    config = make_config("dense", "train.tensorboard=true", model="ease")
+    session.train(config, tmp_path / "run", quiet=True)
+    assert "train/loss" not in curves(tmp_path / "run")
+    assert len(curves(tmp_path / "run")["validation/ndcg@20"]) == 1
