@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows
 from recsys.data.dataset import Dataset, binary_csr
 from recsys.data.formats import SUFFIXES, is_supported, read_interactions
-from recsys.data.interactions import Interactions, entry_rows
+from recsys.data.interactions import Interactions
 from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,

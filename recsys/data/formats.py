@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows
 from recsys.data.dataset import binary_csr
-from recsys.data.interactions import Interactions, entry_rows, k_core, merge_pairs
+from recsys.data.interactions import Interactions, k_core, merge_pairs
 from recsys.data.lists import read_lists
 from recsys.data.options import ReadOptions
 from recsys.data.parquet import read_parquet

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows, rank_in_rows, stable_argsort
 from recsys.data.dataset import binary_csr
 from recsys.errors import DataError
 
-__all__ = ["Interactions", "entry_rows", "find_pairs", "k_core", "merge_pairs", "rank_in_rows", "select"]
+__all__ = ["Interactions", "k_core", "merge_pairs", "select"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,22 +37,6 @@ class Interactions:
     time: NDArray[np.float64] | None = None
 
 
-def entry_rows(matrix: csr_array) -> NDArray[np.int64]:
-    """(nnz,) int64 row of every entry."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-
-
-def _stable_argsort(keys: NDArray[Any], size: int) -> NDArray[Any]:
-    """argsort(keys, kind="stable") of integers in 0..size-1 in linear time.
-
-    scipy turns a matrix of one entry a row round by counting, and keeps the order of equal columns.
-    """
-    n = len(keys)
-    pointers = np.arange(n + 1, dtype=np.int32 if n < 2**31 - 1 else np.int64)
-    one_a_row = csr_array((np.empty(n, np.bool_), keys, pointers), shape=(n, size))
-    return one_a_row.tocsc().indices
-
-
 def merge_pairs(
     users: NDArray[Any], items: NDArray[Any], shape: tuple[int, int], time: NDArray[np.float64] | None = None
 ) -> tuple[csr_array, NDArray[np.int64], NDArray[np.float64] | None, int]:
@@ -63,8 +48,8 @@ def merge_pairs(
     if time is not None:
         history = np.argsort(time, kind="stable")
         users, items, time = users[history], items[history], time[history]
-    by_item = _stable_argsort(items, shape[1])
-    by_pair = by_item[_stable_argsort(users[by_item], shape[0])]
+    by_item = stable_argsort(items, shape[1])
+    by_pair = by_item[stable_argsort(users[by_item], shape[0])]
     del by_item
     rows, cols = users[by_pair], items[by_pair]
     first = np.ones(len(rows), dtype=bool)
@@ -76,26 +61,6 @@ def merge_pairs(
     matrix = csr_array((np.ones(len(cols), np.float32), cols, indptr), shape=shape)
     matrix.has_sorted_indices = matrix.has_canonical_format = True
     return matrix, rank_in_rows(matrix, by_pair), None if time is None else time[by_pair], repeated
-
-
-def rank_in_rows(matrix: csr_array, key: NDArray[Any]) -> NDArray[np.int64]:
-    """(nnz,) rank of each entry among those of its row by `key`, from 0; `key` has no ties within a row."""
-    rows = entry_rows(matrix)
-    by_key = np.argsort(key, kind="stable")
-    by_row = by_key[_stable_argsort(rows[by_key], matrix.shape[0])]
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[by_row] = np.arange(len(rows)) - matrix.indptr[rows]  # rows ascend, by key or not
-    return rank
-
-
-def find_pairs(matrix: csr_array, part: csr_array) -> NDArray[np.int64]:
-    """(part.nnz,) position among the entries of `matrix` of each entry of `part`; -1 where it has none."""
-    wanted = entry_rows(part) * matrix.shape[1] + part.indices
-    keys = entry_rows(matrix) * matrix.shape[1] + matrix.indices
-    if not len(keys):
-        return np.full(len(wanted), -1, dtype=np.int64)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, place, -1)
 
 
 def select(data: Interactions, entries: NDArray[np.bool_], note: str | None = None) -> Interactions:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows
 from recsys.data.dataset import binary_csr
-from recsys.data.interactions import entry_rows
 from recsys.errors import DataError
 
 __all__ = ["last_of_each", "loo_split", "temporal_split"]

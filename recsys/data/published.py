@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows, rank_in_rows
 from recsys.data.dataset import Dataset
 from recsys.data.formats import DAMAGED, read_interactions, read_matrix
-from recsys.data.interactions import entry_rows, rank_in_rows
 from recsys.data.order_split import last_of_each
 from recsys.data.split import (
     SplitOptions,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from recsys.csr import entry_rows, find_pairs, rank_in_rows
 from recsys.data.dataset import Dataset, EvalSet, Oracle, binary_csr
-from recsys.data.interactions import entry_rows, find_pairs, rank_in_rows
 from recsys.data.order_split import last_of_each, loo_split, temporal_split
 from recsys.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from recsys.data.interactions import rank_in_rows
+from recsys.csr import rank_in_rows
 from recsys.errors import DataError
 from recsys.models.base import Interactions, Recommender
 from recsys.models.factors import catalogue_scores, row_scores

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from recsys.csr import rank_in_rows
 from recsys.data.dataset import check_binary_csr
 from recsys.data.formats import SUFFIXES, read_interactions
-from recsys.data.interactions import rank_in_rows
 from recsys.data.options import ReadOptions
 from recsys.errors import DataError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse import csr_array
@@ -67,6 +67,9 @@ def test_leave_one_out(rows: Rows, validation: bool) -> None:
 
 
 @given(rows=rows_strategy, validation=st.sampled_from([0.0, 0.1, 0.3]), test=st.sampled_from([0.1, 0.4]))
+@example(
+    rows=[(0, 0, 0), (0, 1, 1), (0, 2, 1), (1, 1, 0)], validation=0.1, test=0.4
+)  # no validation pair is left
 def test_temporal(rows: Rows, validation: float, test: float) -> None:
     matrix, _, time = merged(rows)
     found = [(user, item, moment) for user, h in histories(rows).items() for moment, item in h]
@@ -91,8 +94,9 @@ def test_temporal(rows: Rows, validation: float, test: float) -> None:
     for part, expected in zip(split, known, strict=True):
         assert {(kept_users[u], kept_items[i]) for u, i in pairs(part)} == expected
     dropped = n - sum(map(len, known))
-    assert bool(notes) == (dropped > 0)
-    assert all(f"{dropped} later pairs" in note for note in notes)
+    assert any(f"{dropped} later pairs" in note for note in notes) == (dropped > 0)
+    assert any("no validation pair" in note for note in notes) == (validation > 0 and not known[1])
+    assert len(notes) == (dropped > 0) + (validation > 0 and not known[1])
 
 
 @pytest.mark.parametrize("kind", ["ratio", "heldout", "loo", "temporal"])
