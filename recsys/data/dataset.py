@@ -214,11 +214,14 @@ class Dataset:
     def summary(self) -> dict[str, Any]:
         """Sizes and peculiarities, as plain values ready for JSON."""
         users, items = self.train.shape
+        shown = sum(int(part.inputs[part.users < 0].nnz) for part in (self.validation, self.test))  # fold-in
+        total = self.n_interactions + shown + int(self.validation.targets.nnz + self.test.targets.nnz)
         heldout = bool(np.any(self.validation.users < 0) or np.any(self.test.users < 0))
         return {
             "name": self.name,
             "users": self.n_users,
             "items": self.n_items,
+            "interactions": total,
             "train_interactions": self.n_interactions,
             "train_density": self.n_interactions / (users * items),
             "empty_users": int(np.sum(np.diff(self.train.indptr) == 0)),
@@ -227,6 +230,6 @@ class Dataset:
             "validation_targets": int(self.validation.targets.nnz),
             "test_users": len(self.test.rows_with_targets),
             "test_targets": int(self.test.targets.nnz),
-            "split": "held-out users" if heldout else "per user",
+            "evaluated_on": "held-out users" if heldout else "training users",
             "notes": list(self.notes),
         }

@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 from recsys.csr import entry_rows
 from recsys.data.dataset import Dataset, binary_csr
 from recsys.data.formats import SUFFIXES, is_supported, read_interactions
-from recsys.data.interactions import Interactions
+from recsys.data.interactions import Interactions, merge_pairs
 from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,
@@ -177,12 +177,9 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
     parts = {key: _renumbered(part, user_ids, item_ids) for key, part in parts.items()}
     notes = tuple(note for part in parts.values() for note in part.notes)
     if "split" in options:
-        union = csr_array(
-            sum((part.matrix for part in parts.values()), start=csr_array(parts["train"].matrix * 0))
+        return _split_anew(
+            name, list(parts.values()), user_ids, item_ids, _split_options(options), seed, notes
         )
-        union.eliminate_zeros()
-        union.data[:] = 1.0
-        return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
     usable = {*READ_OPTIONS, *(() if "validation" in parts else ("validation",))}
     _refuse(name, options, usable, "is a given split")
     whole, test = parts["train"], parts["test"].matrix
@@ -203,6 +200,38 @@ def _all_ids(ids: list[Any]) -> Any:
     return np.unique(np.concatenate(ids))
 
 
+def _split_anew(
+    name: str,
+    parts: list[Interactions],
+    user_ids: Any,
+    item_ids: Any,
+    options: SplitOptions,
+    seed: int,
+    notes: tuple[str, ...],
+) -> Dataset:
+    """All parts together, divided here. Only timestamps tell an order that goes through all of them."""
+    times = [part.time for part in parts if part.time is not None]
+    matrix, order, time, repeated = merge_pairs(
+        np.concatenate([entry_rows(part.matrix) for part in parts]),
+        np.concatenate([part.matrix.indices for part in parts]),
+        (len(user_ids), len(item_ids)),
+        np.concatenate(times) if len(times) == len(parts) else None,
+    )
+    if repeated:
+        notes += (f"{repeated} pairs are in more than one of the given parts; each was taken once",)
+    return split_dataset(
+        name,
+        matrix,
+        user_ids,
+        item_ids,
+        options,
+        seed,
+        notes=notes,
+        order=None if time is None else order,
+        time=time,
+    )
+
+
 def _renumbered(data: Interactions, user_ids: Any, item_ids: Any) -> Interactions:
     """The same pairs among all users and items."""
     users = np.searchsorted(user_ids, data.user_ids.astype(user_ids.dtype))
@@ -210,8 +239,11 @@ def _renumbered(data: Interactions, user_ids: Any, item_ids: Any) -> Interaction
     rows, cols = users[entry_rows(data.matrix)], items[data.matrix.indices]
     shape = len(user_ids), len(item_ids)
     matrix, _ = binary_csr(rows, cols, shape)
-    if data.order is None:
-        return replace(data, matrix=matrix, time=None)
     # Numbers that become text change their order, and with it that of the entries.
     by_key = np.argsort(rows * len(item_ids) + cols, kind="stable")
-    return replace(data, matrix=matrix, order=data.order[by_key], time=None)
+    return replace(
+        data,
+        matrix=matrix,
+        order=None if data.order is None else data.order[by_key],
+        time=None if data.time is None else data.time[by_key],
+    )

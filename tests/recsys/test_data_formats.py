@@ -305,6 +305,31 @@ def test_recbole_benchmark_folder_with_mixed_kinds_of_ids(tmp_path: Path) -> Non
         load("r", tmp_path, validation=0.1)
 
 
+def test_given_parts_divided_anew_keep_their_timestamps(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    for part, rows in {
+        "train": "2\tb\t5\n10\ta\t1\n10\tb\t9\n2\tc\t2\n",
+        "test": "10\tc\t4\n2\tb\t7\n2\ta\t3\n",
+    }.items():
+        write(tmp_path / "r" / f"r.{part}.inter", header + rows)
+    last = load("r", tmp_path, split="loo", validation=0)
+    assert last.item_ids.tolist() == ["a", "b", "c"]
+    assert last.test.targets.toarray().tolist() == [[0, 1, 0], [0, 1, 0]]  # user 2: b at 5, its first time
+    assert last.order is not None
+    assert last.order.tolist() == [1, 0, 0, 1]
+    assert any("1 pairs are in more than one" in note for note in last.notes)
+    later = load("r", tmp_path, split="temporal", validation=0, test=0.5)
+    assert later.item_ids.tolist() == ["a", "c"]  # b is chosen later only
+    assert later.test.targets.toarray().tolist() == [[0, 0], [0, 1]]
+    assert load("r", tmp_path, split="ratio").summary()["interactions"] == 6
+
+    for part in ("train", "test"):  # the order in one of two files is not the order of both
+        path = tmp_path / "r" / f"r.{part}.inter"
+        path.write_text("\n".join(line.rpartition("\t")[0] for line in path.read_text().splitlines()) + "\n")
+    with pytest.raises(DataError, match="timestamps"):
+        load("r", tmp_path, split="loo")
+
+
 @pytest.mark.parametrize(
     "name", ["interactions.tsv", "ratings.dat", "u.data", "set.inter", "interactions.parquet"]
 )

@@ -104,7 +104,11 @@ def test_heldout_users_are_not_in_train_and_keep_their_ids() -> None:
     assert (dataset.test.users == -1).all()
     ids = [dataset.user_ids, dataset.validation.user_ids, dataset.test.user_ids]
     assert sorted(np.concatenate(ids)) == [10 * user for user in range(50)]
-    assert dataset.summary()["split"] == "held-out users"
+    summary = dataset.summary()
+    assert (summary["evaluated_on"], summary["interactions"]) == (
+        "held-out users",
+        full("ratio").summary()["interactions"],
+    )
 
 
 @pytest.mark.parametrize("kind", ["ratio", "heldout"])
