@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import sparsecore
 from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores
 from recsys.models.layers import Density
@@ -65,7 +66,12 @@ class BPRMF(Factors):
 
     def loss(self, batch: Triples, step: int) -> Tensor:
         pairs = torch.stack((batch.positives, batch.negatives), dim=1)
-        scores = pair_scores(self.users, batch.users, self.items, pairs)
+        rows, chosen = self.users(batch.users), self.items(pairs)
+        # The penalty needs the rows anyhow: dense scores are taken from them, sparse ones from what both rows store.
+        if isinstance(self.items, sparsecore.SparseEmbedding):
+            scores = pair_scores(self.users, batch.users, self.items, pairs)
+        else:
+            scores = (rows.unsqueeze(1) * chosen).sum(2)
         ranking = F.softplus(scores[:, 1] - scores[:, 0]).mean()
-        penalty = self.users(batch.users).square().sum() + self.items(pairs.reshape(-1)).square().sum()
+        penalty = rows.square().sum() + chosen.square().sum()
         return ranking + self.regularization * penalty / (2 * batch.size)

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["TripleSampler", "triple_batches"]
 
+_DRAWS = 1 << 14  # triples that `triple_batches` draws at a time
+
 
 def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
     """One epoch: as many triples as there are interactions in ``train`` (n_users, n_items), see `TripleSampler`."""
-    drawn = TripleSampler(train).draw(train.nnz, generator)
-    for start in range(0, drawn.size, batch_size):
-        part = slice(start, start + batch_size)
-        yield Triples(drawn.users[part], drawn.positives[part], drawn.negatives[part])
+    sampler = TripleSampler(train)
+    # Several batches a call, as each costs more than the draws of a small batch; not all: training waits for the first.
+    step = batch_size * max(1, _DRAWS // batch_size)
+    for start in range(0, train.nnz, step):
+        drawn = sampler.draw(min(step, train.nnz - start), generator)
+        parts = (tensor.split(batch_size) for tensor in (drawn.users, drawn.positives, drawn.negatives))
+        yield from (Triples(*tensors) for tensors in zip(*parts, strict=True))
 
 
 class TripleSampler:
