@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from harness.kernel_forms import Forms, Weight, _torch_csr
+from harness.operands import Forms, Weight, torch_csr
 from recsys.results import save_results
 from sparsecore import ops
 from sparsecore.measure import interleaved
@@ -102,7 +102,7 @@ def _forms(part: str, weight: Weight, batches: tuple[int, ...]) -> Iterator[tupl
         csr = weight.csr()
         turned = csr.to_sparse_coo().t().coalesce().to_sparse_csr()
         pointers, columns = turned.crow_indices().to(torch.int32), turned.col_indices().to(torch.int32)
-        turned = _torch_csr(pointers, columns, turned.values(), (weight.cols, weight.rows))
+        turned = torch_csr(pointers, columns, turned.values(), (weight.cols, weight.rows))
         for operation, batch in itertools.product(OPERATIONS, batches):
             yield operation, batch, against_torch_sparse(operation, weight, csr, turned, batch)
 

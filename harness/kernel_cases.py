@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from harness import kernel_forms as forms
+from harness.operands import Forms
 
 __all__ = ["CASES", "LOSING", "SKEWED", "Case", "densities_of"]
 
@@ -25,7 +26,7 @@ class Case:
     """
 
     name: str
-    build: Callable[..., forms.Forms]
+    build: Callable[..., Forms]
     size: Mapping[str, int]
     quick: Mapping[str, int]
     targets: Mapping[float, float] = field(default_factory=dict)

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from sparsecore import Pattern, SparseEmbedding, ops
-from sparsecore.encoding import choose_encoding, encode
-from sparsecore.pages import ask_huge_pages
+from harness.operands import IDS, Forms, Run, Weight, random_ids, torch_csr
+from sparsecore import SparseEmbedding, ops
 
 __all__ = [
-    "Forms",
     "adam",
     "explore",
     "gather",
@@ -36,88 +30,11 @@ __all__ = [
     "spmm_t",
 ]
 
-Run = Callable[[], object]
-_seeds = itertools.count()
-_LISTS = 64  # of ids: each call looks up rows that no cache holds
 
-
-@dataclass(frozen=True)
-class Forms:
-    """Ways to compute one thing.
-
-    Attributes:
-        ours: our operator.
-        dense: dense forms by name; the fastest of them is "dense".
-        others: forms of torch.sparse and scipy by name.
-        flops: useful operations, two for each multiply-add with a nonzero.
-        nbytes: bytes that have to be read or written at least.
-    """
-
-    ours: Run
-    dense: Mapping[str, Run]
-    others: Mapping[str, Run] = field(default_factory=dict)
-    flops: float = 0.0
-    nbytes: float = 0.0
-
-
-def _torch_csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
-
-
-class Weight:
-    """A sparse weight in the encoding that a module would choose, and its dense form."""
-
-    def __init__(self, rows: int, cols: int, density: float, skewed: bool = False) -> None:
-        generator = torch.Generator().manual_seed(0)
-        if skewed:  # all nonzeros in full rows
-            mask = torch.zeros(rows, cols, dtype=torch.bool)
-            mask[torch.randperm(rows, generator=generator)[: max(1, round(density * rows))]] = True
-            self.pattern = Pattern.from_mask(mask)
-        else:
-            self.pattern = Pattern.random((rows, cols), density, generator=generator)
-        self.rows, self.cols, self.nnz = rows, cols, self.pattern.nnz
-        self.values = ask_huge_pages(torch.empty(self.nnz)).normal_(generator=generator)  # as a module does
-        self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
-        if choose_encoding(self.nnz, (rows, cols)) == "bitmap":
-            self.index = encode(self.pattern.crow, self.pattern.col, cols), None
-
-    def dense(self) -> Tensor:
-        return self.pattern.to_dense(self.values)
-
-    def dense_on_huge_pages(self) -> Tensor:
-        return ask_huge_pages(torch.empty(self.rows, self.cols)).copy_(self.dense())
-
-    def csr(self) -> Tensor:
-        crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)
-        return _torch_csr(crow, col, self.values, (self.rows, self.cols))
-
-    def scipy(self) -> Any:
-        import scipy.sparse
-
-        parts = self.values.numpy(), self.pattern.col.numpy().astype("int32"), self.pattern.crow.numpy()
-        return scipy.sparse.csr_array(parts, shape=(self.rows, self.cols))
-
-    @property
-    def row_bytes(self) -> float:
-        """Bytes of an average row: values and index."""
-        index = sum(t.numel() * t.element_size() for t in self.index if t is not None)
-        return (4 * self.nnz + index) / self.rows
-
-
-def _ids(rows: int, batch: int, lists: int = _LISTS) -> Callable[[], Tensor]:
-    """A function that gives other random ids at every call, and other ones than every other such function."""
-    generator = torch.Generator().manual_seed(next(_seeds))
-    drawn = [torch.randint(rows, (batch,), generator=generator) for _ in range(lists)]
-    turn = itertools.cycle(drawn)
-    return lambda: next(turn)
-
-
-def gather(density: float, rows: int, cols: int, batch: int) -> Forms:
-    weight = Weight(rows, cols, density)
+def gather(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
+    weight = Weight(rows, cols, density, encoding=encoding)
     table, huge, out = weight.dense(), weight.dense_on_huge_pages(), torch.empty(batch, cols)
-    a, b, c, d = (_ids(rows, batch) for _ in range(4))
+    a, b, c, d = (random_ids(rows, batch) for _ in range(4))
     return Forms(
         ours=lambda: ops.gather(weight.values, *weight.index, a(), cols),
         dense={
@@ -126,15 +43,20 @@ def gather(density: float, rows: int, cols: int, batch: int) -> Forms:
         },
         others={"dense on huge pages": lambda: torch.index_select(huge, 0, d(), out=out)},
         nbytes=batch * (weight.row_bytes + 4 * cols),
+        resident=weight.nbytes,
+        dense_resident=4 * rows * cols,
     )
 
 
-def gather_dot(density: float, rows: int, cols: int, batch: int) -> Forms:
+def gather_dot(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
     """Scores of pairs from two tables."""
-    users, items = Weight(rows, cols, density), Weight(rows, cols, density)
+    users, items = (
+        Weight(rows, cols, density, encoding=encoding),
+        Weight(rows, cols, density, encoding=encoding),
+    )
     left, right = users.dense(), items.dense()
     huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()
-    a, b, c, d, e, f, g, h = (_ids(rows, batch) for _ in range(8))
+    a, b, c, d, e, f, g, h = (random_ids(rows, batch) for _ in range(8))
     return Forms(
         ours=lambda: ops.gather_dot(users.values, *users.index, a(), items.values, *items.index, b(), cols),
         dense={
@@ -143,13 +65,21 @@ def gather_dot(density: float, rows: int, cols: int, batch: int) -> Forms:
         },
         others={"dense on huge pages": lambda: (F.embedding(g(), huge) * F.embedding(h(), huger)).sum(1)},
         nbytes=2 * batch * users.row_bytes,
+        resident=users.nbytes + items.nbytes,
+        dense_resident=8 * rows * cols,
     )
 
 
 def spmm(
-    density: float, rows: int, cols: int, batch: int, skewed: bool = False, subnormal: bool = False
+    density: float,
+    rows: int,
+    cols: int,
+    batch: int,
+    skewed: bool = False,
+    subnormal: bool = False,
+    encoding: str | None = None,
 ) -> Forms:
-    weight = Weight(rows, cols, density, skewed)
+    weight = Weight(rows, cols, density, skewed, encoding)
     if subnormal:
         weight.values *= 1e-41
     x = torch.randn(batch, cols)
@@ -164,11 +94,15 @@ def spmm(
         others={"torch.sparse CSR": lambda: csr @ xt, "scipy": lambda: sparse @ transposed},
         flops=2 * batch * weight.nnz,
         nbytes=rows * weight.row_bytes + 4 * batch * (rows + cols),
+        resident=weight.nbytes,
+        dense_resident=4 * rows * cols,
     )
 
 
-def spmm_t(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
-    weight = Weight(rows, cols, density, skewed)
+def spmm_t(
+    density: float, rows: int, cols: int, batch: int, skewed: bool = False, encoding: str | None = None
+) -> Forms:
+    weight = Weight(rows, cols, density, skewed, encoding)
     dy = torch.randn(batch, rows)
     table, out, sparse = weight.dense(), torch.empty(batch, cols), weight.scipy().T
     transposed = dy.t().contiguous().numpy()
@@ -177,11 +111,15 @@ def spmm_t(density: float, rows: int, cols: int, batch: int, skewed: bool = Fals
         dense={"mm(out=)": lambda: torch.mm(dy, table, out=out)},
         others={"scipy": lambda: sparse @ transposed},
         flops=2 * batch * weight.nnz,
+        resident=weight.nbytes,
+        dense_resident=4 * rows * cols,
     )
 
 
-def sddmm(density: float, rows: int, cols: int, batch: int, skewed: bool = False) -> Forms:
-    weight = Weight(rows, cols, density, skewed)
+def sddmm(
+    density: float, rows: int, cols: int, batch: int, skewed: bool = False, encoding: str | None = None
+) -> Forms:
+    weight = Weight(rows, cols, density, skewed, encoding)
     dy, x, out = torch.randn(batch, rows), torch.randn(batch, cols), torch.empty(rows, cols)
     csr, dyt = weight.csr(), dy.t().contiguous()
     return Forms(
@@ -189,11 +127,15 @@ def sddmm(density: float, rows: int, cols: int, batch: int, skewed: bool = False
         dense={"mm(out=)": lambda: torch.mm(dy.t(), x, out=out)},
         others={"torch.sparse CSR": lambda: torch.sparse.sampled_addmm(csr, dyt, x, beta=0.0)},
         flops=2 * batch * weight.nnz,
+        resident=weight.nbytes,
+        dense_resident=4 * rows * cols,
     )
 
 
-def score_topk(density: float, rows: int, cols: int, batch: int, k: int) -> Forms:
-    weight = Weight(rows, cols, density)
+def score_topk(
+    density: float, rows: int, cols: int, batch: int, k: int, encoding: str | None = None
+) -> Forms:
+    weight = Weight(rows, cols, density, encoding=encoding)
     queries, table, scores = torch.randn(batch, cols), weight.dense(), torch.empty(batch, rows)
     step = 8192
 
@@ -210,18 +152,20 @@ def score_topk(density: float, rows: int, cols: int, batch: int, k: int) -> Form
         ours=lambda: ops.score_topk(queries, weight.values, *weight.index, k),
         dense={"mm + topk": whole, "blocks of mm + topk": in_blocks},
         flops=2 * batch * weight.nnz,
+        resident=weight.nbytes,
+        dense_resident=4 * rows * cols,
     )
 
 
-def adam(density: float, rows: int, cols: int, batch: int) -> Forms:
+def adam(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
     """Gradient of a lookup and Adam over all values."""
-    weight = Weight(rows, cols, density)
+    weight = Weight(rows, cols, density, encoding=encoding)
     values = nn.Parameter(weight.values)
     ours = sparsecore.optim.Adam([values])
     table = nn.Parameter(weight.dense())
     dense = torch.optim.Adam([table], fused=True)
     grad, kept = torch.randn(batch, cols), torch.zeros(rows, cols)
-    a, b, c = (_ids(rows, batch) for _ in range(3))
+    a, b, c = (random_ids(rows, batch) for _ in range(3))
 
     def run() -> None:
         values.grad = ops.scatter_grad(*weight.index, a(), grad, weight.nnz)
@@ -239,6 +183,8 @@ def adam(density: float, rows: int, cols: int, batch: int) -> Forms:
         ours=run,
         dense={"embedding backward + fused Adam": fresh, "zero_ + index_add_ + fused Adam": in_place},
         nbytes=7 * 4 * weight.nnz + rows * (weight.row_bytes - 4 * weight.nnz / rows),
+        resident=weight.nbytes + 3 * 4 * weight.nnz,
+        dense_resident=16 * rows * cols,
     )
 
 
@@ -247,10 +193,10 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
     table = SparseEmbedding(rows, cols, density=density, sparse=True)
     other = SparseEmbedding(rows, cols, density=density, sparse=True)
     dense = nn.Embedding(rows, cols, sparse=True)
-    grad, draw = torch.randn(batch, cols), _ids(rows, batch)
+    grad, draw = torch.randn(batch, cols), random_ids(rows, batch)
 
     def steps(module: nn.Module, optimizer: torch.optim.Optimizer) -> Run:
-        turn = itertools.cycle([module(draw()) for _ in range(_LISTS)])
+        turn = itertools.cycle([module(draw()) for _ in range(IDS)])
 
         def step() -> None:
             optimizer.zero_grad()
@@ -273,7 +219,7 @@ def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
     table = SparseEmbedding(rows, cols, density=density, sparse=True)
     dense = nn.Parameter(torch.randn(rows, cols))
     ours, torchs = sparsecore.optim.Adam([table.values], in_backward=True), torch.optim.SparseAdam([dense])
-    grad, a, b = torch.randn(batch, cols), _ids(rows, batch), _ids(rows, batch)
+    grad, a, b = torch.randn(batch, cols), random_ids(rows, batch), random_ids(rows, batch)
 
     def step() -> None:
         dense.grad = torch.ops.aten.embedding_sparse_backward(grad, b(), rows, -1, False)
@@ -299,9 +245,9 @@ class _Gradient:
         return self.gradient[rows]
 
 
-def explore(density: float, rows: int, cols: int) -> Forms:
+def explore(density: float, rows: int, cols: int, encoding: str | None = None) -> Forms:
     """Prune 30 % of the weights, grow as many, rewrite index, values and two moments; the gradient is given."""
-    weight = Weight(rows, cols, density)
+    weight = Weight(rows, cols, density, encoding=encoding)
     shape, k, saved = (rows, cols), round(0.3 * weight.nnz), weight.values.clone()
     first, second = torch.rand(2, weight.nnz)
     gradient, table = torch.randn(rows, cols), weight.dense()
@@ -326,7 +272,13 @@ def explore(density: float, rows: int, cols: int) -> Forms:
             tensor[grow.indices] = 0
         return chosen, new
 
-    return Forms(ours=run, dense={"topk on masks": dense}, nbytes=4 * rows * cols + 7 * 4 * weight.nnz)
+    return Forms(
+        ours=run,
+        dense={"topk on masks": dense},
+        nbytes=4 * rows * cols + 7 * 4 * weight.nnz,
+        resident=weight.nbytes + 2 * 4 * weight.nnz,
+        dense_resident=13 * rows * cols,  # weight, two moments, mask
+    )
 
 
 def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms:
@@ -342,7 +294,7 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
     graph = sparsecore.normalized_bipartite(ratings)
     crow, col, weight = graph.arrays()[:3]
     x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
-    narrow, wide = _torch_csr(crow, col, weight, shape), _torch_csr(crow.long(), col.long(), weight, shape)
+    narrow, wide = torch_csr(crow, col, weight, shape), torch_csr(crow.long(), col.long(), weight, shape)
     matrix = scipy.sparse.csr_array((weight.numpy(), col.numpy(), crow.numpy()), shape=shape)
     numpy = x.numpy()
     return Forms(

@@ -1,34 +1,33 @@
-"""One layer's training step, sparse against dense: multiply-adds, resident bytes, time ratio."""
+"""Training steps of single layers."""
 
 from __future__ import annotations
 
-from harness.layers import LAYERS, compare_layer
-
-DENSITIES = (0.5, 0.25, 0.1)
+from harness.suite import asv
 
 
-class LayerTrain:
-    params = (tuple(LAYERS), DENSITIES)
-    param_names = ("layer", "density")
-    timeout = 300
-    version = "1"
+@asv.tracked(*asv.GROUPS["layer"])
+class LayersSmall:
+    """Small shapes: part of a quick run."""
 
-    def setup_cache(self) -> dict[str, dict[str, float]]:
-        return {f"{name}@{density}": compare_layer(name, density) for name in LAYERS for density in DENSITIES}
+    params = asv.cells("layer", quick=True)
+    param_names = ("workload", "form")
+    timeout = 1800
 
-    def track_macs(self, found: dict, layer: str, density: float) -> float:
-        return found[f"{layer}@{density}"]["macs"]
+    def setup_cache(self) -> asv.Cache:
+        return asv.measured(self.params[0])
 
-    def track_macs_vs_dense(self, found: dict, layer: str, density: float) -> float:
-        return found[f"{layer}@{density}"]["macs_vs_dense"]
+    setup_cache.timeout = 1800  # type: ignore[attr-defined]
 
-    def track_bytes_vs_dense(self, found: dict, layer: str, density: float) -> float:
-        return found[f"{layer}@{density}"]["bytes_vs_dense"]
 
-    def track_time_vs_dense(self, found: dict, layer: str, density: float) -> float:
-        return found[f"{layer}@{density}"]["time_vs_dense"]
+@asv.tracked(*asv.GROUPS["layer"])
+class LayersReal:
+    """Shapes of published work."""
 
-    track_macs.unit = "MACs"  # type: ignore[attr-defined]
-    track_macs_vs_dense.unit = "of dense"  # type: ignore[attr-defined]
-    track_bytes_vs_dense.unit = "of dense"  # type: ignore[attr-defined]
-    track_time_vs_dense.unit = "of dense"  # type: ignore[attr-defined]
+    params = asv.cells("layer", quick=False)
+    param_names = ("workload", "form")
+    timeout = 1800
+
+    def setup_cache(self) -> asv.Cache:
+        return asv.measured(self.params[0])
+
+    setup_cache.timeout = 1800  # type: ignore[attr-defined]

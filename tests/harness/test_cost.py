@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from harness import cost
-from harness.layers import LAYERS, compare_layer
 from recsys.config import load_config
 from recsys.machine import describe_machine
 from recsys.training.session import load_dataset
@@ -29,14 +26,6 @@ def test_compare_steps_counts_exactly() -> None:
     assert products / 2 < rows["dsl@0.5"]["macs"]["forward"] < 0.6 * rows["dense"]["macs"]["forward"]
     assert rows["dsl@0.5"]["macs"]["exploration"] > 0
     assert rows["dsl@0.5"]["bytes"] < rows["dense"]["bytes"] < rows["masked@0.5"]["bytes"]
-
-
-@pytest.mark.parametrize("name", sorted(LAYERS))
-def test_compare_layer(name: str) -> None:
-    found = compare_layer(name, 0.25, seconds=0.01)
-    assert found["macs_vs_dense"] in (0.0, 0.25)
-    assert 0.25 < found["bytes_vs_dense"] < 0.32
-    assert found["time_vs_dense"] > 0
 
 
 def test_machine_is_described() -> None:

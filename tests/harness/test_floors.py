@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from harness import floors
-from harness.kernel_forms import Weight
+from harness.operands import Weight
 
 
 @pytest.mark.parametrize("batch", [1, 3])

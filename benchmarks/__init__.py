@@ -1,0 +1,1 @@
+"""Benchmarks: the asv suite, and the same workloads as plain Python (``python -m benchmarks``)."""

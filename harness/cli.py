@@ -1,0 +1,268 @@
+"""The command `harness`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.gate.expectations import ExpectationsError
+from harness.gate.subject import GitError
+from harness.history.run import Kept
+from harness.history.writer import HistoryError
+from recsys.files import replacing
+from recsys.machine import describe_machine
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Measures sparsecore and recsys: multiply-adds, memory, time and quality, commit after commit.",
+)
+
+Only = Annotated[str | None, typer.Option(help="Workloads whose name matches this regular expression.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+STORE = Path(".harness")
+
+
+@app.callback()
+def _harness() -> None:
+    """Counters decide first, ratios taken in turns in one process second; clocks only inform."""
+
+
+@app.command()
+def gate(
+    base: Annotated[str, typer.Option(help="Revision to hold the working tree against.")],
+    counters: Annotated[bool, typer.Option("--counters", help="Counts and quality only: no times.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Real shapes too.")] = False,
+    only: Only = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Fresh processes of each side.")] = 3,
+    threads: Threads = 1,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the verdict here, as Markdown.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write the findings here.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also list what is new or was skipped.")] = False,
+) -> None:
+    """Is the working tree worse than a revision? Exit code 0 pass, 1 regression, 2 inconclusive or cannot run."""
+    from harness.gate.page import markdown as page
+    from harness.gate.page import show
+    from harness.gate.run import Plan
+    from harness.gate.run import gate as run
+    from harness.gate.subject import repository
+    from harness.gate.verdict import exit_code
+    from harness.suite.registry import choose
+
+    root = repository()
+    errors = Console(stderr=True)
+    workloads = choose(only, quick=not full)
+    if not workloads:
+        raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    plan = Plan(workloads, times=not counters, rounds=rounds, threads=threads)
+    verdict = run(
+        root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
+    )
+    show(verdict, Console(), verbose)
+    command = f"harness {shlex.join(sys.argv[1:])}"
+    if markdown is not None:
+        facts = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
+        with replacing(markdown) as temporary:
+            temporary.write_text(page(verdict, command, facts), encoding="utf-8")
+    if output is not None:
+        document = {
+            "command": command,
+            "machine": describe_machine(),
+            "base": verdict.base.revision,
+            "head": verdict.head.revision,
+            "exit_code": int(exit_code(verdict.findings)),
+            "findings": [asdict(finding) for finding in verdict.findings],
+        }
+        with replacing(output) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    raise typer.Exit(int(exit_code(verdict.findings)))
+
+
+@app.command()
+def run(
+    quick: Annotated[
+        bool, typer.Option("--quick/--full", help="Small shapes only, or those of real data too.")
+    ] = True,
+    only: Only = None,
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Timing of a workload; 0 only counts.")] = 1.0,
+) -> None:
+    """Measure the current commit and keep the figures in asv's format. Exit code 1 if a workload fails."""
+    from harness.gate.subject import repository, snapshot
+    from harness.history.run import measure_commit
+    from harness.suite.registry import choose
+
+    root = repository()
+    workloads = choose(only, quick)
+    if not workloads:
+        raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    subject = snapshot(root, root / STORE / "subjects")
+    clean = not subject.revision.endswith("+")
+    kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads, keep=clean)
+    _tell(kept)
+    if not clean:
+        Console(stderr=True).print(
+            "sparsecore or recsys differ from HEAD: nothing was kept; commit first", style="yellow"
+        )
+    raise typer.Exit(1 if kept.failed else 0)
+
+
+@app.command()
+def report(
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    machine: Annotated[
+        str | None, typer.Option(help="Machine, as in .asv/results. Default: this one.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """A page on the newest results of a machine: one file that opens from disk."""
+    from harness.gate.subject import repository
+    from harness.history.identity import identify
+    from harness.history.reader import read_results
+    from harness.history.run import RESULTS
+    from harness.report.page import build, to_html, to_markdown
+
+    folder = repository() / RESULTS
+    name = machine or identify(threads).name
+    runs, problems = read_results(folder, name)
+    for problem in problems:
+        Console(stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
+    if not runs:
+        there = sorted(path.name for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+        raise HistoryError(
+            f"{folder} has no results of the machine {name}; measure a commit with harness run"
+            + (f", or name one of {', '.join(there)}" if there else "")
+        )
+    found = build(runs, problems)
+    if html is not None:
+        with replacing(html) as temporary:
+            temporary.write_text(to_html(found), encoding="utf-8")
+    Console().print(found.verdict, highlight=False, soft_wrap=True)
+    if as_markdown:
+        print(to_markdown(found))
+
+
+@app.command()
+def publish(
+    output: Annotated[Path, typer.Option(help="Folder of the site.")] = Path(".asv/html"),
+    threads: Threads = 1,
+) -> None:
+    """asv's own pages from the same results, with what they need from the network put beside them."""
+    from harness.gate.subject import repository
+    from harness.history.publish import publish as run
+
+    place = run(repository(), output)
+    Console().print(
+        f"{place}: open it with python -m http.server --directory {output} and a browser",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def doctor(threads: Threads = 1) -> None:
+    """What on this machine spoils measurements, and what to do. Exit code 1 if something does."""
+    from harness.doctor import examine
+
+    console, bad = Console(), False
+    for check in examine(threads):
+        mark, style = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}[
+            check.status
+        ]
+        bad = bad or check.status == "bad"
+        console.print(f"[{style}]{mark:>4}[/{style}]  {check.what}: {check.found}", highlight=False)
+        if check.advice:
+            console.print(f"      {check.advice}", highlight=False)
+    raise typer.Exit(int(bad))
+
+
+@app.command()
+def backfill(
+    revisions: Annotated[str, typer.Argument(help="A..B, or one revision.")],
+    full: Annotated[bool, typer.Option("--full", help="Real shapes too.")] = False,
+    only: Only = None,
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Timing of a workload; 0 only counts.")] = 0.5,
+    again: Annotated[bool, typer.Option("--again", help="Also commits that have figures already.")] = False,
+) -> None:
+    """Measure past commits, with this interpreter and its packages: no environment is built."""
+    from harness.gate.subject import extract, repository
+    from harness.history.identity import identify
+    from harness.history.run import RESULTS, commits_between, measure_commit
+    from harness.history.writer import results_file
+    from harness.suite.registry import choose
+
+    root = repository()
+    workloads = choose(only, quick=not full)
+    if not workloads:
+        raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    failed = False
+    for commit in commits_between(root, revisions):
+        if not again and results_file(root / RESULTS, commit, identify(threads)).exists():
+            Console().print(f"{commit[:10]}: has figures already", highlight=False)
+            continue
+        try:
+            subject = extract(root, commit, root / STORE / "subjects")
+        except GitError as error:
+            Console().print(f"{commit[:10]}: skipped, {error}", highlight=False)
+            continue
+        kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads)
+        failed = failed or bool(kept.failed)
+        _tell(kept)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _tell(kept: Kept) -> None:
+    console = Console()
+    missing = {name: o.missing for name, o in kept.outcomes.items() if o.missing is not None}
+    console.print(
+        f"{kept.subject.revision[:10]}: {len(kept.outcomes)} workloads in {kept.seconds:.0f} s, "
+        f"{len(kept.failed)} failed, {len(missing)} skipped; kept in {kept.path or 'no file'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, why in missing.items():
+        console.print(f"  {name}: skipped, {why}", highlight=False)
+    for name in kept.failed:
+        console.print(f"  {name}: failed\n{kept.outcomes[name].error}", highlight=False, markup=False)
+
+
+@app.command("list")
+def list_workloads(only: Only = None) -> None:
+    """The workloads: name, kind, forms, whether a quick run takes them, and what they are."""
+    from rich import box
+    from rich.table import Table
+
+    from harness.suite.registry import choose
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("workload", "kind", "quick", "forms", "what"):
+        table.add_column(name, overflow="fold")
+    for workload in choose(only):
+        forms = f"{len(workload.forms)}"
+        table.add_row(workload.name, workload.group, "yes" if workload.quick else "", forms, workload.what)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point; errors that a user can mend are one line, and exit code 2."""
+    try:
+        app()
+    except (GitError, ExpectationsError, HistoryError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

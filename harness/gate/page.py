@@ -1,0 +1,110 @@
+"""A verdict in words: for the terminal, and as Markdown for a pull request."""
+
+from __future__ import annotations
+
+import math
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from harness.gate.run import Verdict
+from harness.gate.verdict import Exit, Finding, exit_code
+from harness.suite.workload import METRICS
+
+__all__ = ["headline", "markdown", "show"]
+
+_ORDER = ("regression", "inconclusive", "allowed", "improvement", "note", "new", "skipped")
+_COLOURS = {"regression": "bold red", "inconclusive": "yellow", "improvement": "green"}
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in one line."""
+    count = {status: sum(f.status == status for f in verdict.findings) for status in _ORDER}
+    code = exit_code(verdict.findings)
+    words = {
+        Exit.passed: "PASS",
+        Exit.regression: f"REGRESSION in {count['regression']} figures",
+        Exit.inconclusive: f"INCONCLUSIVE in {count['inconclusive']} figures",
+    }[code]
+    if verdict.same:
+        measured = "same sources on both sides, nothing to measure"
+    else:
+        measured = f"{verdict.counted:,} figures counted, {verdict.timed:,} timed"
+    extra = ", ".join(
+        f"{count[status]} {status}" for status in ("improvement", "allowed", "new") if count[status]
+    )
+    return (
+        f"{words}: {verdict.head.label} ({_short(verdict.head.revision)}) against {verdict.base.label} "
+        f"({_short(verdict.base.revision)}); {measured}{'; ' + extra if extra else ''}"
+    )
+
+
+def _short(revision: str) -> str:
+    return revision[:10] + ("+" if revision.endswith("+") else "")
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    size = {f: abs(f.change) if math.isfinite(f.change) else math.inf for f in findings}
+    return sorted(findings, key=lambda f: (_ORDER.index(f.status), -size[f]))
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}" if _is_count(finding.metric) else f"{value:.4g}"
+
+    change = f"{finding.change:+.1%}" if math.isfinite(finding.change) else "-"
+    return (
+        finding.status,
+        f"{finding.workload}/{finding.form}",
+        finding.metric,
+        number(finding.base),
+        number(finding.head),
+        change,
+        finding.why,
+    )
+
+
+def _is_count(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].kind == "count"
+
+
+_HEAD = ("verdict", "workload/form", "figure", "base", "head", "change", "why")
+
+
+def show(verdict: Verdict, console: Console, all_findings: bool = False) -> None:
+    """Print the verdict line, and the findings; new and skipped workloads only if asked for."""
+    code = exit_code(verdict.findings)
+    console.print(
+        headline(verdict), style={0: "bold green", 1: "bold red", 2: "bold yellow"}[code], highlight=False
+    )
+    shown = [f for f in _sorted(verdict.findings) if all_findings or f.status not in ("new", "skipped")]
+    if not shown:
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in _HEAD:
+        table.add_column(
+            name, justify="right" if name in ("base", "head", "change") else "left", overflow="fold"
+        )
+    for finding in shown:
+        table.add_row(*_cells(finding), style=_COLOURS.get(finding.status))
+    console.print(table)
+
+
+def markdown(verdict: Verdict, command: str, machine: str) -> str:
+    """A page: the verdict line first, then the findings, then how to repeat it."""
+    lines = [f"**{headline(verdict)}**", ""]
+    shown = _sorted(verdict.findings)
+    if shown:
+        lines += ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(f)) + " |" for f in shown]
+        lines.append("")
+    lines += [
+        "Less is better in every figure. Counts are exact; times are ratios to a frozen kernel in the same process.",
+        "",
+        f"Command: `{command}`",
+        "",
+        f"Machine: {machine}.",
+        "",
+    ]
+    return "\n".join(lines)

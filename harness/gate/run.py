@@ -1,0 +1,186 @@
+"""Measures a revision and the working tree against each other, and gathers the findings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.gate.collect import Outcome, collect
+from harness.gate.expectations import Allowance, read_expectations
+from harness.gate.subject import PACKAGES, Subject, extract, snapshot
+from harness.gate.verdict import (
+    Finding,
+    TimedRounds,
+    compare_figures,
+    compare_times,
+    crossings,
+)
+from harness.suite.registry import WORKLOADS
+from harness.suite.workload import Workload
+
+__all__ = ["EXPECTATIONS", "Plan", "Verdict", "gate"]
+
+EXPECTATIONS = Path("benchmarks/expectations.toml")
+Tell = Callable[[str], object]
+_TIMED = ("operation", "layer", "train", "infer")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a gate measures.
+
+    Attributes:
+        workloads: of the suite.
+        times: also take times, which takes most of a gate's time.
+        rounds: processes of each side that take turns; what looks slower then gets two times as many.
+        seconds: of timing a workload in one of them.
+        threads: of torch.
+    """
+
+    workloads: Sequence[Workload]
+    times: bool = True
+    rounds: int = 3
+    seconds: float = 0.3
+    threads: int = 1
+
+
+@dataclass
+class Verdict:
+    """Findings, and what was compared.
+
+    Attributes:
+        same: both sides have the same sources, so that nothing had to be measured.
+        counted, timed: figures that were compared.
+    """
+
+    base: Subject
+    head: Subject
+    findings: list[Finding] = field(default_factory=list)
+    same: bool = False
+    counted: int = 0
+    timed: int = 0
+
+
+def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda line: None) -> Verdict:
+    """Compare the working tree of the repository `root` with the commit `base`.
+
+    Raises:
+        GitError: no repository, or no such commit.
+        ExpectationsError: the file of expectations is damaged.
+    """
+    allowances = read_expectations(root / EXPECTATIONS)
+    return compare(
+        extract(root, base, store),
+        snapshot(root, store),
+        plan,
+        allowances,
+        known=_known(root, base, store),
+        tell=tell,
+    )
+
+
+def compare(
+    base: Subject,
+    head: Subject,
+    plan: Plan,
+    allowances: Sequence[Allowance] = (),
+    known: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> Verdict:
+    """Compare two subjects; `known` are names of workloads that the base's own suite had."""
+    verdict = Verdict(base, head)
+    lost = {name: Outcome() for name in known if name not in WORKLOADS}
+    verdict.findings += compare_figures(lost, {}, allowances)
+    if base.digest == head.digest:
+        verdict.same = True
+        return verdict
+    names = [workload.name for workload in plan.workloads]
+    sides = []
+    for subject in (base, head):
+        tell(f"counting: {subject.label}")
+        sides.append(collect(subject, names, threads=plan.threads, progress=lambda name: tell(f"  {name}")))
+    old, new = sides
+    verdict.findings += compare_figures(old, new, allowances)
+    verdict.counted = sum(len(f) for outcome in new.values() for f in outcome.figures.values())
+    if plan.times:
+        works = [
+            w.name
+            for w in plan.workloads
+            if w.group in _TIMED and old[w.name].figures and new[w.name].figures
+        ]
+        if works:
+            _judge_times(verdict, works, plan, tell)
+    return verdict
+
+
+def _judge_times(verdict: Verdict, works: Sequence[str], plan: Plan, tell: Tell) -> None:
+    rounds = _Rounds(verdict.base, verdict.head, plan, tell)
+    rounds.take(works, plan.rounds)
+    found = compare_times(*rounds.values("time_vs_frozen"))
+    verdict.timed = sum(len(forms) for forms in rounds.values("time_vs_frozen")[1].values())
+    doubtful = sorted({f.workload for f in found if f.status in ("regression", "inconclusive")})
+    if doubtful:
+        rounds.take(doubtful, 2 * plan.rounds, 2.0)
+        old, new = rounds.values("time_vs_frozen")
+        again = compare_times(_part(old, doubtful), _part(new, doubtful), rerun=True)
+        found = [f for f in found if f.workload not in doubtful] + again
+    verdict.findings += found + crossings(*rounds.values("time_vs_dense"))
+
+
+def _part(values: TimedRounds, names: Sequence[str]) -> TimedRounds:
+    return {name: values[name] for name in names if name in values}
+
+
+class _Rounds:
+    """Times of both sides, gathered from fresh processes that take turns."""
+
+    def __init__(self, base: Subject, head: Subject, plan: Plan, tell: Tell) -> None:
+        self.sides, self.plan, self.tell = (base, head), plan, tell
+        self.outcomes: tuple[list[dict[str, Outcome]], list[dict[str, Outcome]]] = ([], [])
+
+    def take(self, works: Sequence[str], rounds: int, longer: float = 1.0) -> None:
+        for turn in range(rounds):
+            self.tell(f"timing: round {turn + 1} of {rounds}, {len(works)} workloads")
+            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                self.outcomes[side].append(
+                    collect(
+                        self.sides[side],
+                        works,
+                        counts=False,
+                        seconds=self.plan.seconds * longer,
+                        threads=self.plan.threads,
+                    )
+                )
+
+    def values(self, metric: str) -> tuple[TimedRounds, TimedRounds]:
+        """Of the base and of the head: workload, form, a value for each round."""
+        return self._side(0, metric), self._side(1, metric)
+
+    def _side(self, side: int, metric: str) -> TimedRounds:
+        found: TimedRounds = {}
+        for outcomes in self.outcomes[side]:
+            for name, outcome in outcomes.items():
+                for form, figures in outcome.figures.items():
+                    if metric in figures:
+                        found.setdefault(name, {}).setdefault(form, []).append(figures[metric])
+        return found
+
+
+def _known(root: Path, base: str, store: Path) -> list[str]:
+    """Names of the workloads of the base's own suite; none if it had no suite yet."""
+    whole = extract(root, base, store, (*PACKAGES, "harness"))
+    program = "import json\nfrom harness.suite.registry import WORKLOADS\nprint(json.dumps(list(WORKLOADS)))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(whole.path)},
+        cwd=whole.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else []

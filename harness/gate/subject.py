@@ -1,0 +1,157 @@
+"""A revision's packages in a folder of their own, so that one interpreter can measure any revision.
+
+Measured are `sparsecore` and `recsys` of the revision; what measures (harness, and with it the frozen kernels) is
+always that of the running tree. Compiled kernels survive: the folder of numba's sources is stored under the hash
+of its content, and every subject with the same sources shares it, cache included. (Nothing in that folder imports
+from the rest of the package; a test holds it so.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+__all__ = ["PACKAGES", "GitError", "Subject", "extract", "git", "repository", "snapshot"]
+
+PACKAGES = ("sparsecore", "recsys")
+_KERNELS = PurePosixPath("sparsecore/backends/numba")
+
+
+class GitError(Exception):
+    """git refuses; the text says what was asked, and what it answered."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure.
+
+    Attributes:
+        label: how people call it, such as "HEAD~1" or "working tree".
+        revision: full hash; with "+" if files differ from it.
+        path: what comes first on the path of imports.
+        digest: of the sources; equal ones measure equal.
+    """
+
+    label: str
+    revision: str
+    path: Path
+    digest: str
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Standard output of git, stripped.
+
+    Raises:
+        GitError: git fails, or is not there.
+    """
+    return _git(root, *arguments).decode().strip()
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise GitError("git is not installed, or not on PATH; comparing revisions needs it") from None
+    if done.returncode:
+        raise GitError(f"git {' '.join(arguments)}: {done.stderr.decode().strip() or done.returncode}")
+    return done.stdout
+
+
+def repository(start: Path | None = None) -> Path:
+    """Top folder of the checkout around `start`, the current folder by default.
+
+    Raises:
+        GitError: there is none.
+    """
+    return Path(git(start or Path.cwd(), "rev-parse", "--show-toplevel"))
+
+
+def extract(root: Path, revision: str, store: Path, packages: Sequence[str] = PACKAGES) -> Subject:
+    """Those of the packages that a commit of the repository `root` has, unpacked below `store`.
+
+    Raises:
+        GitError: no such commit, or it has no package.
+    """
+    commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") if revision else ""
+    if not commit:
+        raise GitError(f"no commit is called {revision!r}")
+    there = set(git(root, "ls-tree", "--name-only", commit).splitlines())
+    present = [name for name in packages if name in there]
+    if "sparsecore" not in present:
+        raise GitError(f"{revision} ({commit[:10]}) has no folder sparsecore: there is nothing to measure")
+    archive = _git(root, "archive", "--format=tar", commit, *present)
+
+    def unpack(place: Path) -> None:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(place, filter="data")
+
+    return _stored(revision, commit, store, unpack)
+
+
+def snapshot(root: Path, store: Path) -> Subject:
+    """The packages as they are in the working tree now, ignored files left out, copied below `store`.
+
+    Raises:
+        GitError: `root` is not the top of a checkout with a commit.
+    """
+    commit = git(root, "rev-parse", "HEAD")
+    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES)
+    files = [name for name in listed.split("\0") if name and (root / name).is_file()]
+    changed = bool(git(root, "status", "--porcelain", "--", *PACKAGES))
+
+    def copy(place: Path) -> None:
+        for name in files:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, place / name)
+
+    return _stored("working tree", commit + "+" * changed, store, copy)
+
+
+def _stored(label: str, revision: str, store: Path, fill: Callable[[Path], None]) -> Subject:
+    """The sources that `fill` writes, at the place in the store that their content tells."""
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".new-") as temporary:
+        fresh = Path(temporary) / "sources"
+        fresh.mkdir()
+        fill(fresh)
+        digest = _digest(fresh)
+        kernels = fresh / _KERNELS
+        if kernels.is_dir():
+            shared = store / "kernels" / _digest(kernels)
+            if not shared.exists():
+                shared.parent.mkdir(exist_ok=True)
+                _move(kernels, shared)
+            shutil.rmtree(kernels, ignore_errors=True)
+            kernels.symlink_to(os.path.relpath(shared, store / digest / _KERNELS.parent))
+        place = store / digest
+        if not place.exists():
+            _move(fresh, place)
+    return Subject(label, revision, place, digest)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; where another process was quicker, its folder, which has the same content, stays."""
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def _digest(folder: Path) -> str:
+    """Hash of names and contents of all files below a folder, but caches."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            name = path.relative_to(folder).as_posix()
+            found.update(f"{name}\0{path.stat().st_size}\0".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]

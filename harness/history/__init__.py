@@ -1,0 +1,1 @@
+"""Results of many commits, in asv's files: written, read, and kept apart by machine."""

@@ -1,0 +1,121 @@
+"""Measures commits and keeps the figures: the working tree's commit, or past ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.gate.collect import Outcome, collect
+from harness.gate.subject import GitError, Subject, git
+from harness.history.identity import identify
+from harness.history.writer import discover, write_run
+from harness.suite.workload import Workload
+
+__all__ = ["RESULTS", "Kept", "commits_between", "measure_commit"]
+
+RESULTS = Path(".asv/results")
+BENCHMARKS = Path("benchmarks/benchmarks")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was measured of a commit, and where it is kept (None: nowhere)."""
+
+    subject: Subject
+    outcomes: dict[str, Outcome]
+    path: Path | None
+    seconds: float
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of workloads that failed."""
+        return [name for name, outcome in self.outcomes.items() if outcome.error is not None]
+
+
+def measure_commit(
+    root: Path,
+    subject: Subject,
+    workloads: Sequence[Workload],
+    *,
+    seconds: float,
+    threads: int,
+    keep: bool = True,
+    console: Console | None = None,
+) -> Kept:
+    """Measure workloads of a subject, with a bar that tells the time left, and keep the figures under its commit.
+
+    An interrupt keeps what was measured until then, and goes on.
+    """
+    begun = time.perf_counter()
+    names = [workload.name for workload in workloads]
+    outcomes: dict[str, Outcome] = {}
+    try:
+        with _bar(console, subject.label, len(names)) as advance:
+            for part in _parts(names):
+                outcomes |= collect(subject, part, seconds=seconds, threads=threads, progress=advance)
+    finally:
+        path = None
+        if keep and outcomes:
+            identity = identify(threads)
+            path = write_run(
+                root / RESULTS, root, subject.revision, identity, discover(root / BENCHMARKS), outcomes
+            )
+    return Kept(subject, outcomes, path, time.perf_counter() - begun)
+
+
+def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
+    """Few workloads a process: an interrupt then loses little, and memory is given back."""
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+@contextmanager
+def _bar(console: Console | None, label: str, total: int) -> Iterator[Callable[[str], None]]:
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+        disable=console is not None and console.quiet,
+    )
+    with progress:
+        task = progress.add_task(label, total=total)
+        begun = 0
+
+        def begins(name: str) -> None:
+            nonlocal begun
+            progress.update(task, completed=begun, description=f"{label}: {name}")
+            begun += 1
+
+        yield begins
+        progress.update(task, completed=total, description=label)
+
+
+def commits_between(root: Path, revisions: str) -> list[str]:
+    """Full hashes, oldest first, of ``A..B`` (without A, as git says it), or of one revision.
+
+    Raises:
+        GitError: unknown, or none.
+    """
+    if ".." in revisions:
+        found = git(root, "rev-list", "--reverse", "--first-parent", revisions).split()
+    else:
+        found = [git(root, "rev-parse", "--verify", f"{revisions}^{{commit}}")]
+    if not found:
+        raise GitError(f"no commit is in {revisions}")
+    return found

@@ -1,0 +1,139 @@
+"""Writes figures of a commit into asv's results folder, as the installed asv itself would: `asv publish` reads them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness.gate.collect import Outcome
+from harness.gate.subject import git
+from harness.history.identity import Identity
+
+__all__ = ["HistoryError", "discover", "results_file", "write_run"]
+
+_REQUIRED = ("torch", "numba", "numpy", "scipy", "asv_runner")
+
+
+class HistoryError(Exception):
+    """Results cannot be written or read; the text says why."""
+
+
+def discover(benchmarks: Path) -> dict[str, dict[str, Any]]:
+    """All asv benchmarks of the suite by name: parameters, units, versions, as asv's own discovery finds them.
+
+    Raises:
+        HistoryError: a bench file does not import.
+    """
+    program = (
+        "import sys\n"
+        "from asv_runner.discovery import list_benchmarks\n"
+        "with open(sys.argv[2], 'w') as f: list_benchmarks(sys.argv[1], f)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "benchmarks.json"
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program, str(benchmarks), str(found)],
+            env={**os.environ, "PYTHONPATH": str(benchmarks.parent.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise HistoryError(f"asv cannot discover the benchmarks in {benchmarks}: {done.stderr[-1500:]}")
+        return {benchmark["name"]: benchmark for benchmark in json.loads(found.read_text())}
+
+
+def write_run(
+    results: Path,
+    root: Path,
+    commit: str,
+    identity: Identity,
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    outcomes: Mapping[str, Outcome],
+) -> Path:
+    """Add the outcomes of workloads to the file of a commit; what it holds of other workloads stays.
+
+    Nothing is half-written: the file is replaced when the new one is complete.
+
+    Returns:
+        Path of the file.
+    """
+    from asv.results import Results
+    from asv.runner import BenchmarkResult
+
+    (results / identity.name).mkdir(parents=True, exist_ok=True)
+    _replace(results / identity.name / "machine.json", {**identity.asv_machine(), "version": 1})
+    _replace(results / "benchmarks.json", {**benchmarks, "version": 2})
+    date = 1000 * int(git(root, "show", "-s", "--format=%ct", commit))
+    requirements = {name: metadata.version(name) for name in _REQUIRED}
+    run = Results(
+        {**identity.asv_machine(), "python": identity.python, **requirements},
+        requirements,
+        commit,
+        date,
+        identity.python,
+        _environment(identity),
+        {"OMP_NUM_THREADS": str(identity.threads)},
+    )
+    path = results_file(results, commit, identity)
+    if path.exists():
+        run.load_data(str(results))
+    for name, benchmark in benchmarks.items():
+        values = _values(name, benchmark, outcomes)
+        if values is not None:
+            chosen = {place for place, (known, _) in enumerate(values) if known}
+            count = len(values)
+            run.add_result(
+                dict(benchmark),
+                BenchmarkResult([value for _, value in values], [None] * count, [None] * count, 0, "", None),
+                selected_idx=chosen,
+            )
+    with tempfile.TemporaryDirectory(dir=results, prefix=".new-") as folder:
+        (Path(folder) / identity.name).mkdir()
+        run.save(folder)
+        (Path(folder) / path.relative_to(results)).replace(path)
+    return path
+
+
+def results_file(results: Path, commit: str, identity: Identity) -> Path:
+    """Where asv keeps a commit's results on a machine."""
+    from asv.results import get_filename
+
+    return results / get_filename(identity.name, commit, _environment(identity))
+
+
+def _environment(identity: Identity) -> str:
+    return f"harness-py{identity.python}"
+
+
+def _values(
+    name: str, benchmark: Mapping[str, Any], outcomes: Mapping[str, Outcome]
+) -> list[tuple[bool, float | None]] | None:
+    """(measured now, value) for every combination of parameters; None if nothing of a benchmark was measured."""
+    metric = name.rpartition(".track_")[2]
+    works, forms = ([text.strip("'") for text in values] for values in benchmark["params"])
+    found: list[tuple[bool, float | None]] = []
+    for work, form in itertools.product(works, forms):
+        outcome = outcomes.get(work)
+        if outcome is None:
+            found.append((False, math.nan))
+        elif outcome.error is not None:
+            found.append((True, None))
+        else:
+            found.append((True, outcome.figures.get(form, {}).get(metric, math.nan)))
+    return found if any(known for known, _ in found) else None
+
+
+def _replace(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(document, indent=4, sort_keys=True) + "\n")
+    temporary.replace(path)

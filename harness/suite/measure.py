@@ -1,0 +1,143 @@
+"""Measures the forms of a workload: exact counts, peak memory, and times as ratios taken in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from harness.suite.workload import Form, Workload, method_of
+from sparsecore.measure import interleaved
+
+__all__ = ["Effort", "measure", "peak_bytes"]
+
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What to measure, and for how long.
+
+    Attributes:
+        counts: exact figures and peak memory.
+        seconds: of timing a workload; 0 does not time it.
+    """
+
+    counts: bool = True
+    seconds: float = 0.0
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most bytes of torch's memory that one call holds beyond what was held before it.
+
+    On a GPU by its own counter, on a CPU from the allocations in the order in which they happened. What numpy and numba
+    allocate is not seen.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        on_device = torch.cuda.max_memory_allocated() - before
+        if on_device:
+            return on_device
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def measure(workload: Workload, effort: Effort) -> Figures:
+    """{form: {metric: value}} of every form of a workload.
+
+    Raises:
+        Missing: see `Workload.check`.
+    """
+    workload.check()
+    torch.manual_seed(0)
+    forms = workload.build()
+    figures: Figures = {name: {} for name in forms if name != "frozen" and not name.startswith("dense/")}
+    if effort.counts:
+        for name in figures:
+            figures[name] |= _counts(forms[name])
+    if effort.seconds > 0:
+        for name, times in _times(forms, effort.seconds, workload.samples).items():
+            figures[name] |= times
+    for name in figures:
+        figures[name] |= _shares(figures, name)
+    return figures
+
+
+def _counts(form: Form) -> dict[str, float]:
+    if form.counts is None:
+        return {}
+    if form.run is not None:
+        form.run()  # gradients and optimizer state exist, kernels are compiled
+    found = {name: float(value) for name, value in form.counts().items()}
+    if "macs_forward" in found:
+        found["macs"] = sum(value for name, value in found.items() if name.startswith("macs_"))
+    peak = form.peak or form.run
+    return found if peak is None else {**found, "peak_bytes": float(peak_bytes(peak))}
+
+
+def _times(forms: Mapping[str, Form], seconds: float, samples: int) -> Figures:
+    on_device = torch.cuda.is_available()
+
+    def whole(run: Callable[[], object]) -> Callable[[], object]:
+        """What was started on the device has ended when a call returns."""
+        if not on_device:
+            return run
+
+        def call() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return call
+
+    runs = {name: whole(form.run) for name, form in forms.items() if form.run is not None}
+    if not runs:
+        return {}
+    timings = interleaved(runs, seconds=seconds, least=samples, warm=int(samples >= 5))
+    rivals = [timing for name, timing in timings.items() if name.startswith("dense")]
+    if rivals:
+        timings["dense"] = min(rivals, key=lambda timing: timing.minimum)
+    figures: Figures = {}
+    for name, timing in timings.items():
+        if name == "frozen" or name.startswith("dense/"):
+            continue
+        figures[name] = {"seconds": timing.minimum, "noise": timing.median / timing.minimum - 1}
+        if "frozen" in timings:
+            figures[name]["time_vs_frozen"] = timing.minimum / timings["frozen"].minimum
+    return figures
+
+
+_SHARES = {
+    "macs_vs_dense": "macs",
+    "bytes_vs_dense": "resident_bytes",
+    "peak_vs_dense": "peak_bytes",
+    "time_vs_dense": "seconds",
+}
+
+
+def _shares(figures: Figures, name: str) -> dict[str, float]:
+    """What a form takes of the dense form, and of masked dense of the same density."""
+    own, found = figures[name], {}
+    dense, masked = figures.get("dense", {}), figures.get(name.replace(method_of(name), "masked", 1), {})
+    for share, metric in _SHARES.items():
+        if name != "dense" and metric in own and dense.get(metric):
+            found[share] = own[metric] / dense[metric]
+    if method_of(name) not in ("dense", "masked") and masked.get("seconds"):
+        found["time_vs_masked"] = own["seconds"] / masked["seconds"]
+    if name != "dense" and "quality_loss" in own and "quality_loss" in dense:
+        found["quality_gap"] = 1 - (1 - own["quality_loss"]) / (1 - dense["quality_loss"])
+    return found
