@@ -36,15 +36,21 @@ def _svg(figure: object, title: str) -> str:
 
 
 def shares_chart(rows: Sequence[Row], title: str) -> str:
-    """Share of dense time by density, a line for every workload; the line of MACs is the ideal."""
+    """Share of dense time by density: a line for the fastest sparse form of every workload, and MACs as the ideal.
+
+    Masked and static forms are in the table only: masked is not sparse, and static steps cost what dynamic ones do.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines: dict[str, dict[float, float]] = {}
     ideal: dict[float, list[float]] = {}
     for row in rows:
+        if row.method in ("masked", "static"):
+            continue
         if math.isfinite(row.time_share):
-            lines.setdefault(row.workload, {})[row.density] = row.time_share
+            points = lines.setdefault(row.workload, {})
+            points[row.density] = min(row.time_share, points.get(row.density, math.inf))
         if math.isfinite(row.macs_share):
             ideal.setdefault(row.density, []).append(row.macs_share)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
