@@ -260,7 +260,9 @@ def main() -> None:
     try:
         app()
     except (GitError, ExpectationsError, HistoryError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        Console(stderr=True).print(
+            f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(2)
 
 

@@ -145,4 +145,4 @@ def _environment(subject: Subject, threads: int) -> dict[str, str]:
     own = str(Path(harness.__file__).resolve().parent.parent)
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
     path = os.pathsep.join([str(subject.path), own])
-    return {**os.environ, **pinned, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "KINETO_LOG_LEVEL": "99"}
+    return {**os.environ, **pinned, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}

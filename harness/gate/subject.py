@@ -1,13 +1,14 @@
 """A revision's packages in a folder of their own, so that one interpreter can measure any revision.
 
 Measured are `sparsecore` and `recsys` of the revision; what measures (harness, and with it the frozen kernels) is
-always that of the running tree. Compiled kernels survive: the folder of numba's sources is stored under the hash
-of its content, and every subject with the same sources shares it, cache included. (Nothing in that folder imports
-from the rest of the package; a test holds it so.)
+always that of the running tree. Compiled kernels survive: the folder of numba's sources is stored under the hash of
+its content and of the modules that it imports from (their constants are compiled in), and every subject with the same
+shares it, cache included.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["PACKAGES", "GitError", "Subject", "extract", "git", "repository", "snapshot"]
+__all__ = ["PACKAGES", "GitError", "Subject", "commit_of", "extract", "git", "repository", "snapshot"]
 
 PACKAGES = ("sparsecore", "recsys")
 _KERNELS = PurePosixPath("sparsecore/backends/numba")
@@ -65,6 +66,19 @@ def _git(root: Path, *arguments: str) -> bytes:
     return done.stdout
 
 
+def commit_of(root: Path, revision: str) -> str:
+    """Full hash of what a user calls a revision.
+
+    Raises:
+        GitError: no commit is called so.
+    """
+    git(root, "rev-parse", "--git-dir")  # that there is no repository is another error
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except GitError:
+        raise GitError(f"no commit is called {revision!r}; see git log") from None
+
+
 def repository(start: Path | None = None) -> Path:
     """Top folder of the checkout around `start`, the current folder by default.
 
@@ -80,9 +94,7 @@ def extract(root: Path, revision: str, store: Path, packages: Sequence[str] = PA
     Raises:
         GitError: no such commit, or it has no package.
     """
-    commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") if revision else ""
-    if not commit:
-        raise GitError(f"no commit is called {revision!r}")
+    commit = commit_of(root, revision)
     there = set(git(root, "ls-tree", "--name-only", commit).splitlines())
     present = [name for name in packages if name in there]
     if "sparsecore" not in present:
@@ -125,7 +137,7 @@ def _stored(label: str, revision: str, store: Path, fill: Callable[[Path], None]
         digest = _digest(fresh)
         kernels = fresh / _KERNELS
         if kernels.is_dir():
-            shared = store / "kernels" / _digest(kernels)
+            shared = store / "kernels" / _digest(kernels, _imported(kernels, fresh))
             if not shared.exists():
                 shared.parent.mkdir(exist_ok=True)
                 _move(kernels, shared)
@@ -146,9 +158,26 @@ def _move(source: Path, target: Path) -> None:
             raise
 
 
-def _digest(folder: Path) -> str:
-    """Hash of names and contents of all files below a folder, but caches."""
+def _imported(kernels: Path, sources: Path) -> list[Path]:
+    """Modules of the package, outside of the folder, that its modules import from."""
+    names = set()
+    for path in kernels.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+    outside = (name for name in sorted(names) if not name.startswith(".".join(_KERNELS.parts)))
+    places = (sources.joinpath(*name.split(".")) for name in outside)
+    files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+    return [file for file in files if file.is_file()]
+
+
+def _digest(folder: Path, others: Sequence[Path] = ()) -> str:
+    """Hash of names and contents of all files below a folder, but caches, and of the contents of others."""
     found = hashlib.sha256()
+    for path in others:
+        found.update(path.read_bytes())
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             name = path.relative_to(folder).as_posix()

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from harness.gate.collect import Outcome, collect
-from harness.gate.subject import GitError, Subject, git
+from harness.gate.subject import GitError, Subject, commit_of, git
 from harness.history.identity import identify
 from harness.history.writer import discover, write_run
 from harness.suite.workload import Workload
@@ -115,7 +115,7 @@ def commits_between(root: Path, revisions: str) -> list[str]:
     if ".." in revisions:
         found = git(root, "rev-list", "--reverse", "--first-parent", revisions).split()
     else:
-        found = [git(root, "rev-parse", "--verify", f"{revisions}^{{commit}}")]
+        found = [commit_of(root, revisions)]
     if not found:
         raise GitError(f"no commit is in {revisions}")
     return found

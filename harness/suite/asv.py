@@ -85,5 +85,5 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "train": (*_COUNTED, *_STEPS, "macs_exploration", *_TIMED, "time_vs_masked"),
     "infer": (*_COUNTED, *_TIMED),
     "quality": ("quality_loss", "quality_gap"),
-    "other": ("file_bytes", "peak_bytes", *_TIMED),
+    "other": ("file_bytes", "peak_bytes", "peak_vs_dense", *_TIMED),
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.suite.workload import Form, Workload, method_of
 from sparsecore.measure import interleaved
 
 __all__ = ["Effort", "measure", "peak_bytes"]
+
+_SECOND = "harness: second call"
 
 Figures = dict[str, dict[str, float]]
 
@@ -46,14 +49,23 @@ def peak_bytes(run: Callable[[], object]) -> int:
         on_device = torch.cuda.max_memory_allocated() - before
         if on_device:
             return on_device
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to standard error otherwise
+    # The profiler knows the size of what is freed only if it saw it allocated: the first of two calls is for that.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
+        gc.collect()
+        with record_function(_SECOND):
+            run()
     assert found.profiler is not None
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
+    counting = False
+    for event in events:
+        if event.name() == _SECOND:
+            counting, held, most = True, 0, 0
+        elif event.name() == "[memory]" and counting:
+            held += event.nbytes()
+            most = max(most, held)
     return most
 
 

@@ -1,0 +1,136 @@
+"""Revisions as folders, and the processes that measure them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.gate.collect import collect
+from harness.gate.subject import GitError, Subject, extract, git, repository, snapshot
+
+ROOT = Path(harness.__file__).parents[1]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A repository with two commits; kernels are the same in both."""
+    root = tmp_path / "house"
+    kernels = root / "sparsecore" / "backends" / "numba"
+    kernels.mkdir(parents=True)
+    (kernels / "k.py").write_text("k = 1\n")
+    (root / "sparsecore" / "__init__.py").write_text("v = 1\n")
+    (root / ".gitignore").write_text("__pycache__/\n*.log\n")
+    run = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(root)]
+    subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
+    for version in (1, 2):
+        (root / "sparsecore" / "__init__.py").write_text(f"v = {version}\n")
+        (root / "notes.md").write_text(f"{version}\n")
+        subprocess.run([*run, "add", "-A"], check=True)
+        subprocess.run([*run, "commit", "-qm", f"{version}"], check=True)
+    return root
+
+
+def test_revisions_are_unpacked_and_share_compiled_kernels(house: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    old, new = (extract(house, revision, store) for revision in ("HEAD~1", "HEAD"))
+    assert (old.path / "sparsecore" / "__init__.py").read_text() == "v = 1\n"
+    assert (new.path / "sparsecore" / "__init__.py").read_text() == "v = 2\n"
+    assert not (new.path / "notes.md").exists()
+    assert old.digest != new.digest
+    places = [(side.path / "sparsecore" / "backends" / "numba").resolve() for side in (old, new)]
+    assert places[0] == places[1]
+    assert (places[0] / "k.py").read_text() == "k = 1\n"
+    assert extract(house, new.revision[:8], store).path == new.path
+
+
+def test_the_working_tree_counts_as_the_commit_until_something_differs(house: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    committed, tree = extract(house, "HEAD", store), snapshot(house, store)
+    assert (tree.digest, tree.revision, tree.label) == (committed.digest, committed.revision, "working tree")
+    (house / "notes.md").write_text("not measured\n")
+    (house / "sparsecore" / "run.log").write_text("ignored\n")
+    assert snapshot(house, store).digest == committed.digest
+    (house / "sparsecore" / "more.py").write_text("")
+    changed = snapshot(house, store)
+    assert changed.digest != committed.digest
+    assert changed.revision.endswith("+")
+    (house / "sparsecore" / "more.py").unlink()
+    (house / "sparsecore" / "__init__.py").unlink()  # deleted, and not yet said to git
+    assert not (snapshot(house, store).path / "sparsecore" / "__init__.py").exists()
+
+
+def test_what_git_refuses_is_said(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(GitError, match="no commit is called 'nowhere'"):
+        extract(house, "nowhere", tmp_path)
+    with pytest.raises(GitError, match="no commit"):
+        extract(house, "", tmp_path)
+    with pytest.raises(GitError, match="not a git repository"):
+        repository(tmp_path)
+    subprocess.run(["git", "-C", str(house), "rm", "-rqf", "sparsecore"], check=True)
+    commit = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(house), "commit", "-qm", "gone"]
+    subprocess.run(commit, check=True)
+    with pytest.raises(GitError, match="nothing to measure"):
+        extract(house, "HEAD", tmp_path)
+    assert git(house, "rev-parse", "--is-inside-work-tree") == "true"
+
+
+def test_constants_that_are_compiled_in_part_the_kernels(house: Path, tmp_path: Path) -> None:
+    store, kernels = tmp_path / "store", Path("sparsecore", "backends", "numba")
+    (house / "sparsecore" / "sizes.py").write_text("BLOCK = 1\n")
+    (house / "sparsecore" / "other.py").write_text("")
+    (house / kernels / "k.py").write_text("from sparsecore.sizes import BLOCK\n")
+    before = snapshot(house, store)
+    (house / "sparsecore" / "other.py").write_text("x = 1\n")
+    same = snapshot(house, store)
+    (house / "sparsecore" / "sizes.py").write_text("BLOCK = 2\n")
+    after = snapshot(house, store)
+    places = [(side.path / kernels).resolve() for side in (before, same, after)]
+    assert places[0] == places[1] != places[2]
+
+
+def test_constants_of_the_kernels_are_defined_where_they_are_imported_from() -> None:
+    """Otherwise a change of one would not be seen, and old compiled code would be measured."""
+    folder = ROOT / "sparsecore" / "backends" / "numba"
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if not module.startswith("sparsecore.") or module.startswith("sparsecore.backends"):
+                continue
+            tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
+            imported = {
+                alias.asname or alias.name
+                for other in tree.body
+                if isinstance(other, ast.ImportFrom | ast.Import)
+                for alias in other.names
+            }
+            assert not imported & {alias.name for alias in node.names}, f"{path.name}: {module}"
+
+
+def test_a_process_that_measures(tmp_path: Path) -> None:
+    here = Subject("here", "0", ROOT, "0")
+    begun: list[str] = []
+    found = collect(here, ["propagate-5000x64", "no-such-work"], seconds=0.01, progress=begun.append)
+    assert begun == ["propagate-5000x64", "no-such-work"]
+    figures = found["propagate-5000x64"].figures
+    assert figures["csr"]["macs"] > 0
+    assert {"time_vs_frozen", "time_vs_dense", "noise"} <= set(figures["csr"])
+    assert "KeyError" in (found["no-such-work"].error or "")
+
+
+def test_a_process_that_fails(tmp_path: Path) -> None:
+    package = tmp_path / "sparsecore"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('not today')\n")
+    broken = Subject("broken", "0", tmp_path, "0")
+    found = collect(broken, ["propagate-5000x64", "import"])
+    assert all("not today" in (found[name].error or "") for name in ("propagate-5000x64", "import"))
+    # Another sparsecore than the one that was meant is never measured.
+    found = collect(Subject("elsewhere", "0", tmp_path / "empty", "0"), ["import"])
+    assert "was to come from" in (found["import"].error or "")
+    here = Subject("here", "0", ROOT, "0")
+    found = collect(here, ["propagate-5000x64"], timeout=0.3)
+    assert "longer than 0.3 s" in (found["propagate-5000x64"].error or "")

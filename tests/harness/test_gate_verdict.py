@@ -1,0 +1,159 @@
+"""The judgement, on figures that are made up: what fails, what is allowed, what is only told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.gate.collect import Outcome
+from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
+from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
+
+FIGURES = {"dsl@0.5": {"macs": 100.0, "peak_bytes": 64.0, "seconds": 1.0}, "dense": {"macs": 200.0}}
+
+
+def outcome(**changes: float) -> dict[str, Outcome]:
+    """One workload whose sparse form has some other figures."""
+    return {"work": Outcome(figures={**FIGURES, "dsl@0.5": {**FIGURES["dsl@0.5"], **changes}})}
+
+
+def statuses(found: list) -> list[tuple[str, str, str]]:
+    return [(f.status, f.form, f.metric) for f in found]
+
+
+def test_equal_figures_pass_and_clocks_decide_nothing() -> None:
+    assert compare_figures(outcome(), outcome()) == []
+    assert compare_figures(outcome(), outcome(seconds=9.0)) == []
+    assert exit_code([]) == Exit.passed
+
+
+@given(old=st.integers(1, 10**12), new=st.integers(1, 10**12))
+def test_counts_are_compared_exactly(old: int, new: int) -> None:
+    found = compare_figures(outcome(macs=float(old)), outcome(macs=float(new)))
+    if new == old:
+        assert not found
+        return
+    assert [f.status for f in found] == ["regression" if new > old else "improvement"]
+    assert found[0].change == new / old - 1
+    assert exit_code(found) == (Exit.regression if new > old else Exit.passed)
+
+
+def test_what_is_gone_fails() -> None:
+    bare = {"work": Outcome(figures={"dense": FIGURES["dense"]})}
+    assert statuses(compare_figures(outcome(), bare)) == [("regression", "dsl@0.5", "*")]
+    without = {"work": Outcome(figures={**FIGURES, "dsl@0.5": {"macs": 100.0}})}
+    assert statuses(compare_figures(outcome(), without)) == [("regression", "dsl@0.5", "peak_bytes")]
+    assert statuses(compare_figures(outcome(), {})) == [("regression", "*", "*")]
+    assert statuses(compare_figures(outcome(), {"work": Outcome(missing="no data")})) == [
+        ("regression", "*", "*")
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_fails_once(value: float) -> None:
+    found = compare_figures(outcome(), outcome(peak_bytes=value))
+    assert ("regression", "dsl@0.5", "peak_bytes") in statuses(found)
+    assert exit_code(found) == Exit.regression
+    if math.isnan(value):  # and was not before either: not this commit's doing
+        assert compare_figures(outcome(peak_bytes=value), outcome(peak_bytes=value)) == []
+
+
+def test_errors_are_the_heads_unless_the_base_has_them() -> None:
+    broken = {"work": Outcome(error="Traceback\nValueError: no")}
+    found = compare_figures(outcome(), broken)
+    assert statuses(found) == [("regression", "*", "*")]
+    assert "ValueError: no" in found[0].why
+    assert [f.status for f in compare_figures(broken, broken)] == ["skipped"]
+    assert [f.status for f in compare_figures(broken, outcome())] == ["new"]
+
+
+def test_what_the_base_did_not_have_is_new() -> None:
+    assert [f.status for f in compare_figures({"work": Outcome(missing="no such layer")}, outcome())] == [
+        "new"
+    ]
+    assert [f.status for f in compare_figures({}, outcome())] == ["new"]
+    both = {"work": Outcome(missing="no data")}
+    assert [f.status for f in compare_figures(both, both)] == ["skipped"]
+
+
+def test_allowances() -> None:
+    allowed = [
+        Allowance(workload="wo*", form="dsl@*", metric="macs", up_to=110.0, reason="one more hop, see there")
+    ]
+    found = compare_figures(outcome(), outcome(macs=110.0), allowed)
+    assert [(f.status, f.why) for f in found] == [("allowed", "one more hop, see there")]
+    assert exit_code(found) == Exit.passed
+    assert [f.status for f in compare_figures(outcome(), outcome(macs=111.0), allowed)] == ["regression"]
+    assert [f.status for f in compare_figures(outcome(), outcome(peak_bytes=65.0), allowed)] == ["regression"]
+    removed = [Allowance(workload="work", removed=True, reason="measured by others now")]
+    assert [f.status for f in compare_figures(outcome(), {}, removed)] == ["allowed"]
+    assert find_allowance(removed, "work", "*", "macs", 5.0) is None
+
+
+def quality(*losses: float) -> dict[str, Outcome]:
+    figures = {f"quality_loss_{seed}": loss for seed, loss in enumerate(losses)}
+    return {"work": Outcome(figures={"dsl@0.25": {"quality_loss": sum(losses) / len(losses), **figures}})}
+
+
+def test_quality() -> None:
+    base = quality(0.6, 0.61, 0.59)
+    assert compare_figures(base, base) == []
+    worse = compare_figures(base, quality(0.621, 0.631, 0.61))  # 5 % of NDCG .4, every seed the same
+    assert statuses(worse) == [("regression", "dsl@0.25", "quality_loss")]
+    assert worse[0].change == pytest.approx(0.0517, abs=1e-3)
+    assert compare_figures(base, quality(0.605, 0.615, 0.595)) == []  # 1 %
+    noisy = compare_figures(base, quality(0.7, 0.53, 0.63))  # 5 % in the mean, but seeds disagree
+    assert statuses(noisy) == [("inconclusive", "dsl@0.25", "quality_loss")]
+    assert exit_code(noisy) == Exit.inconclusive
+    assert [f.status for f in compare_figures(base, quality(0.5, 0.51, 0.49))] == ["improvement"]
+
+
+def times(*values: float) -> dict[str, dict[str, list[float]]]:
+    return {"work": {"dsl@0.5": list(values)}}
+
+
+def test_times() -> None:
+    base = times(1.0, 1.01, 1.02)
+    assert compare_times(base, times(1.09, 1.10, 1.11)) == []
+    assert [f.status for f in compare_times(base, times(1.30, 1.31, 1.32))] == ["regression"]
+    # Own noise of 8 % allows 24 %.
+    assert compare_times(base, times(1.2, 1.3, 1.31)) == []
+    # Above 15 % nothing is said but that nothing can be said.
+    assert [f.status for f in compare_times(base, times(1.3, 1.6, 1.7))] == ["inconclusive"]
+    assert compare_times(base, times(1.05, 1.3, 1.31)) == []
+    assert [f.status for f in compare_times(times(1.3, 1.31, 1.32), base)] == ["improvement"]
+    assert compare_times({}, base) == []
+
+
+def test_crossings_are_told() -> None:
+    found = crossings(times(0.9, 0.95, 0.97), times(1.0, 1.02, 1.1))
+    assert [(f.status, f.why) for f in found] == [("note", "slower than dense now")]
+    assert exit_code(found) == Exit.passed
+
+
+def test_expectations_file(tmp_path: Path) -> None:
+    path = tmp_path / "expectations.toml"
+    assert read_expectations(path) == []
+    path.write_text(
+        '[[allow]]\nworkload = "a"\nmetric = "macs"\nup_to = 5\nreason = "long enough to be one"\n'
+    )
+    assert read_expectations(path)[0].up_to == 5
+    for text, message in (
+        ("allow = 3", "entries"),
+        ("[[allow]\n", "not TOML"),
+        ('[[allow]]\nworkload = "a"\nup_to = 5\nreason = "short"\n', r"entry 1: reason"),
+        ('[[allow]]\nworkload = "a"\nreason = "long enough to be one"\n', "either up_to"),
+        (
+            '[[allow]]\nworkload = "a"\nup_to = 1\nremoved = true\nreason = "long enough to be one"\n',
+            "either",
+        ),
+        ('[[allow]]\nworkload = "a"\nupto = 1\nreason = "long enough to be one"\n', "upto"),
+        ("other = 1", "nothing else"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ExpectationsError, match=message):
+            read_expectations(path)

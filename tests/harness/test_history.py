@@ -1,0 +1,178 @@
+"""Results in asv's files: what we write, the installed asv reads; what asv and we wrote, our reader reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harness
+from harness.gate.collect import Outcome
+from harness.history.identity import Identity, identify
+from harness.history.reader import read_file, read_results
+from harness.history.run import commits_between
+from harness.history.writer import HistoryError, discover, results_file, write_run
+from harness.suite.registry import WORKLOADS
+
+ROOT = Path(harness.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> dict[str, dict[str, Any]]:
+    return discover(ROOT / "benchmarks" / "benchmarks")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    run = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(tmp_path)]
+    subprocess.run(["git", "init", "-q", "-b", "main", str(tmp_path)], check=True)
+    for number in range(3):
+        subprocess.run([*run, "commit", "-q", "--allow-empty", "-m", f"{number}"], check=True)
+    return tmp_path
+
+
+def spmm(value: float) -> dict[str, Outcome]:
+    return {"spmm-2000x300-b64": Outcome(figures={"csr@0.5": {"macs": value}, "dense": {"macs": 9.0}})}
+
+
+def values(path: Path, metric: str = "macs") -> dict[tuple, float | None]:
+    return {
+        record.params: record.value
+        for record in read_file(path).records
+        if record.benchmark.endswith(f".track_{metric}")
+        and not (record.value is not None and math.isnan(record.value))
+    }
+
+
+def test_every_workload_and_form_is_a_benchmark(benchmarks: dict[str, dict[str, Any]]) -> None:
+    found = {eval(name) for b in benchmarks.values() for name in b["params"][0]}
+    assert found == set(WORKLOADS)
+    assert all(b["version"].startswith("1") and b["unit"] for b in benchmarks.values())
+    versions = {b["version"] for name, b in benchmarks.items() if name.endswith("time_vs_frozen")}
+    assert versions == {"1-frozen1"}
+    assert len({b["setup_cache_key"] for b in benchmarks.values()}) == len(
+        {name.rpartition(".")[0] for name in benchmarks}
+    )
+
+
+def test_what_is_written_is_read_by_asv_and_by_us(house: Path, benchmarks: dict[str, dict[str, Any]]) -> None:
+    from asv.machine import Machine
+    from asv.results import Results
+
+    results, identity = house / "results", identify(1)
+    commit = commits_between(house, "HEAD")[0]
+    failed = {"lightgcn-train": Outcome(error="ValueError")}
+    path = write_run(results, house, commit, identity, benchmarks, spmm(7.0) | failed)
+    assert path == results_file(results, commit, identity)
+    asvs = Results.load(str(path), machine_name=identity.name)
+    name = "bench_operations.OperationsSmall.track_macs"
+    assert 7.0 in asvs.get_result_value(name, benchmarks[name]["params"])
+    machine = json.loads((results / identity.name / "machine.json").read_text())
+    assert machine.keys() - {"version"} == {name for name, _ in Machine.fields}
+    assert values(path)[("spmm-2000x300-b64", "csr@0.5")] == 7.0
+    assert values(path)[("lightgcn-train", "dense")] is None
+    runs, problems = read_results(results)
+    assert (problems, [run.commit for run in runs]) == ([], [commit])
+    assert runs[0].requirements.keys() >= {"torch", "numba"}
+
+
+def test_a_second_run_adds_and_an_interrupted_one_harms_nothing(
+    house: Path, benchmarks: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asv.results import Results
+
+    results, identity = house / "results", identify(1)
+    commit = commits_between(house, "HEAD")[0]
+    write_run(results, house, commit, identity, benchmarks, spmm(7.0))
+    other = {"propagate-5000x64": Outcome(figures={"csr": {"macs": 3.0}})}
+    path = write_run(results, house, commit, identity, benchmarks, other)
+    assert values(path)[("spmm-2000x300-b64", "csr@0.5")] == 7.0
+    assert values(path)[("propagate-5000x64", "csr")] == 3.0
+    before = path.read_bytes()
+
+    def dies(self: Results, folder: str) -> None:
+        (Path(folder) / "half").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_run(results, house, commit, identity, benchmarks, spmm(8.0))
+    assert path.read_bytes() == before
+    assert read_results(results)[1] == []
+    assert not list(results.glob(".new-*"))
+
+
+def test_damaged_files_are_named_and_skipped(house: Path, benchmarks: dict[str, dict[str, Any]]) -> None:
+    results, identity = house / "results", identify(1)
+    commits = commits_between(house, "HEAD~2..HEAD")
+    assert len(commits) == 2
+    good = write_run(results, house, commits[0], identity, benchmarks, spmm(7.0))
+    bad = write_run(results, house, commits[1], identity, benchmarks, spmm(8.0))
+    whole = json.loads(bad.read_text())
+    damages: list[str] = [
+        bad.read_text()[:-200],
+        "[]",
+        json.dumps({**whole, "version": 1}),
+        json.dumps({key: value for key, value in whole.items() if key != "commit_hash"}),
+        json.dumps({**whole, "results": {"x": [[1.0], [["a"], ["b", "c"]]]}}),
+        json.dumps({**whole, "results": {"x": [["text"], [["a"]]]}}),
+        json.dumps({**whole, "results": {"x": 3}}),
+    ]
+    for text in damages:
+        bad.write_text(text)
+        runs, problems = read_results(results)
+        assert [run.path for run in runs] == [good]
+        assert len(problems) == 1
+        assert bad.name in problems[0]
+
+
+def test_machines_are_kept_apart(house: Path, benchmarks: dict[str, dict[str, Any]]) -> None:
+    results, one = house / "results", identify(1)
+    two = dataclasses.replace(one, threads=2)
+    assert one.name != two.name
+    for field in dataclasses.fields(Identity):
+        value = getattr(one, field.name)
+        other = dataclasses.replace(one, **{field.name: value + 1 if isinstance(value, int) else value + "x"})
+        assert other.name != one.name, field.name
+    commit = commits_between(house, "HEAD")[0]
+    path = write_run(results, house, commit, one, benchmarks, spmm(7.0))
+    write_run(results, house, commit, two, benchmarks, spmm(8.0))
+    assert [run.machine for run in read_results(results, two.name)[0]] == [two.name]
+    # A file that was copied between machines' folders is not believed.
+    stray = results / two.name / f"copied-{path.name}"
+    stray.write_bytes(path.read_bytes())
+    runs, problems = read_results(results)
+    assert len(runs) == 2
+    assert "of the machine" in problems[0]
+
+
+def test_a_series_survives_a_rename_of_its_file_and_an_edit_of_a_docstring(
+    benchmarks: dict[str, dict[str, Any]],
+) -> None:
+    """asv's default version is a hash of the source; ours is set by hand."""
+    sources = {name: b["code"] for name, b in benchmarks.items()}
+    assert all(b["version"] not in sources[name] for name, b in benchmarks.items())
+    assert {b["version"] for b in benchmarks.values()} == {"1", "1-frozen1"}
+
+
+def test_order_of_parameters_does_not_matter(house: Path, benchmarks: dict[str, dict[str, Any]]) -> None:
+    results, identity = house / "results", identify(1)
+    commit = commits_between(house, "HEAD")[0]
+    turned = {name: {**b, "params": [p[::-1] for p in b["params"]]} for name, b in benchmarks.items()}
+    first = values(write_run(results, house, commit, identity, benchmarks, spmm(7.0)))
+    again = values(write_run(house / "other", house, commit, identity, turned, spmm(7.0)))
+    assert first == again
+
+
+def test_bad_bench_files_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "bench_x.py").write_text("raise RuntimeError('broken bench')\n")
+    with pytest.raises(HistoryError, match="broken bench"):
+        discover(folder)

@@ -1,0 +1,130 @@
+"""Every workload runs, has the forms it says, and its counts are those of an independent count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.suite.asv import GROUPS, cells
+from harness.suite.measure import Effort, measure, peak_bytes
+from harness.suite.registry import WORKLOADS, choose
+from harness.suite.workload import METRICS, Form, Missing, Workload, density_of, method_of
+
+QUICK = [w.name for w in choose(quick=True) if w.group != "quality" and w.name != "import"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_workload_runs_and_counts(name: str) -> None:
+    workload = WORKLOADS[name]
+    figures = measure(workload, Effort(counts=True))
+    assert tuple(figures) == workload.forms
+    for form, values in figures.items():
+        assert set(values) <= set(METRICS)
+        assert all(math.isfinite(value) and value >= 0 for value in values.values()), form
+        known = set(GROUPS[workload.group])
+        assert set(values) <= known, set(values) - known
+    sparse = {form: f for form, f in figures.items() if method_of(form) in ("dsl", "sparse", "bitmap", "csr")}
+    for form, values in sparse.items():
+        if "bytes_vs_dense" in values and density_of(form) < 1:
+            assert values["bytes_vs_dense"] < 1, form
+
+
+def test_counts_repeat() -> None:
+    for name in ("spmm-2000x300-b64", "multvae-train", "linear-1000x300-b64"):
+        assert measure(WORKLOADS[name], Effort()) == measure(WORKLOADS[name], Effort())
+
+
+def test_times_are_shares_of_the_fastest_dense_form() -> None:
+    def sleeper(count: int) -> Callable[[], object]:
+        x = torch.ones(count)
+        return lambda: x.exp()
+
+    forms = {
+        "dense": Form(sleeper(400_000)),
+        "dense/fast": Form(sleeper(1_000)),
+        "masked@0.5": Form(sleeper(800_000)),
+        "dsl@0.5": Form(sleeper(400_000)),
+        "frozen": Form(sleeper(400_000)),
+    }
+    workload = Workload("w", "train", "", tuple(forms), lambda: forms)
+    figures = measure(workload, Effort(counts=False, seconds=0.1))
+    assert set(figures) == {"dense", "masked@0.5", "dsl@0.5"}
+    assert figures["dsl@0.5"]["time_vs_dense"] > 5
+    assert figures["dsl@0.5"]["time_vs_masked"] < 1
+    assert "time_vs_dense" not in figures["dense"]
+
+
+def test_what_a_revision_lacks_is_missing_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def workload(*needs: str, data: str | None = None) -> Workload:
+        return Workload("w", "layer", "", ("dense",), dict, needs, data)
+
+    for needs in (
+        "sparsecore.NoSuchLayer",
+        "sparsecore.no.such.module",
+        "recsys.models.nothing",
+        "nowhere.at.all",
+    ):
+        with pytest.raises(Missing, match=needs):
+            workload(needs).check()
+    workload("sparsecore.SparseLinear", "recsys.models.neumf", "sparsecore.encoding.encode").check()
+    monkeypatch.delenv("SPARSECORE_DATA", raising=False)
+    with pytest.raises(Missing, match="gowalla is not in SPARSECORE_DATA"):
+        workload(data="gowalla").check()
+
+
+def test_peak_memory_is_exact_and_repeats() -> None:
+    def run() -> None:
+        a = torch.empty(1000)
+        b = torch.empty(500)
+        del a
+        torch.empty(1200)
+        del b
+
+    assert [peak_bytes(run) for _ in range(3)] == [4 * 1700] * 3
+
+
+def test_a_hidden_dense_copy_shows() -> None:
+    import sparsecore
+
+    layer = sparsecore.SparseLinear(200, 300, density=0.1)
+    x = torch.ones(4, 200)
+    honest = peak_bytes(lambda: layer(x))
+    hidden = peak_bytes(lambda: (layer.to_dense(), layer(x)) if hasattr(layer, "to_dense") else None)
+    assert honest < 4 * 4 * 300 * 2
+    if hasattr(layer, "to_dense"):
+        assert hidden > honest + 4 * 200 * 300 - 1
+
+
+def test_dense_models_agree_with_torchs_counter() -> None:
+    """Layers that torch counts: matrix products and convolutions."""
+    from harness.comparison import compare
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    x = torch.ones(2, 3, 8, 8)
+
+    def step() -> None:
+        model(x).sum().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    found = compare({"dense": step, "again": step}, seconds=0.01, rounds=2)
+    assert 2 * found["dense"].macs == counter.get_total_flops()
+
+
+def test_asv_parameters_are_full_products() -> None:
+    for group in GROUPS:
+        for quick in (True, False):
+            works, forms = cells(group, quick)
+            if group in ("layer", "train", "infer", "quality"):
+                assert all(WORKLOADS[name].forms == forms for name in works)
+
+
+def test_choose() -> None:
+    assert {w.name for w in choose("^import$")} == {"import"}
+    assert all(w.quick for w in choose(quick=True))
+    assert choose("no such") == []
