@@ -44,6 +44,9 @@ def gate(
     counters: Annotated[bool, typer.Option("--counters", help="Counts and quality only: no times.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Real shapes too.")] = False,
     only: Only = None,
+    optional: Annotated[
+        bool, typer.Option("--optional", help="Pass if the base is not here, as in a shallow clone.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=2, help="Fresh processes of each side.")] = 3,
     threads: Threads = 1,
     markdown: Annotated[Path | None, typer.Option(help="Also write the verdict here, as Markdown.")] = None,
@@ -55,7 +58,7 @@ def gate(
     from harness.gate.page import show
     from harness.gate.run import Plan
     from harness.gate.run import gate as run
-    from harness.gate.subject import repository
+    from harness.gate.subject import commit_of, repository
     from harness.gate.verdict import exit_code
     from harness.suite.registry import choose
 
@@ -64,6 +67,12 @@ def gate(
     workloads = choose(only, quick=not full)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    if optional:
+        try:
+            commit_of(root, base)
+        except GitError as error:
+            Console().print(f"PASS: nothing to hold the working tree against: {error}", highlight=False)
+            raise typer.Exit() from None
     plan = Plan(workloads, times=not counters, rounds=rounds, threads=threads)
     verdict = run(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
