@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import app
+import harness.cli
+import recsys.cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +54,7 @@ def test_commands_marked_to_run(page: Path, tmp_path: Path, monkeypatch: pytest.
             continue
         for line in content.splitlines():
             program, *arguments = shlex.split(line)
-            assert program == "recsys"
+            app = {"recsys": recsys.cli.app, "harness": harness.cli.app}[program]
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, f"{line}\n{result.output}"
 
