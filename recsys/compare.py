@@ -146,9 +146,10 @@ class _Run:
 
     @property
     def settings(self) -> str:
-        """Everything but the seed and the place of the data."""
+        """Everything but the seed and places: of the data, and of the runs that weights were taken from."""
         content = self.config.to_dict()
         del content["train"]["seed"]
+        content["train"]["pretrained"] = sorted(content["train"].get("pretrained", {}))
         content["data"].pop("dir", None)
         return json.dumps(content, sort_keys=True)
 

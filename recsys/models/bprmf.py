@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparsecore
 from recsys.models.base import Triples
-from recsys.models.factors import Factors, pair_scores
+from recsys.models.factors import Factors, pair_scores, products
 from recsys.models.layers import Density
 from recsys.models.triples import triple_batches
 
@@ -71,7 +71,7 @@ class BPRMF(Factors):
         if isinstance(self.items, sparsecore.SparseEmbedding):
             scores = pair_scores(self.users, batch.users, self.items, pairs)
         else:
-            scores = (rows.unsqueeze(1) * chosen).sum(2)
+            scores = products(rows, chosen)
         ranking = F.softplus(scores[:, 1] - scores[:, 0]).mean()
         penalty = rows.square().sum() + chosen.square().sum()
         return ranking + self.regularization * penalty / (2 * batch.size)

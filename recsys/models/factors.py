@@ -20,7 +20,7 @@ from recsys.models.layers import Density, Layers
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["Factors", "catalogue_scores", "pair_scores", "row_scores"]
+__all__ = ["Factors", "catalogue_scores", "pair_scores", "products", "row_scores"]
 
 Table = nn.Embedding | sparsecore.SparseEmbedding
 
@@ -124,6 +124,57 @@ def _(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
 @register_flop_formula(torch.ops.recsys.dense_pair_scores)
 def _(rows: Any, table: Any, ids: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(ids) * table[1]
+
+
+def products(rows: Tensor, chosen: Tensor) -> Tensor:
+    """(B, M) dot products of rows (B, dim) with rows (B, M, dim), dense, for few of them: M is small.
+
+    Several times as fast as bmm, which is not made for one column; operators, so that multiply-adds are counted.
+    """
+    return torch.ops.recsys.dense_products(rows, chosen)
+
+
+@torch.library.custom_op(
+    "recsys::dense_products", mutates_args=(), schema="(Tensor rows, Tensor chosen) -> Tensor"
+)
+def _dense_products(rows: Tensor, chosen: Tensor) -> Tensor:
+    return (rows.unsqueeze(1) * chosen).sum(2)
+
+
+@torch.library.custom_op(
+    "recsys::dense_products_grad",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor rows, Tensor chosen) -> (Tensor, Tensor)",
+)
+def _dense_products_grad(grad: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    weights = grad.unsqueeze(2)
+    return (weights * chosen).sum(1), weights * rows.unsqueeze(1)
+
+
+@_dense_products.register_fake
+def _(rows: Tensor, chosen: Tensor) -> Tensor:
+    return rows.new_empty(chosen.shape[:2])
+
+
+@_dense_products_grad.register_fake
+def _(grad: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), torch.empty_like(chosen)
+
+
+_dense_products.register_autograd(
+    lambda ctx, grad: torch.ops.recsys.dense_products_grad(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+@register_flop_formula(torch.ops.recsys.dense_products)
+def _(rows: Any, chosen: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(chosen)
+
+
+@register_flop_formula(torch.ops.recsys.dense_products_grad)
+def _(grad: Any, rows: Any, chosen: Any, *args: Any, **kwargs: Any) -> int:
+    return 4 * math.prod(chosen)
 
 
 class _PairScores(torch.autograd.Function):

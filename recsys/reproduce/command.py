@@ -143,7 +143,7 @@ def _missing(row: TableRow, data_dir: str | None, overrides: Sequence[str]) -> s
     if row.preset not in presets():
         return f"{row.preset}: there is no such preset"
     dataset = load_config(row.preset, overrides=overrides, options=row.set).data.name
-    if dataset not in available(data_dir):
+    if dataset not in available(data_dir) and not Path(dataset).is_absolute():
         return f"{row.preset}: the data set {dataset} was not found (--data-dir, SPARSECORE_DATA)"
     return None
 

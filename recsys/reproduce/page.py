@@ -82,7 +82,7 @@ def _details(published: Published, section: Section) -> list[str]:
         data = section["dataset"]
         lines += [
             f"{data['name']}: {data['users']:,} users, {data['items']:,} items, "
-            f"{data['train_interactions']:,} interactions to train on; test: {data['split']}.",
+            f"{data['train_interactions']:,} interactions to train on; tested on {data['evaluated_on']}.",
             "",
         ]
     if rows:

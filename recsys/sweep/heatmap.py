@@ -36,9 +36,9 @@ def check_plot(grid: Grid, path: Path) -> None:
 
 
 def draw_heatmap(
-    grid: Grid, rows: Sequence[dict[str, Any]], metric: str, path: Path, title: str = "", part: str = "test"
+    grid: Grid, rows: Sequence[dict[str, Any]], metric: str, path: Path, title: str = ""
 ) -> None:
-    """Write a picture of the mean of a metric over seeds at all points of a grid; cells that failed stay blank.
+    """Write a picture of the mean of a test metric over seeds at all points of a grid; cells that failed stay blank.
 
     Args:
         grid: with two varied axes; the first goes down, the second to the right.
@@ -46,7 +46,6 @@ def draw_heatmap(
         metric: such as "ndcg@20".
         path: .svg, .pdf or .png.
         title: above the picture, before the name of the metric.
-        part: "test" or "validation".
     """
     check_plot(grid, path)
     from matplotlib import rc_context
@@ -54,7 +53,7 @@ def draw_heatmap(
     from matplotlib.figure import Figure
 
     (down, ys), (right, xs) = grid.varied.items()
-    values = heat_values(grid, rows, metric, part)
+    values = heat_values(grid, rows, metric)
     figure = Figure(figsize=(2.2 + 0.95 * len(xs), 1.6 + 0.55 * len(ys)), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no state of pyplot
     axes = figure.add_subplot()
@@ -63,7 +62,7 @@ def draw_heatmap(
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
     axes.set_xlabel(right)
     axes.set_ylabel(down)
-    axes.set_title(f"{title}: {part} {metric}" if title else f"{part} {metric}")
+    axes.set_title(f"{title}: test {metric}" if title else f"test {metric}")
     finite = values[np.isfinite(values)]
     middle = (finite.min() + finite.max()) / 2 if finite.size else math.nan
     for (y, x), value in np.ndenumerate(values):
@@ -79,11 +78,11 @@ def draw_heatmap(
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
 
 
-def heat_values(grid: Grid, rows: Sequence[dict[str, Any]], metric: str, part: str) -> np.ndarray:
+def heat_values(grid: Grid, rows: Sequence[dict[str, Any]], metric: str) -> np.ndarray:
     """(values of the first varied axis, of the second) means; NaN where a cell has none."""
     down, right = grid.varied
     places = [list(grid.axes).index(key) for key in (down, right)]
-    means = {row["cell"]: row[part].get(metric, {}).get("mean", math.nan) for row in rows}
+    means = {row["cell"]: row["test"].get(metric, {}).get("mean", math.nan) for row in rows}
     shape = (len(grid.axes[down]), len(grid.axes[right]))
     values = np.full(shape, np.nan)
     for point, name in grid.names:

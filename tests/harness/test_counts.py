@@ -31,7 +31,11 @@ class OneByOne(TorchDispatchMode):
         name = func._schema.name
         if name.startswith("sparsecore::"):
             self.macs += one_by_one(name.removeprefix("sparsecore::"), args)
-        elif name in _BAGS or name == "aten::_embedding_bag_backward" or name == "aten::_embedding_bag_dense_backward":
+        elif (
+            name in _BAGS
+            or name == "aten::_embedding_bag_backward"
+            or name == "aten::_embedding_bag_dense_backward"
+        ):
             self.macs += args[1].numel() * args[0].shape[1]
         elif name == "aten::_embedding_bag_per_sample_weights_backward":
             self.macs += args[2].numel() * args[1].shape[1]

@@ -179,3 +179,17 @@ def test_tables_say_the_protocol(runs):
     assert "sampled ranking, 99 negatives a target" in " ".join(
         call("compare", runs / "sampled").output.split()
     )
+
+
+def test_seeds_of_pretrained_runs_are_one_line(runs, tmp_path):
+    """Each seed took its weights from a run of its own."""
+    config = RunFolder(runs / "dense").config()
+    folders = []
+    for seed, source in ((0, "dsl-0"), (1, "dsl-1")):
+        taken = {"pretrained": {"all": str(runs / source)}, "seed": seed}
+        folders.append(tmp_path / f"{seed}")
+        copy = folders[-1]
+        shutil.copytree(runs / "dense", copy)
+        (copy / "config.toml").write_text(config.replace(train=taken).to_toml())
+    assert RunFolder(folders[0]).config().train.pretrained
+    assert [line.seeds for line in compare_runs(folders).lines] == [(0, 1)]

@@ -232,3 +232,18 @@ def test_one_table_sparse_and_one_dense_score_as_plain_tensors(include):
     assert_gradients(model, (users.grad, items.grad))
     everybody = model.score(np.arange(7), csr_array((7, 11)))
     torch.testing.assert_close(everybody, (users @ items.T).detach())
+
+
+def test_products_are_dot_products_and_counted() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    chosen = torch.randn(5, 3, 7, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(factors.products(rows, chosen), torch.einsum("bd,bmd->bm", rows, chosen))
+    assert torch.autograd.gradcheck(factors.products, (rows, chosen))
+    torch.library.opcheck(torch.ops.recsys.dense_products.default, (rows.detach(), chosen.detach()))
+    counter = sparsecore.MacCounter()
+    with counter.phase("forward"):
+        out = factors.products(rows, chosen)
+    with counter.phase("backward"):
+        out.sum().backward()
+    assert counter.macs == {"forward": 5 * 3 * 7, "backward": 2 * 5 * 3 * 7}

@@ -295,15 +295,15 @@ def test_heat_map_has_a_number_for_every_point(tmp_path):
     grid = grid_of("sparsity.method=dense,dsl", "train.epochs=3", "sparsity.density=0.5,0.25,0.1")
     rows = [row("dense epochs=3", 0.25), row("dsl epochs=3 density=0.5", 0.5)]
     rows.append(row("dsl epochs=3 density=0.1", 0.75))
-    values = heatmap.heat_values(grid, rows, "ndcg@20", "validation")
-    np.testing.assert_equal(values, [[0.25, 0.25, 0.25], [0.5, np.nan, 0.75]])
+    values = heatmap.heat_values(grid, rows, "ndcg@20")
+    np.testing.assert_equal(values, [[0.75, 0.75, 0.75], [0.5, np.nan, 0.25]])
     files = [tmp_path / "sub" / name for name in ("a.svg", "b.svg", "c.png", "d.pdf")]
     for file in files:
-        heatmap.draw_heatmap(grid, rows, "ndcg@20", file, "title", part="validation")
+        heatmap.draw_heatmap(grid, rows, "ndcg@20", file, "title")
     text = files[0].read_text()
-    assert text.count("0.2500") == 3
-    assert text.count("0.7500") == 1
-    assert "title: validation ndcg@20" in text
+    assert text.count("0.7500") == 3
+    assert text.count("0.2500") == 1
+    assert "title: test ndcg@20" in text
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[2].read_bytes().startswith(b"\x89PNG")
     heatmap.draw_heatmap(grid, [], "ndcg@20", files[0])  # all failed: an empty picture
