@@ -127,6 +127,13 @@ def test_times() -> None:
     assert compare_times(base, times(1.05, 1.3, 1.31)) == []
     assert [f.status for f in compare_times(times(1.3, 1.31, 1.32), base)] == ["improvement"]
     assert compare_times({}, base) == []
+    # Many rounds on a busy machine: most are slow, the best agree.
+    busy = times(1.0, 1.01, 1.02, 1.03, 1.5, 1.6, 1.7, 1.8, 1.9)
+    assert compare_times(busy, busy) == []
+    slower = {"work": {"dsl@0.5": [1.3 * value for value in busy["work"]["dsl@0.5"]]}}
+    assert [f.status for f in compare_times(busy, slower)] == ["regression"]
+    # One round tells nothing of its noise.
+    assert [f.status for f in compare_times(times(1.0), times(2.0))] == ["inconclusive"]
 
 
 def test_crossings_are_told() -> None:
