@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import harness
+import sparsecore
 from harness.gate.collect import collect
 from harness.gate.subject import GitError, Subject, extract, git, repository, snapshot
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+HOME = Path(sparsecore.__file__).parents[1]  # of the package that is installed
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_constants_of_the_kernels_are_defined_where_they_are_imported_from() -> 
 
 
 def test_a_process_that_measures(tmp_path: Path) -> None:
-    here = Subject("here", "0", ROOT, "0")
+    here = Subject("here", "0", HOME, "0")
     begun: list[str] = []
     found = collect(here, ["propagate-5000x64", "no-such-work"], seconds=0.01, progress=begun.append)
     assert begun == ["propagate-5000x64", "no-such-work"]
@@ -131,6 +132,6 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
     # Another sparsecore than the one that was meant is never measured.
     found = collect(Subject("elsewhere", "0", tmp_path / "empty", "0"), ["import"])
     assert "was to come from" in (found["import"].error or "")
-    here = Subject("here", "0", ROOT, "0")
+    here = Subject("here", "0", HOME, "0")
     found = collect(here, ["propagate-5000x64"], timeout=0.3)
     assert "longer than 0.3 s" in (found["propagate-5000x64"].error or "")

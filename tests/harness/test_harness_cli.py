@@ -18,7 +18,7 @@ from harness.cli import app
 from harness.doctor import examine
 from sparsecore.errors import SparsecoreError
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import harness
 from harness.gate.collect import Outcome
 from harness.history.identity import Identity, identify
 from harness.history.reader import read_file, read_results
@@ -19,7 +18,7 @@ from harness.history.run import commits_between
 from harness.history.writer import HistoryError, discover, results_file, write_run
 from harness.suite.registry import WORKLOADS
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

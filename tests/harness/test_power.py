@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import harness
 from harness.power import CHANGES, Change, _scratch, apply, judge
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
