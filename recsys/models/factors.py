@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
@@ -16,9 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 import sparsecore
 from recsys.models.base import Recommender, known_users
 from recsys.models.layers import Density, Layers
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 __all__ = ["Factors", "catalogue_scores", "pair_scores", "products", "row_scores"]
 
@@ -101,18 +100,36 @@ def row_scores(rows: Tensor, items: Table, item_ids: Tensor) -> Tensor:
     return _PairScores.apply(rows, items.weight, item_ids)
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether torch.sparse's products, and scipy, take it as it is."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
 # An operator, so that its multiply-adds are counted (`sparsecore.MacCounter`): torch takes products and sums for free.
 @torch.library.custom_op(
     "recsys::dense_pair_scores", mutates_args=(), schema="(Tensor rows, Tensor table, Tensor ids) -> Tensor"
 )
 def _dense_pair_scores(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    if _on_cpu(rows):
+        # The products of a sparse pattern whose row b stores ids[b], in any order and more than once: no row is copied.
+        (batch, each), places = ids.shape, torch.arange(ids.shape[0] + 1) * ids.shape[1]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            pattern = torch.sparse_csr_tensor(
+                places,
+                ids.long().reshape(-1),
+                rows.new_zeros(batch * each),
+                (batch, table.shape[0]),
+                check_invariants=False,
+            )
+        return torch.sparse.sampled_addmm(pattern, rows, table.t(), beta=0.0).values().view(batch, each)
     scores = rows.new_empty(ids.shape)
     step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))
     for first in range(0, ids.shape[0], step):
         part = slice(first, first + step)
         # Not bmm, which takes two to three times as long for one column.
-        products = F.embedding(ids[part], table).mul_(rows[part].unsqueeze(1))
-        torch.sum(products, 2, out=scores[part])
+        selected = F.embedding(ids[part], table).mul_(rows[part].unsqueeze(1))
+        torch.sum(selected, 2, out=scores[part])
     return scores
 
 
@@ -200,9 +217,25 @@ class _PairScores(torch.autograd.Function):
             offsets = torch.arange(batch, device=ids.device) * each
             d_rows = F.embedding_bag(flat, table, offsets, mode="sum", per_sample_weights=weights)
         if ctx.needs_input_grad[1]:
-            order = torch.argsort(flat, stable=True)
-            counts = torch.bincount(flat, minlength=table.shape[0])
-            d_table = F.embedding_bag(
-                order // each, rows, counts.cumsum(0) - counts, mode="sum", per_sample_weights=weights[order]
-            )
+            sources, offsets, by_item = _by_item(weights, ids, table.shape[0])
+            d_table = F.embedding_bag(sources, rows, offsets, mode="sum", per_sample_weights=by_item)
         return d_rows, d_table, None
+
+
+def _by_item(weights: Tensor, ids: Tensor, n_items: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of `ids` (B, M) that name each item, item by item; where each begins; the weights (B M,) in that order."""
+    batch, each = ids.shape
+    if _on_cpu(weights) and ids.numel() < 2**31:
+        # scipy turns a matrix round by counting, several times as fast as sorting.
+        pointers = np.arange(batch + 1, dtype=np.int32) * each
+        parts = weights.detach().numpy(), ids.reshape(-1).numpy().astype(np.int32), pointers
+        turned = csr_array(parts, shape=(batch, n_items)).tocsc()
+        return (
+            torch.from_numpy(turned.indices),
+            torch.from_numpy(turned.indptr[:-1]),
+            torch.from_numpy(turned.data),
+        )
+    flat = ids.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=n_items)
+    return order // each, counts.cumsum(0) - counts, weights[order]

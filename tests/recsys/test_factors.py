@@ -46,10 +46,12 @@ def assert_gradients(model, plain):
 # ---- scores of pairs
 
 
-@pytest.mark.parametrize("block", [1, 50, 1 << 22])
+@pytest.mark.parametrize("block", [None, 1, 50, 1 << 22])
 @pytest.mark.parametrize("each", [1, 2, 9])
 def test_pair_scores_of_dense_tables_equal_the_rows_dot_products(block, each, monkeypatch):
-    monkeypatch.setattr(factors, "_BLOCK", block)
+    if block is not None:  # as on a GPU
+        monkeypatch.setattr(factors, "_BLOCK", block)
+        monkeypatch.setattr(factors, "_on_cpu", lambda tensor: False)
     users, items = nn.Embedding(7, 5).double(), nn.Embedding(11, 5).double()
     user_ids = torch.randint(7, (6,), generator=generator())
     item_ids = torch.randint(11, (6, each), generator=generator(1))
