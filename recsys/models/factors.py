@@ -110,7 +110,9 @@ def _on_cpu(tensor: Tensor) -> bool:
     "recsys::dense_pair_scores", mutates_args=(), schema="(Tensor rows, Tensor table, Tensor ids) -> Tensor"
 )
 def _dense_pair_scores(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
-    if _on_cpu(rows):
+    if (
+        _on_cpu(rows) and ids.shape[1] <= table.shape[0]
+    ):  # torch takes no pattern of more places than the matrix has
         # The products of a sparse pattern whose row b stores ids[b], in any order and more than once: no row is copied.
         (batch, each), places = ids.shape, torch.arange(ids.shape[0] + 1) * ids.shape[1]
         with warnings.catch_warnings():

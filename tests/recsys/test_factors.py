@@ -47,7 +47,7 @@ def assert_gradients(model, plain):
 
 
 @pytest.mark.parametrize("block", [None, 1, 50, 1 << 22])
-@pytest.mark.parametrize("each", [1, 2, 9])
+@pytest.mark.parametrize("each", [1, 2, 9, 30])
 def test_pair_scores_of_dense_tables_equal_the_rows_dot_products(block, each, monkeypatch):
     if block is not None:  # as on a GPU
         monkeypatch.setattr(factors, "_BLOCK", block)
