@@ -264,15 +264,26 @@ def list_workloads(only: Only = None) -> None:
     Console().print(table)
 
 
+_EXTRA = ("asv", "asv_runner", "jinja2", "matplotlib", "psutil")
+
+
 def main() -> None:
     """Entry point; errors that a user can mend are one line, and exit code 2."""
     try:
         app()
     except (GitError, ExpectationsError, HistoryError) as error:
-        Console(stderr=True).print(
-            f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        _fail(
+            f'{error.name} is not installed; harness needs more than the library: pip install "sparsecore[bench]"'
         )
-        sys.exit(2)
+
+
+def _fail(why: str) -> None:
+    Console(stderr=True).print(f"error: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

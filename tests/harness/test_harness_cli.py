@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import harness
+import harness.cli
 import sparsecore
 from harness.cli import app
 from harness.doctor import examine
@@ -118,6 +118,17 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     done = command("publish", cwd=tmp_path)
     assert done.returncode == 2
     assert "harness run" in done.stderr
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr(sys, "argv", ["harness", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        harness.cli.main()
+    assert ended.value.code == 2
+    assert 'pip install "sparsecore[bench]"' in capsys.readouterr().err
 
 
 @pytest.fixture
