@@ -91,6 +91,6 @@ def _equal(one: csr_array, other: csr_array) -> bool:
 def _refusal(dataset: Dataset) -> str:
     return (
         f"--refit needs a data set whose validation part was carved out of train by data.options.validation; that of "
-        f"{dataset.name} (evaluated on {dataset.summary()['evaluated_on']}) cannot be put back. Take a published split of "
-        "each user's interactions (a folder with train.npz and test.npz), or a split by ratio"
+        f"{dataset.name} (evaluated on {dataset.summary()['evaluated_on']}) cannot be put back. Take a published "
+        "split of each user's interactions (a folder with train.npz and test.npz), or a split by ratio"
     )
