@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -129,6 +130,7 @@ def _judge_times(verdict: Verdict, works: Sequence[str], plan: Plan, tell: Tell)
         old, new = rounds.values("time_vs_frozen")
         again = compare_times(_part(old, doubtful), _part(new, doubtful), rerun=True)
         found = [f for f in found if f.workload not in doubtful] + again
+    verdict.findings += rounds.failures()
     verdict.findings += found + crossings(*rounds.values("time_vs_dense"))
 
 
@@ -156,6 +158,25 @@ class _Rounds:
                         threads=self.plan.threads,
                     )
                 )
+
+    def failures(self) -> list[Finding]:
+        """Workloads of the head that were counted, and fail when they are timed."""
+        failed = {
+            n: o.error for outcomes in self.outcomes[1] for n, o in outcomes.items() if o.error is not None
+        }
+        return [
+            Finding(
+                "regression",
+                name,
+                "*",
+                "*",
+                None,
+                None,
+                math.nan,
+                f"fails when timed: {error.strip().splitlines()[-1]}",
+            )
+            for name, error in failed.items()
+        ]
 
     def values(self, metric: str) -> tuple[TimedRounds, TimedRounds]:
         """Of the base and of the head: workload, form, a value for each round."""

@@ -31,9 +31,8 @@ INTERVAL = 20  # steps between explorations of the small models
 # Why counted multiply-adds differ from the formulas, which take every one of them for a product with a sparse weight.
 WHY = {
     "lightgcn": "only the first hop reads the sparse table: later hops multiply the graph with dense rows",
-    "ultragcn": "scores of negatives cost as much as rows store, and exploration scores all positions of both tables",
+    "ultragcn": "scores of pairs multiply whole rows, zeros included",
     "neumf": "a lookup costs no multiply-adds: what is counted are the layers and the products of rows",
-    "convncf": "the first convolution reads an outer product of dense rows; only weights of `full` presets are sparse",
     "cdae": "the input bag reads only rows that were chosen",
     "multvae": "the input bag reads only rows that were chosen",
 }
@@ -117,7 +116,8 @@ def _formulas(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         if (
-            WORKLOADS[row.workload].group != "train"
+            not WORKLOADS[row.workload].quick  # presets explore at intervals of their own
+            or WORKLOADS[row.workload].group != "train"
             or row.method != "dsl"
             or not math.isfinite(row.macs_share)
         ):

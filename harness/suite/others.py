@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,6 +74,7 @@ def _saving(model: str) -> Callable[[], dict[str, Form]]:
         from recsys.training.trainer import Trainer
 
         place = Path(tempfile.mkdtemp(prefix="harness-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
         forms = {}
         for name in _SAVED:
             config = config_of(model, name)

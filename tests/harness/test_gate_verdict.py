@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.gate import run
 from harness.gate.collect import Outcome
 from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
+from harness.gate.subject import Subject
 from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
+from harness.suite.registry import WORKLOADS
 
 FIGURES = {"dsl@0.5": {"macs": 100.0, "peak_bytes": 64.0, "seconds": 1.0}, "dense": {"macs": 200.0}}
 
@@ -164,3 +168,16 @@ def test_expectations_file(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ExpectationsError, match=message):
             read_expectations(path)
+
+
+def test_what_fails_only_when_it_is_timed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect(subject: Subject, names: Sequence[str], *, counts: bool = True, **options: object) -> dict:
+        if counts or subject.label == "base":
+            return {name: Outcome(figures={"dense": {"macs": 1.0, "time_vs_frozen": 1.0}}) for name in names}
+        return {name: Outcome(error="Traceback\nMemoryError: no") for name in names}
+
+    monkeypatch.setattr(run, "collect", collect)
+    sides = (Subject(label, label, Path("."), label) for label in ("base", "head"))
+    plan = run.Plan([WORKLOADS["spmm-2000x300-b64"]])
+    found = run.compare(*sides, plan).findings
+    assert [(f.status, f.why) for f in found] == [("regression", "fails when timed: MemoryError: no")]
