@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 
 from harness.gate.expectations import ExpectationsError
-from harness.gate.subject import GitError
 from harness.history.run import Kept
 from harness.history.writer import HistoryError
+from harness.revisions.subject import GitError
 from recsys.files import replacing
 from recsys.machine import describe_machine
 
@@ -58,8 +58,8 @@ def gate(
     from harness.gate.page import show
     from harness.gate.run import Plan
     from harness.gate.run import gate as run
-    from harness.gate.subject import commit_of, repository
     from harness.gate.verdict import exit_code
+    from harness.revisions.subject import commit_of, repository
     from harness.suite.registry import choose
 
     root = repository()
@@ -107,8 +107,8 @@ def run(
     seconds: Annotated[float, typer.Option(min=0, help="Timing of a workload; 0 only counts.")] = 1.0,
 ) -> None:
     """Measure the current commit and keep the figures in asv's format. Exit code 1 if a workload fails."""
-    from harness.gate.subject import repository, snapshot
     from harness.history.run import measure_commit
+    from harness.revisions.subject import repository, snapshot
     from harness.suite.registry import choose
 
     root = repository()
@@ -136,11 +136,11 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """A page on the newest results of a machine: one file that opens from disk."""
-    from harness.gate.subject import repository
     from harness.history.identity import identify
     from harness.history.reader import read_results
     from harness.history.run import RESULTS
     from harness.report.page import build, to_html, to_markdown
+    from harness.revisions.subject import repository
 
     folder = repository() / RESULTS
     name = machine or identify(threads).name
@@ -168,8 +168,8 @@ def publish(
     threads: Threads = 1,
 ) -> None:
     """asv's own pages from the same results, with what they need from the network put beside them."""
-    from harness.gate.subject import repository
     from harness.history.publish import publish as run
+    from harness.revisions.subject import repository
 
     place = run(repository(), output)
     Console().print(
@@ -206,10 +206,10 @@ def backfill(
     again: Annotated[bool, typer.Option("--again", help="Also commits that have figures already.")] = False,
 ) -> None:
     """Measure past commits, with this interpreter and its packages: no environment is built."""
-    from harness.gate.subject import extract, repository
     from harness.history.identity import identify
     from harness.history.run import RESULTS, commits_between, measure_commit
     from harness.history.writer import results_file
+    from harness.revisions.subject import extract, repository
     from harness.suite.registry import choose
 
     root = repository()

@@ -1,9 +1,11 @@
 """How good the gate is: commits that change nothing must pass, planted defects must be caught, on this machine.
 
-    python -m harness.power --repeats 3 --output results/power
+    python -m harness.power --output results/power
+    python -m harness.power --jobs 3 --output results/power-loaded
 
 In a scratch clone every change is committed on top of the current commit, and ``harness gate --base HEAD~1`` judges
-it. ``--load N`` runs N processes beside it that do nothing but take a core each.
+it. ``--jobs N`` runs N trials at a time, so that each finds the machine busy with the others' measurements;
+``--load N`` runs N processes beside it that do nothing but take a core each.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,13 +28,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.gate.subject import git, repository
+from harness.revisions.subject import git, repository
 from recsys.results import save_results
 
 __all__ = ["CHANGES", "Change", "main"]
 
 # What a gate of this trial measures: an operation, a layer, a model's steps, its quality.
-ONLY = "^(spmm-2000|linear-1000|lightgcn-train|lightgcn-quality)"
+ONLY = "^(spmm-2000x300|linear-1000|lightgcn-train|lightgcn-quality)"
 
 
 @dataclass(frozen=True)
@@ -254,6 +259,7 @@ def _load(processes: int) -> Iterator[None]:
 def main(
     output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
     repeats: Annotated[int, typer.Option(min=1)] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Repeats at a time.")] = 1,
     load: Annotated[int, typer.Option(min=0, help="Processes that take a core each beside it.")] = 0,
     only: Annotated[str, typer.Option(help="Workloads of the gate.")] = ONLY,
     rounds: Annotated[int, typer.Option(min=2)] = 3,
@@ -263,18 +269,30 @@ def main(
     chosen = [c for c in CHANGES if not changes or c.name in changes.split(",")]
     console = Console(stderr=True)
     rows: dict[str, list[dict[str, Any]]] = {change.name: [] for change in chosen}
+    before = f"load average before it {os.getloadavg()[0]:.1f}"
+    beside = f"{os.cpu_count()} cores, {jobs} trials at a time, {load} busy loops beside them, {before}"
+    saving = threading.Lock()
     with tempfile.TemporaryDirectory(prefix="harness-power-") as folder, _load(load):
-        scratch = Path(folder) / "scratch"
-        base = _scratch(repository(), scratch)
-        for repeat in range(repeats):
+        scratches: queue.Queue[Path] = queue.Queue()
+        for job in range(jobs):
+            scratches.put(Path(folder) / f"scratch{job}")
+            base = _scratch(repository(), Path(folder) / f"scratch{job}")
+
+        def trial(repeat: int) -> None:
+            scratch = scratches.get()
             for change in chosen:
                 row = judge(scratch, base, change, only, rounds)
-                rows[change.name].append(row)
-                console.print(f"{repeat + 1}: {change.name}: {row}", highlight=False, soft_wrap=True)
-                _save(output, chosen, rows, load)
+                with saving:
+                    rows[change.name].append(row)
+                    console.print(f"{repeat + 1}: {change.name}: {row}", highlight=False, soft_wrap=True)
+                    _save(output, chosen, rows, beside)
+            scratches.put(scratch)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(trial, range(repeats)))
 
 
-def _save(output: Path, chosen: list[Change], rows: dict[str, list[dict[str, Any]]], load: int) -> None:
+def _save(output: Path, chosen: list[Change], rows: dict[str, list[dict[str, Any]]], beside: str) -> None:
     """Written after every judgement: an interrupted trial keeps what it has."""
     harmless = [row for change in chosen if change.caught_by is None for row in rows[change.name]]
     defects = [row for change in chosen if change.caught_by is not None for row in rows[change.name]]
@@ -285,7 +303,7 @@ def _save(output: Path, chosen: list[Change], rows: dict[str, list[dict[str, Any
         f"{alarms} false alarms in {len(harmless)} judgements of commits that change nothing "
         f"({sum(row['code'] == 2 for row in harmless)} inconclusive); "
         f"{sum(row['right'] for row in defects)} of {len(defects)} planted defects caught, each by the figure "
-        f"meant for it. Processes beside it: {load}.",
+        f"meant for it. Machine: {beside}.",
         "",
         "| commit | caught by | verdicts | right | figures that regressed | seconds |",
         "|---|---|---|---|---|---|",
@@ -300,7 +318,7 @@ def _save(output: Path, chosen: list[Change], rows: dict[str, list[dict[str, Any
                 f"| {sum(row['right'] for row in found)} of {len(found)} | {', '.join(figures) or '-'} "
                 f"| {max(row['seconds'] for row in found):.0f} |"
             )
-    save_results(output, "python -m harness.power", lines, {"load": load, "judgements": rows})
+    save_results(output, "python -m harness.power", lines, {"beside": beside, "judgements": rows})
 
 
 if __name__ == "__main__":

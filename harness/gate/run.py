@@ -8,12 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.gate.collect import Outcome, collect
 from harness.gate.expectations import Allowance, read_expectations
-from harness.gate.subject import PACKAGES, Subject, extract, snapshot
 from harness.gate.verdict import (
     Finding,
     TimedRounds,
@@ -21,6 +20,8 @@ from harness.gate.verdict import (
     compare_times,
     crossings,
 )
+from harness.revisions.collect import Outcome, collect
+from harness.revisions.subject import PACKAGES, Subject, extract, snapshot
 from harness.suite.registry import WORKLOADS
 from harness.suite.workload import Workload
 
@@ -101,11 +102,15 @@ def compare(
         verdict.same = True
         return verdict
     names = [workload.name for workload in plan.workloads]
-    sides = []
-    for subject in (base, head):
-        tell(f"counting: {subject.label}")
-        sides.append(collect(subject, names, threads=plan.threads, progress=lambda name: tell(f"  {name}")))
-    old, new = sides
+    tell(f"counting: {base.label} and {head.label}")
+
+    def count(subject: Subject) -> dict[str, Outcome]:
+        told = (lambda name: tell(f"  {name}")) if subject is head else None
+        return collect(subject, names, threads=plan.threads, progress=told)
+
+    # Counts do not depend on what runs beside them: both sides at once.
+    with ThreadPoolExecutor(2) as pool:
+        old, new = pool.map(count, (base, head))
     verdict.findings += compare_figures(old, new, allowances)
     verdict.counted = sum(len(f) for outcome in new.values() for f in outcome.figures.values())
     if plan.times:

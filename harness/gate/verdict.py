@@ -21,8 +21,8 @@ from enum import IntEnum
 from statistics import median, stdev
 from typing import Literal
 
-from harness.gate.collect import Outcome
 from harness.gate.expectations import Allowance, find_allowance
+from harness.revisions.collect import Outcome
 from harness.suite.workload import METRICS
 
 __all__ = ["Exit", "Finding", "TimedRounds", "compare_figures", "compare_times", "crossings", "exit_code"]

@@ -18,10 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.gate.collect import Outcome, collect
-from harness.gate.subject import GitError, Subject, commit_of, git
 from harness.history.identity import identify
 from harness.history.writer import discover, write_run
+from harness.revisions.collect import Outcome, collect
+from harness.revisions.subject import GitError, Subject, commit_of, git
 from harness.suite.workload import Workload
 
 __all__ = ["RESULTS", "Kept", "commits_between", "measure_commit"]
@@ -83,6 +83,7 @@ def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
 
 @contextmanager
 def _bar(console: Console | None, label: str, total: int) -> Iterator[Callable[[str], None]]:
+    console = console or Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,8 +91,8 @@ def _bar(console: Console | None, label: str, total: int) -> Iterator[Callable[[
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-        disable=console is not None and console.quiet,
+        console=console,
+        disable=console.quiet,
     )
     with progress:
         task = progress.add_task(label, total=total)
@@ -101,6 +102,8 @@ def _bar(console: Console | None, label: str, total: int) -> Iterator[Callable[[
             nonlocal begun
             progress.update(task, completed=begun, description=f"{label}: {name}")
             begun += 1
+            if not console.is_terminal:  # a bar would show nothing before its end
+                console.print(f"{label}: {begun} of {total}: {name}", highlight=False, soft_wrap=True)
 
         yield begins
         progress.update(task, completed=total, description=label)

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.gate.collect import Outcome
-from harness.gate.subject import git
 from harness.history.identity import Identity
+from harness.revisions.collect import Outcome
+from harness.revisions.subject import git
 
 __all__ = ["HistoryError", "discover", "results_file", "write_run"]
 

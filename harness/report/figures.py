@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.gate.collect import Outcome
 from harness.history.reader import Run
+from harness.revisions.collect import Outcome
 from harness.suite.workload import density_of, method_of
 
 __all__ = ["Row", "break_even", "figures_of", "outcomes_of", "rigl_share", "rows_of"]

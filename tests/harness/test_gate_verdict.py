@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.gate import run
-from harness.gate.collect import Outcome
 from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
-from harness.gate.subject import Subject
 from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
+from harness.revisions.collect import Outcome
+from harness.revisions.subject import Subject
 from harness.suite.registry import WORKLOADS
 
 FIGURES = {"dsl@0.5": {"macs": 100.0, "peak_bytes": 64.0, "seconds": 1.0}, "dense": {"macs": 200.0}}

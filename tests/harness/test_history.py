@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.gate.collect import Outcome
 from harness.history.identity import Identity, identify
 from harness.history.reader import read_file, read_results
 from harness.history.run import commits_between
 from harness.history.writer import HistoryError, discover, results_file, write_run
+from harness.revisions.collect import Outcome
 from harness.suite.registry import WORKLOADS
 
 ROOT = Path(__file__).parents[2]

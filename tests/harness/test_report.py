@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.gate.collect import Outcome
 from harness.history.reader import Record, Run
 from harness.report.figures import break_even, figures_of, outcomes_of, rigl_share, rows_of
 from harness.report.page import Report, build, to_html, to_markdown
 from harness.report.trend import Series, series_of, steps_of
+from harness.revisions.collect import Outcome
 from harness.suite.asv import GROUPS
 from harness.suite.registry import WORKLOADS
 from harness.suite.workload import density_of

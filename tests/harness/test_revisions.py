@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import sparsecore
-from harness.gate.collect import collect
-from harness.gate.subject import GitError, Subject, extract, git, repository, snapshot
+from harness.revisions.collect import collect
+from harness.revisions.subject import GitError, Subject, extract, git, repository, snapshot
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(sparsecore.__file__).parents[1]  # of the package that is installed

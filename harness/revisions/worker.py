@@ -1,6 +1,6 @@
 """The process that measures: workloads of the suite on whatever revision comes first on the path of imports.
 
-    python -P -m harness.worker REQUEST.json
+    python -P -m harness.revisions.worker REQUEST.json
 
 REQUEST holds {"subject": folder, "workloads": [names], "counts": bool, "seconds": float, "threads": int,
 "output": file}. The output gets a line of JSON for each event, at once, so that a crash loses nothing: {"start": name},

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import harness
-from harness.gate.subject import Subject
+from harness.revisions.subject import Subject
 
 __all__ = ["Outcome", "collect"]
 
@@ -90,7 +90,7 @@ def _run(
     request.write_text(json.dumps(asked))
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.worker", str(request)],
+            [sys.executable, "-P", "-m", "harness.revisions.worker", str(request)],
             env=_environment(subject, threads),
             stdout=subprocess.DEVNULL,
             stderr=errors,
