@@ -29,7 +29,7 @@ __all__ = ["EXPECTATIONS", "Plan", "Verdict", "gate"]
 
 EXPECTATIONS = Path("benchmarks/expectations.toml")
 Tell = Callable[[str], object]
-_TIMED = ("operation", "layer", "train", "infer")
+_TIMED = ("operation", "layer", "train", "infer", "device")
 
 
 @dataclass(frozen=True)

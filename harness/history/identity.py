@@ -34,6 +34,7 @@ class Identity:
     python: str
     threads: int
     simd: str
+    gpu: str
     frozen: int
 
     @property
@@ -72,5 +73,6 @@ def identify(threads: int) -> Identity:
         python=".".join(platform.python_version_tuple()[:2]),
         threads=threads,
         simd=os.environ.get("SPARSECORE_SIMD", "auto"),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         frozen=frozen.VERSION,
     )

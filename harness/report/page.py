@@ -25,6 +25,7 @@ GROUPS = {
     "layer": "Layers, training step",
     "train": "Models, training step",
     "infer": "Models, ten items for a user",
+    "device": "On a GPU",
 }
 INTERVAL = 20  # steps between explorations of the small models
 

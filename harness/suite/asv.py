@@ -85,5 +85,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "train": (*_COUNTED, *_STEPS, "macs_exploration", *_TIMED, "time_vs_masked"),
     "infer": (*_COUNTED, *_TIMED),
     "quality": ("quality_loss", "quality_gap"),
+    "device": (*_COUNTED, *_STEPS, *_TIMED, "time_vs_masked"),
     "other": ("file_bytes", "peak_bytes", "peak_vs_dense", *_TIMED),
 }

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["VERSION", "products", "rows", "stream"]
+__all__ = ["VERSION", "on_device", "products", "rows", "stream"]
 
 VERSION = 1
 
@@ -80,3 +80,11 @@ def stream(size: int) -> Run:
     """One pass like Adam's over four arrays of `size` float32."""
     arrays = [np.full(size, 1e-3, np.float32) for _ in range(4)]
     return lambda: _stream(*arrays)
+
+
+def on_device(device: str) -> Run:
+    """One pass over memory of a device: torch's own kernel, so that a series ends with another torch."""
+    import torch
+
+    values = torch.ones(1 << 24, device=device)
+    return lambda: values.mul_(1.0)

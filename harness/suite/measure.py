@@ -6,12 +6,13 @@ import gc
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.suite.workload import Form, Workload, method_of
-from sparsecore.measure import interleaved
+from sparsecore.measure import Timing, interleaved
 
 __all__ = ["Effort", "measure", "peak_bytes"]
 
@@ -83,7 +84,7 @@ def measure(workload: Workload, effort: Effort) -> Figures:
         for name in figures:
             figures[name] |= _counts(forms[name])
     if effort.seconds > 0:
-        for name, times in _times(forms, effort.seconds, workload.samples).items():
+        for name, times in _times(forms, effort.seconds, workload).items():
             figures[name] |= times
     for name in figures:
         figures[name] |= _shares(figures, name)
@@ -102,24 +103,15 @@ def _counts(form: Form) -> dict[str, float]:
     return found if peak is None else {**found, "peak_bytes": float(peak_bytes(peak))}
 
 
-def _times(forms: Mapping[str, Form], seconds: float, samples: int) -> Figures:
-    on_device = torch.cuda.is_available()
-
-    def whole(run: Callable[[], object]) -> Callable[[], object]:
-        """What was started on the device has ended when a call returns."""
-        if not on_device:
-            return run
-
-        def call() -> None:
-            run()
-            torch.cuda.synchronize()
-
-        return call
-
-    runs = {name: whole(form.run) for name, form in forms.items() if form.run is not None}
+def _times(forms: Mapping[str, Form], seconds: float, workload: Workload) -> Figures:
+    runs = {name: form.run for name, form in forms.items() if form.run is not None}
     if not runs:
         return {}
-    timings = interleaved(runs, seconds=seconds, least=samples, warm=int(samples >= 5))
+    if workload.device == "cpu":
+        least = workload.samples
+        timings = interleaved(runs, seconds=seconds, least=least, warm=int(least >= 5))
+    else:
+        timings = _on_device(runs, seconds, workload.device)
     rivals = [timing for name, timing in timings.items() if name.startswith("dense")]
     if rivals:
         timings["dense"] = min(rivals, key=lambda timing: timing.minimum)
@@ -131,6 +123,15 @@ def _times(forms: Mapping[str, Form], seconds: float, samples: int) -> Figures:
         if "frozen" in timings:
             figures[name]["time_vs_frozen"] = timing.minimum / timings["frozen"].minimum
     return figures
+
+
+def _on_device(runs: Mapping[str, Callable[[], object]], seconds: float, device: str) -> dict[str, Timing]:
+    from harness.gpu_worker import time_calls
+
+    for run in runs.values():
+        run()
+    calls = {name: partial(lambda run, turn: run(), run) for name, run in runs.items()}
+    return time_calls(calls, device, samples=100, seconds=seconds)
 
 
 _SHARES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from harness.suite.device import device_workloads
 from harness.suite.layers import layers
 from harness.suite.models import models
 from harness.suite.operations import operations
@@ -13,7 +14,9 @@ from harness.suite.workload import Workload
 __all__ = ["WORKLOADS", "choose"]
 
 WORKLOADS: dict[str, Workload] = {
-    workload.name: workload for make in (operations, layers, models, quality, others) for workload in make()
+    workload.name: workload
+    for make in (operations, layers, models, quality, device_workloads, others)
+    for workload in make()
 }
 
 

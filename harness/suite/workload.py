@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 __all__ = ["METRICS", "Form", "Group", "Metric", "Missing", "Workload", "density_of", "method_of"]
 
-Group = Literal["operation", "layer", "train", "infer", "quality", "other"]
+Group = Literal["operation", "layer", "train", "infer", "quality", "device", "other"]
 
 
 class Missing(Exception):
@@ -94,6 +96,7 @@ class Workload:
         needs: dotted names of sparsecore and recsys without which a revision cannot run it.
         data: folder of SPARSECORE_DATA that it needs, or None.
         quick: part of a quick run.
+        device: where it runs; "cuda" is missing on a machine without one, and is timed by events, from cold caches.
         samples: calls of each form to time, at least; each comes after one that is not timed, unless this is below 5.
     """
 
@@ -106,11 +109,14 @@ class Workload:
     data: str | None = None
     quick: bool = False
     samples: int = 5
+    device: str = "cpu"
 
     def check(self) -> None:
         """Raise Missing if the imported revision or this machine lacks something."""
         for name in self.needs:
             _resolve(name)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise Missing("no CUDA device")
         if self.data and not (Path(os.environ.get("SPARSECORE_DATA", "")) / self.data).is_dir():
             raise Missing(f"{self.data} is not in SPARSECORE_DATA")
 

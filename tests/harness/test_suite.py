@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import sparsecore
 from harness.suite.asv import GROUPS, cells
+from harness.suite.device import device_workloads
 from harness.suite.measure import Effort, measure, peak_bytes
 from harness.suite.registry import WORKLOADS, choose
 from harness.suite.workload import METRICS, Form, Missing, Workload, density_of, method_of
@@ -32,6 +34,33 @@ def test_a_workload_runs_and_counts(name: str) -> None:
     for form, values in sparse.items():
         if "bytes_vs_dense" in values and density_of(form) < 1:
             assert values["bytes_vs_dense"] < 1, form
+
+
+@pytest.mark.parametrize("workload", device_workloads("cpu", quick=True), ids=lambda workload: workload.name)
+def test_workloads_of_a_device_run_on_the_cpu_too(workload: Workload) -> None:
+    with sparsecore.backend("torch"):
+        figures = measure(workload, Effort(counts=True))
+    assert tuple(figures) == workload.forms
+    for values in figures.values():
+        assert set(values) <= set(GROUPS["device"])
+        assert all(math.isfinite(value) and value >= 0 for value in values.values())
+
+
+def test_workloads_of_a_device_are_missing_without_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    for workload in device_workloads():
+        with pytest.raises(Missing, match="no CUDA device"):
+            measure(workload, Effort(counts=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_workloads_of_a_device_are_timed_on_it() -> None:
+    for workload in device_workloads(quick=True):
+        figures = measure(workload, Effort(counts=True, seconds=0.2))
+        assert tuple(figures) == workload.forms
+        assert all(values["time_vs_frozen"] > 0 for values in figures.values())
 
 
 def test_counts_repeat() -> None:
@@ -89,8 +118,6 @@ def test_peak_memory_is_exact_and_repeats() -> None:
 
 
 def test_a_hidden_dense_copy_shows() -> None:
-    import sparsecore
-
     layer = sparsecore.SparseLinear(200, 300, density=0.1)
     x = torch.ones(4, 200)
     honest = peak_bytes(lambda: layer(x))
