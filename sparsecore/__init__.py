@@ -33,6 +33,7 @@ from sparsecore.nn import (
 from sparsecore.pattern import Pattern
 from sparsecore.topology.explorer import DynamicSparsity
 from sparsecore.topology.init import allocate
+from sparsecore.topology.ranks import broadcast_topology
 from sparsecore.topology.report import ExplorationReport, LayerReport
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "TopologyError",
     "allocate",
     "backend",
+    "broadcast_topology",
     "densify",
     "explain",
     "gather_dot",

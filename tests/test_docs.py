@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,8 +68,25 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
-def test_examples_run(path: Path) -> None:
-    example = runpy.run_path(str(path))
+def test_a_transformer_becomes_sparse() -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "sparse_transformer.py"))
     with contextlib.redirect_stdout(io.StringIO()):
         assert example["main"](steps=120) > 0.9
+
+
+def test_training_in_two_processes() -> None:
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(ROOT / "examples" / "data_parallel.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3200 weights of 32000 stored on every rank" in done.stdout
+
+
+def test_every_example_is_run() -> None:
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert names == {"data_parallel", "sparse_transformer"}

@@ -16,6 +16,7 @@ from sparsecore.ops.explore import GradientSource
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.grow import plan_exchange
 from sparsecore.topology.history import EverActive
+from sparsecore.topology.ranks import Ranks, SummedGradient
 from sparsecore.topology.report import ExplorationReport, LayerReport
 from sparsecore.topology.rewrite import Exchange, rewrite
 from sparsecore.topology.schedule import make_schedule
@@ -51,10 +52,13 @@ class DynamicSparsity:
             0.125 bytes beside 0.16 for weight, gradient and Adam's moments; without it the report says NaN.
         generator: CPU generator for random growth; the explorer owns it from then on. Seeded from torch's default
             generator if absent.
+        process_group: the torch.distributed group whose ranks train copies of this model; the default group if one is
+            initialised. Its ranks decide together (the gradient is that of all their batches), and what they decide is
+            compared. All of them must build the explorer and take the same steps.
 
     Raises:
         TopologyError: for a model without sparse weights, an optimizer that does not hold them, or a setting out of
-            range.
+            range; for ranks that do not hold the same index sets.
 
     Example:
         >>> explorer = DynamicSparsity(model, optimizer, interval=100, total_steps=10_000)
@@ -79,6 +83,7 @@ class DynamicSparsity:
         grow: str = "gradient",
         track_ever_active: bool = True,
         generator: torch.Generator | None = None,
+        process_group: Any = None,
     ) -> None:
         self.timetable = Timetable(
             interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow
@@ -102,6 +107,10 @@ class DynamicSparsity:
         tracked = self.modules if track_ever_active else {}
         self.history = {name: EverActive(module.index, module.shape) for name, module in tracked.items()}
         self.steps = 0
+        self.ranks = Ranks.find(process_group)
+        if self.ranks is not None:
+            self.ranks.same_state(self.generator)
+            self.ranks.check(self.modules)
         self._arm()
 
     @torch.no_grad()
@@ -113,7 +122,8 @@ class DynamicSparsity:
 
         Raises:
             TopologyError: if weights or gradients are NaN or infinite. Then nothing has been rewritten: indices,
-                values, optimizer state and generator are as they were.
+                values, optimizer state and generator are as they were. Also if ranks that train copies of the model
+                came to different index sets.
         """
         self.steps += 1
         if not self.timetable.due(self.steps):
@@ -122,7 +132,11 @@ class DynamicSparsity:
         fraction = self.timetable.drop_fraction(self.steps)
         before = self.generator.get_state()
         try:
-            plans = {name: self._plan(name, module, fraction) for name, module in self.modules.items()}
+            sources = self._sources()
+            plans = {
+                name: self._plan(name, module, source, fraction)
+                for (name, module), source in zip(self.modules.items(), sources, strict=True)
+            }
         except TopologyError:
             self.generator.set_state(before)
             self._begin_window()
@@ -131,6 +145,8 @@ class DynamicSparsity:
         for name, exchange in plans.items():
             module = self.modules[name]
             layers[name] = self._apply(name, module, exchange)
+        if self.ranks is not None:
+            self.ranks.check(self.modules)
         self._begin_window()
         return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
 
@@ -154,22 +170,30 @@ class DynamicSparsity:
         self.steps = steps
         self._arm()
 
-    def _plan(self, name: str, module: SparseModule, fraction: float) -> Exchange | None:
+    def _plan(
+        self, name: str, module: SparseModule, source: GradientSource | str | None, fraction: float
+    ) -> Exchange | None:
         """Decide the exchange of one weight without touching it."""
-        source = self._source(module)
         if source is None or not module.values.requires_grad or module.nnz == math.prod(module.shape):
             return None
         k = math.ceil(fraction * module.nnz)
         gradient = None if isinstance(source, str) else source
         return plan_exchange(module, k, gradient, self.generator, name or "the model")
 
-    def _source(self, module: SparseModule) -> GradientSource | str | None:
-        """Where growth scores come from; None if the weight has seen no gradient since the last exploration."""
+    def _sources(self) -> list[GradientSource | str | None]:
+        """Where each weight has its growth scores from; None if it has seen no gradient since the last exploration."""
         if self.timetable.grow == "random":
-            return _RANDOM
-        accumulator = getattr(module, "accumulator", None)
-        source = accumulator if accumulator is not None else module._recorder
-        return source if source is not None and source.uses else None
+            return [_RANDOM for _ in self.modules]
+        modules = list(self.modules.values())
+        found = [getattr(module, "accumulator", None) or module._recorder for module in modules]
+        mine = [source if source is not None and source.uses else None for source in found]
+        if self.ranks is None:
+            return list(mine)
+        used = self.ranks.any([source is not None for source in mine], modules[0].values.device)
+        return [
+            SummedGradient(source, self.ranks, module.values, module.shape[1]) if anyone else None
+            for source, module, anyone in zip(mine, modules, used, strict=True)
+        ]
 
     def _begin_window(self) -> None:
         """An exploration is over, or was refused: what was gathered for it is used up."""

@@ -1,0 +1,250 @@
+"""Several processes: the same index sets on every rank, and what one process would have computed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import sparsecore
+from sparsecore import DynamicSparsity, TopologyError, broadcast_topology
+from sparsecore.topology.ranks import _hash
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or sys.platform == "win32", reason="no torch.distributed with gloo"
+)
+WORLD, STEPS, INTERVAL, BATCH = 2, 100, 5, 12  # 20 explorations
+
+
+def _process(rank: int, task: Callable[..., Any], folder: Path, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=WORLD)
+    try:
+        result = task(rank, folder, *arguments)
+    except Exception:
+        result = traceback.format_exc()
+    torch.save(result, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run(task: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+    """What a task returns on every rank; a traceback where it fails."""
+    mp.spawn(_process, (task, folder, *arguments), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+class Model(nn.Module):
+    """A table, a bag, a wide layer (columns of 16 bits) and a narrow one; half of a batch meets the second table."""
+
+    def __init__(self, seed: int, encoding: str, accumulate: int | None = None) -> None:
+        super().__init__()
+        make: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+        self.table = sparsecore.SparseEmbedding(50, 8, density=0.4, accumulate_rows=accumulate, **make)
+        self.bag = sparsecore.SparseEmbeddingBag(30, 8, density=0.4, **make)
+        self.wide = sparsecore.SparseLinear(16, 300, density=0.2, bias=False, **make)
+        self.out = sparsecore.SparseLinear(300, 3, density=0.5, **make)
+        for module in (self.table, self.bag, self.wide, self.out):
+            module.set_encoding(encoding)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        ids, bags = batch
+        x = torch.cat((self.table(ids), self.bag(bags)), 1)
+        return self.out(torch.tanh(self.wide(x)))
+
+
+def batches(step: int, part: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(50, (BATCH,), generator=generator)
+    bags = torch.randint(30, (BATCH, 4), generator=generator)
+    target = torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
+    return (ids[part], bags[part]), target[part]
+
+
+def train(model: nn.Module, part: slice, steps: int = STEPS, **settings: Any) -> list[Any]:
+    """Train; the reports. The loss is a mean, as DistributedDataParallel takes means of gradients."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    explorer = DynamicSparsity(
+        model,
+        optimizer,
+        interval=INTERVAL,
+        total_steps=STEPS,
+        generator=torch.Generator().manual_seed(3 + part.start),
+        **settings,
+    )
+    reports = []
+    for step in range(steps):
+        inputs, target = batches(step, part)
+        optimizer.zero_grad()
+        (model(inputs) - target).square().mean().backward()
+        optimizer.step()
+        reports.append(explorer.step())
+    return reports
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _two(rank: int, folder: Path, encoding: str, settings: dict[str, Any]) -> Any:
+    accumulate = settings.pop("accumulate", None)
+    model = broadcast_topology(Model(rank, encoding, accumulate))  # index sets of another seed on each rank
+    each = BATCH // WORLD
+    part = slice(rank * each, (rank + 1) * each)
+    reports = train(DistributedDataParallel(model), part, **settings)
+    return _state(model), [r.nnz for r in reports if r is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoding", "settings"),
+    [("csr", {}), ("bitmap", {}), ("csr", {"grow": "random"}), ("csr", {"accumulate": 50})],
+    ids=["csr", "bitmap", "random", "rows"],
+)
+def test_two_processes_equal_one(encoding: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    found = run(_two, tmp_path, encoding, settings)
+    for result in found:
+        assert not isinstance(result, str), result
+    (first, explored), (second, _) = found
+    assert len(explored) == 20
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    settings = dict(settings)
+    one = Model(0, encoding, settings.pop("accumulate", None))
+    train(one, slice(0, BATCH), **settings)
+    for name, tensor in _state(one).items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(first[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+        else:
+            assert torch.equal(first[name], tensor), name
+
+
+def _unsynced(rank: int, folder: Path, what: str) -> str:
+    model = Model(rank if what == "start" else 0, "csr")
+    if what == "values":  # every rank trains on its own: index sets part at an exploration
+        try:
+            train(model, slice(6 * rank, 6 * rank + 6))
+        except TopologyError as error:
+            return str(error)
+    else:
+        try:
+            DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=1.0), total_steps=9)
+        except TopologyError as error:
+            return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("what", ["start", "values"])
+def test_ranks_that_differ_stop_the_run(what: str, tmp_path: Path) -> None:
+    found = run(_unsynced, tmp_path, what)
+    assert found[0] == found[1]
+    assert "on ranks 1 are not those of rank 0" in found[0]
+    assert "broadcast_topology(model)" in found[0]
+    assert "DistributedDataParallel" in found[0]
+
+
+def _alone(rank: int, folder: Path) -> int:
+    own = [dist.new_group([r]) for r in range(WORLD)][rank]
+    model = Model(rank, "csr")
+    explorer = DynamicSparsity(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), total_steps=9, process_group=own
+    )
+    return int(explorer.ranks is None)
+
+
+def test_a_group_of_one_trains_alone(tmp_path: Path) -> None:
+    assert run(_alone, tmp_path) == [1, 1]
+
+
+def _other_model(rank: int, folder: Path) -> str:
+    density = 0.5 if rank == 0 else 0.25
+    model = nn.Sequential(sparsecore.SparseLinear(8, 8, density=density))
+    try:
+        broadcast_topology(model)
+    except TopologyError as error:
+        return str(error)
+    return "no error"
+
+
+def test_other_models_are_refused_on_all_ranks(tmp_path: Path) -> None:
+    found = run(_other_model, tmp_path)
+    assert found[0] == found[1]
+    assert "sparse weights of rank 1 are not those of rank 0" in found[0]
+
+
+def test_broadcast_needs_a_group_and_weights() -> None:
+    with pytest.raises(TopologyError, match="init_process_group"):
+        broadcast_topology(nn.Sequential(sparsecore.SparseLinear(4, 4, density=0.5)))
+
+
+def _saving(rank: int, folder: Path, dies: bool) -> Any:
+    """Go on from the checkpoint, if there is one, and save every ten steps; the second rank may die on its way."""
+    torch.manual_seed(0)
+    saved = folder / "checkpoint.pt"
+    model = broadcast_topology(Model(rank, "csr"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    explorer = DynamicSparsity(model, optimizer, interval=INTERVAL, total_steps=STEPS)
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        explorer.load_state_dict(state["explorer"])
+    wrapped = DistributedDataParallel(model)
+    part = slice(6 * rank, 6 * rank + 6)
+    for step in range(explorer.steps, 40):
+        inputs, target = batches(step, part)
+        optimizer.zero_grad()
+        (wrapped(inputs) - target).square().mean().backward()
+        optimizer.step()
+        explorer.step()
+        if rank == 0 and explorer.steps % 10 == 0:
+            parts = {"model": model, "optimizer": optimizer, "explorer": explorer}
+            torch.save({name: p.state_dict() for name, p in parts.items()}, saved.with_suffix(".new"))
+            saved.with_suffix(".new").rename(saved)
+        if dies and rank == 1 and step == 33:
+            os._exit(9)
+    return explorer.steps, _state(model)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    whole.mkdir()
+    with pytest.raises(mp.ProcessExitedException):
+        mp.spawn(_process, (_saving, killed, True), nprocs=WORLD)
+    (killed / "ranks").unlink(missing_ok=True)
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["explorer"]["steps"] == 30
+    (steps, resumed), (_, other) = run(_saving, killed, False)
+    (_, expected), _ = run(_saving, whole, False)
+    assert steps == 40
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_hashes_tell_index_sets_apart() -> None:
+    layer = sparsecore.SparseLinear(8, 8, density=0.5)
+    same = sparsecore.SparseLinear(8, 8, density=0.5)
+    same.load_state_dict(layer.state_dict())
+    assert _hash(layer) == _hash(same)
+    seen = {int(_hash(sparsecore.SparseLinear(8, 8, density=0.5))) for _ in range(200)}
+    assert len(seen) == 200
+    crow, col = same.crow_indices.clone(), same.col_indices.clone()
+    crow[1] += 1  # one nonzero in the row above
+    same.set_encoding("csr")
+    layer.set_encoding("csr")
+    before = _hash(layer)
+    same.crow_indices.copy_(crow)
+    same.col_indices.copy_(col)
+    assert _hash(same) != before
