@@ -17,7 +17,7 @@ from sparsecore.encoding import (
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
-from sparsecore.topology.use import Recorder, Use
+from sparsecore.topology.use import Recorder
 
 __all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
 
@@ -185,14 +185,6 @@ class SparseModule(nn.Module):
         row = self.empty_row
         if row is not None and int(pattern.crow[row + 1]) != int(pattern.crow[row]):
             raise PatternError(f"the padding row {row} must be empty, but it holds nonzeros")
-
-    # ---- hooks for the topology
-
-    def _record(self, output: Tensor, use: Use) -> Tensor:
-        """While an exploration is due, keep what the growth scores need: this use and its output gradient."""
-        if self._recorder is not None and output.requires_grad:
-            self._recorder.watch(output, use)
-        return output
 
     # ---- saving and loading
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.pattern import Pattern
-from sparsecore.topology.use import GatherUse
 
 __all__ = ["SparseBias", "copy_bias", "make_bias"]
 
@@ -41,8 +40,6 @@ class SparseBias(SparseModule):
         """x (*, features) -> (*, features)."""
         ids = torch.zeros(1, dtype=torch.int64, device=input.device)
         row = ops.gather(self.values, *self.index, ids, self.shape[1])
-        if self._recorder is not None:
-            self._record(row, GatherUse(ids, row.dtype))
         return input + row[0]
 
     @classmethod

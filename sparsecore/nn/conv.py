@@ -15,7 +15,6 @@ from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.nn.bias import SparseBias, copy_bias, make_bias
 from sparsecore.nn.patches import Pair, Windows
 from sparsecore.pattern import Pattern
-from sparsecore.topology.use import GatherUse, LinearUse
 
 __all__ = ["SparseConv2d"]
 
@@ -117,8 +116,6 @@ class SparseConv2d(SparseModule):
         bias = self.bias
         dense_bias = None if isinstance(bias, SparseBias) else bias
         output = ops.spmm(self.values, *self.index, rows, dense_bias)
-        if self._recorder is not None:
-            self._record(output, LinearUse(rows))
         if isinstance(bias, SparseBias):
             output = bias(output)
         count = self.windows.count(*batch.shape[2:])
@@ -133,8 +130,6 @@ class SparseConv2d(SparseModule):
         """
         ids = torch.arange(self.shape[0], device=self.values.device)
         rows = ops.gather(self.values, *self.index, ids, self.shape[1])
-        if self._recorder is not None:
-            self._record(rows, GatherUse(ids, rows.dtype))
         return rows.view(self.dense_shape)
 
     @classmethod

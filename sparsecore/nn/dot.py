@@ -7,7 +7,6 @@ from torch import Tensor
 from sparsecore import ops
 from sparsecore.errors import SparsecoreError
 from sparsecore.nn.embedding import SparseEmbedding
-from sparsecore.topology.use import DotUse
 
 __all__ = ["gather_dot"]
 
@@ -41,8 +40,4 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
         raise SparsecoreError("accumulate_rows sums gradients of looked-up rows: look the rows up instead")
     trainable = a.values.requires_grad and b.values.requires_grad
     run = ops.gather_dot_touched if a.sparse and trainable else ops.gather_dot
-    output = run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)
-    for mine, my_ids, other, other_ids in ((a, ids_a, b, ids_b), (b, ids_b, a, ids_a)):
-        if mine._recorder is not None:
-            mine._record(output, DotUse(my_ids, other, other_ids, mine.padding_idx))
-    return output
+    return run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)

@@ -13,7 +13,6 @@ from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.pattern import Pattern
 from sparsecore.topology.accumulate import RowAccumulator
-from sparsecore.topology.use import BagUse, GatherUse
 
 __all__ = ["SparseEmbedding", "SparseEmbeddingBag"]
 
@@ -154,8 +153,6 @@ class SparseEmbedding(_SparseTable):
         ids = ids if input.dim() == 1 else ids.reshape(-1)
         lookup = ops.gather_touched if self.sparse else ops.gather
         output = lookup(self.values, *self.index, ids, self.embedding_dim)
-        if self._recorder is not None:
-            self._record(output, GatherUse(ids, output.dtype, self.padding_idx))
         if self.accumulator is not None and output.requires_grad:
             self.accumulator.watch(output, ids, self.padding_idx)
         return output if input.dim() == 1 else output.view(*input.shape, self.embedding_dim)
@@ -234,11 +231,7 @@ class SparseEmbeddingBag(_SparseTable):
             )
         else:
             weights = per_sample_weights.reshape(-1)
-        output = ops.bag(self.values, *self.index, ids, ends, weights, self.embedding_dim)
-        if self._recorder is not None:
-            bags = torch.repeat_interleave(ends[1:] - ends[:-1], output_size=ids.numel())
-            self._record(output, BagUse(ids, bags, weights, self.padding_idx))
-        return output
+        return ops.bag(self.values, *self.index, ids, ends, weights, self.embedding_dim)
 
     @classmethod
     def from_dense(

@@ -12,7 +12,6 @@ from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.nn.embedding import SparseEmbedding
 from sparsecore.pattern import pointer_dtype
-from sparsecore.topology.use import PropagateUse
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -133,10 +132,7 @@ def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: in
                 "accumulate_rows sums looked-up rows only; leave it out of a propagated table"
             )
         arrays = graph.arrays()
-        output = ops.propagate_mean(*arrays, table.values, *table.index, table.embedding_dim, hops)
-        if table._recorder is not None:
-            table._record(output, PropagateUse(arrays, hops))
-        return output
+        return ops.propagate_mean(*arrays, table.values, *table.index, table.embedding_dim, hops)
     total = table.weight
     for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
         total = table.weight + graph(total)

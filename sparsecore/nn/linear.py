@@ -14,7 +14,6 @@ from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.nn.bias import SparseBias, copy_bias, make_bias
 from sparsecore.pattern import Pattern
-from sparsecore.topology.use import LinearUse
 
 __all__ = ["SparseLinear"]
 
@@ -88,8 +87,6 @@ class SparseLinear(SparseModule):
         bias = self.bias
         dense_bias = None if isinstance(bias, SparseBias) else bias
         output = ops.spmm(self.values, *self.index, flat, dense_bias)
-        if self._recorder is not None:
-            self._record(output, LinearUse(flat))
         if isinstance(bias, SparseBias):
             output = bias(output)
         return output if input.dim() == 2 else output.view(*input.shape[:-1], self.out_features)

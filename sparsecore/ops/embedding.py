@@ -19,6 +19,7 @@ from sparsecore.ops.operator import (
     operator,
     same_dtype,
 )  # fmt: skip
+from sparsecore.ops.recording import watcher_of
 
 __all__ = [
     "bag",
@@ -106,6 +107,12 @@ def deliver(
     """What a backward pass returns for looked-up rows: their gradient as `touched` finds it, a sparse vector; or
     nothing, if an optimizer took it (see `sparsecore.ops.in_backward`).
     """
+    watcher = watcher_of(crow)
+    if watcher is not None:
+        if sources is None or weights is None:
+            watcher.saw_rows(grad, ids)
+        else:
+            watcher.saw_bags(grad, ids, sources, weights)
     updater = updater_of(parameter)
     if updater is None:
         places, values = touched(crow, col, ids, grad, parameter.shape[0], sources, weights)
@@ -136,6 +143,9 @@ def gather_touched(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor
 
 
 def _scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
+    watcher = watcher_of(crow)
+    if watcher is not None:
+        watcher.saw_rows(grad, ids)
     return load(grad.device).scatter_grad(crow, col, ids, grad, nnz)
 
 
@@ -207,7 +217,10 @@ bag = operator(
 def _bag_grad(
     crow: Tensor, col: Tensor | None, ids: Tensor, offsets: Tensor, weights: Tensor, grad: Tensor, nnz: int
 ) -> Tensor:
-    return load(grad.device).bag_grad(crow, col, ids, _bags(offsets, ids.numel()), weights, grad, nnz)
+    sources, watcher = _bags(offsets, ids.numel()), watcher_of(crow)
+    if watcher is not None:
+        watcher.saw_bags(grad, ids, sources, weights)
+    return load(grad.device).bag_grad(crow, col, ids, sources, weights, grad, nnz)
 
 
 def _bag_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsecore.backends import load
 from sparsecore.ops.operator import GRAPH, nonzeros_of, operator, same_dtype
+from sparsecore.ops.recording import watcher_of
 
 __all__ = ["propagate", "propagate_mean", "propagate_mean_grad"]
 
@@ -101,6 +102,9 @@ def _propagate_mean_grad(
     hops: int,
     nnz: int,
 ) -> Tensor:
+    watcher = watcher_of(table_crow)
+    if watcher is not None:
+        watcher.saw_propagation(grad, (crow, col, weight, crow_t, col_t, weight_t), hops)
     kernels = load(grad.device)
     transpose, out = (crow_t, col_t, weight_t), grad
     for _ in range(hops - 1):

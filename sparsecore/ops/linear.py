@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsecore.backends import load
 from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, operator, same_dtype
+from sparsecore.ops.recording import watcher_of
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
@@ -72,6 +73,9 @@ def _sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) ->
     if dy.dtype is not x.dtype:
         same_dtype("sddmm", dy=dy, x=x)
     check_rows("sddmm", crow, dy)
+    watcher = watcher_of(crow)
+    if watcher is not None:
+        watcher.saw_product(dy, x)
     return load(x.device).sddmm(crow, col, dy, x, nnz)
 
 

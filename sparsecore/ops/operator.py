@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
+from sparsecore.ops.recording import through_dispatcher
 
 __all__ = [
     "GRAPH",
@@ -62,7 +63,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], macs:
     """Register an operator without derivative: schema, implementation, shapes, multiply-adds."""
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, run, "CompositeExplicitAutograd")
+    _library.impl(name, through_dispatcher(run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
     packet = getattr(torch.ops.sparsecore, name)
 

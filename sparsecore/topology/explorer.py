@@ -207,7 +207,8 @@ class DynamicSparsity:
         for module in self.modules.values():
             if module._recorder is not None:
                 module._recorder.close()
-            module._recorder = Recorder(module.values, module.index, module.shape) if record else None
+            watched = (module.values, module.index, module.shape, module.empty_row)
+            module._recorder = Recorder(*watched) if record else None
 
     def accumulators(self) -> dict[str, RowAccumulator]:
         """The row accumulators of tables that have one, by module name."""

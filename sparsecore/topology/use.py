@@ -1,13 +1,14 @@
 """How a sparse weight was used in a step: all that is needed for its gradient at positions it does not store.
 
 The gradient of the loss in a weight that is *not* stored is never computed in training. At an exploration it is needed
-once, to score where to grow. Each use of a weight keeps its input and, through a hook, its output gradient; from the
-two any block of rows of the dense gradient can be computed when it is asked for, and thrown away again.
+once, to score where to grow. For that the operators that compute the gradient of stored positions tell what they
+computed it from, an input and an output gradient; from the two any block of rows of the dense gradient can be computed
+when it is asked for, and thrown away again.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from sparsecore import ops
 from sparsecore.encoding import stored_mask
+from sparsecore.ops.recording import forget, owned, watch
 from sparsecore.topology.blocks import BLOCK
 
 __all__ = [
     "BagUse",
-    "DotUse",
     "GatherUse",
     "LinearUse",
     "PropagateUse",
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class Use(Protocol):
-    """One application of a sparse weight in a forward pass."""
+    """One application of a sparse weight, that a backward pass has reached."""
 
     def rows(self, grad: Tensor) -> Tensor | None:
         """Rows whose gradient can differ from zero, int64, ascending, unique; None for all of them."""
@@ -91,31 +92,6 @@ class GatherUse(BagUse):
         super().__init__(ids, torch.arange(ids.numel(), device=ids.device), ones, padding_idx)
 
 
-class DotUse:
-    """``out[e, j] = W[ids[e]] . V[others[e, j]]``: gradient rows are rows of V, weighted by dOut and summed.
-
-    Either side of the product can be W: ids and others are (n,) and (n, m), or the other way round. The rows of V are
-    kept as the forward pass saw them; that happens in steps that explore only.
-    """
-
-    def __init__(self, ids: Tensor, table: Any, others: Tensor, padding_idx: int | None = None) -> None:
-        rows = ops.gather(table.values.detach(), *table.index, others.reshape(-1), table.embedding_dim)
-        products = max(ids.numel(), others.numel())
-        self.ids = ids.reshape(-1).repeat_interleave(products // max(1, ids.numel()))
-        self.rows_of_other = rows.repeat_interleave(products // max(1, others.numel()), dim=0)
-        self.padding_idx = padding_idx
-
-    def _as_bags(self, grad: Tensor) -> BagUse:
-        entries = torch.arange(self.ids.numel(), device=grad.device)
-        return BagUse(self.ids, entries, grad.reshape(-1), self.padding_idx)
-
-    def rows(self, grad: Tensor) -> Tensor | None:
-        return self._as_bags(grad).rows(grad)
-
-    def block(self, grad: Tensor, rows: Tensor | slice) -> Tensor:
-        return self._as_bags(grad).block(self.rows_of_other, rows)
-
-
 class PropagateUse:
     """Mean of the hops 0..h of a graph over W: gradient ``1/(h+1) sum of (A^T)^i dOut``, an (N, d) activation."""
 
@@ -137,7 +113,7 @@ class PropagateUse:
 
 
 class Recorder:
-    """Collects a module's uses, each with its output gradient, in the order in which backward passes reach them.
+    """Collects a weight's uses, each with its output gradient, in the order in which backward passes reach them.
 
     A loss may also hold terms of the stored values themselves, such as a penalty on their squares, which are no use of
     the weight. At stored positions (a weight that is pruned may be grown at once) the gradient is therefore that of
@@ -147,11 +123,19 @@ class Recorder:
         values: the weight's parameter, (nnz,).
         index: its index set, as operators take it.
         shape: of the weight.
+        skip_row: a row that gets no gradient (an embedding's padding row).
     """
 
-    def __init__(self, values: Tensor, index: tuple[Tensor, Tensor | None], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        index: tuple[Tensor, Tensor | None],
+        shape: tuple[int, int],
+        skip_row: int | None = None,
+    ) -> None:
         self.uses: list[tuple[Use, Tensor]] = []
-        self.index, self.shape = index, shape
+        self.index, self.shape, self.skip_row = index, shape, skip_row
+        watch(index[0], self)
         self.stored: Tensor | None = None
         self._hook = values.register_hook(self._keep_stored) if values.requires_grad else None
 
@@ -164,16 +148,25 @@ class Recorder:
 
     def close(self) -> None:
         """Stop watching; what has been recorded stays."""
+        forget(self.index[0], self)
         if self._hook is not None:
             self._hook.remove()
 
-    def watch(self, output: Tensor, use: Use) -> None:
-        """Record the use once the gradient of ``output`` is known. Without a backward pass nothing is kept."""
+    # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
-        def keep(grad: Tensor) -> None:
-            self.uses.append((use, grad.detach()))
+    def saw_product(self, dy: Tensor, x: Tensor) -> None:
+        self.uses.append((LinearUse(owned(x)), owned(dy)))
 
-        output.register_hook(keep)
+    def saw_rows(self, grad: Tensor, ids: Tensor) -> None:
+        self.uses.append((GatherUse(owned(ids), grad.dtype, self.skip_row), owned(grad)))
+
+    def saw_bags(self, grad: Tensor, ids: Tensor, sources: Tensor, weights: Tensor) -> None:
+        self.uses.append((BagUse(owned(ids), sources, weights, self.skip_row), owned(grad)))
+
+    def saw_propagation(self, grad: Tensor, graph: tuple[Tensor, ...], hops: int) -> None:
+        self.uses.append((PropagateUse(graph, hops), owned(grad)))
+
+    # ---- what an exploration asks: see `sparsecore.ops.explore.GradientSource`
 
     def rows(self) -> Tensor | None:
         """Union of the rows of the uses, and of those with a gradient at a stored position; None for all rows."""

@@ -1,0 +1,107 @@
+"""Compiled models: whole graphs, the same numbers, and explorations between steps without compiling again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+
+import sparsecore
+from sparsecore import DynamicSparsity, SparseConv2d, SparseEmbedding, SparseEmbeddingBag, SparseLinear
+
+IDS = torch.randint(50, (12,), generator=torch.Generator().manual_seed(0))
+X = torch.randn(12, 20, generator=torch.Generator().manual_seed(1))
+PICTURES = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _linear() -> nn.Module:
+    return SparseLinear(20, 300, density=0.3, generator=_seeded())
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "linear": (_linear, X),
+    "embedding": (lambda: SparseEmbedding(50, 20, density=0.3, padding_idx=3, generator=_seeded()), IDS),
+    "bag": (lambda: SparseEmbeddingBag(50, 20, density=0.3, generator=_seeded()), IDS.view(4, 3)),
+    "conv": (lambda: SparseConv2d(4, 6, 3, padding=1, density=0.3, generator=_seeded()), PICTURES),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def train(model: nn.Module, forward: Callable[..., Tensor], x: Tensor, steps: int = 12) -> list[Any]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    explorer = DynamicSparsity(model, optimizer, interval=3, total_steps=steps, generator=_seeded())
+    reports = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        forward(x).square().sum().backward()
+        optimizer.step()
+        reports.append(explorer.step())
+    return [report for report in reports if report is not None]
+
+
+def same_as_eager(make: Callable[[], nn.Module], x: Tensor, backend: str) -> None:
+    compiled, eager = make(), make()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    found = train(compiled, torch.compile(compiled, backend=counter, fullgraph=True), x)
+    expected = train(eager, eager, x)
+    assert counter.frame_count == 1, "explorations must not compile anew"
+    assert found == expected
+    assert sum(layer.grown - layer.regrown for report in found for layer in report.layers.values()) > 0
+    for name, tensor in eager.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(compiled.state_dict()[name], tensor, msg=name)
+        else:
+            assert torch.equal(compiled.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_are_one_graph_that_outlives_explorations(kind: str, encoding: str) -> None:
+    make, x = LAYERS[kind]
+
+    def encoded() -> nn.Module:
+        module = make()
+        module.set_encoding(encoding)  # type: ignore[operator]
+        return module
+
+    same_as_eager(encoded, x, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ on the CPU")
+def test_buffers_that_compiled_code_takes_back_are_not_what_was_recorded() -> None:
+    """Generated code writes other numbers into the memory of activations as soon as an operator has read them."""
+
+    def make() -> nn.Module:
+        layers = [SparseLinear(20, 300, density=0.3, generator=_seeded()), nn.Tanh()]
+        layers += [SparseLinear(300, 300, density=0.1, generator=_seeded()), nn.Tanh()]
+        return nn.Sequential(*layers, SparseLinear(300, 20, density=0.3, generator=_seeded()))
+
+    same_as_eager(make, X, "inductor")
+
+
+def test_products_of_rows_compile_too() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = SparseEmbedding(50, 20, density=0.3, generator=_seeded())
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return sparsecore.gather_dot(self.table, ids, self.table, ids.flip(0))
+
+    same_as_eager(Scores, IDS, "aot_eager")
