@@ -110,7 +110,9 @@ class Pattern:
         skip_row: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Pattern:
-        """Exactly ``nnz`` positions, every subset of that size equally likely.
+        """Exactly ``nnz`` positions, every subset of that size equally likely; on the CPU.
+
+        Under ``torch.device("meta")`` nothing is drawn.
 
         Args:
             shape: ``(rows, cols)``.
@@ -133,6 +135,21 @@ class Pattern:
             nnz = min(nnz, free)
         if not 1 <= nnz <= free:
             raise DensityError(f"nnz must be in 1 .. {free} for a {rows} x {cols} weight, got {nnz}")
+        if torch.get_default_device().type == "meta":
+            return cls.meta(nnz, shape)
+        with torch.device("cpu"):
+            return cls._draw(shape, nnz, free, skip_row, generator)
+
+    @classmethod
+    def _draw(
+        cls,
+        shape: tuple[int, int],
+        nnz: int,
+        free: int,
+        skip_row: int | None,
+        generator: torch.Generator | None,
+    ) -> Pattern:
+        rows, cols = shape
         crow = torch.zeros(rows + 1, dtype=torch.int64)
         col = torch.empty(nnz, dtype=column_dtype(cols))
         filled = 0

@@ -48,7 +48,8 @@ class SparseModule(nn.Module):
         super().__init__()
         self._shape = pattern.shape
         self._recorder = None
-        pattern = pattern if device is None else pattern.to(device)
+        device = torch.get_default_device() if device is None else device
+        pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
         self._store(pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device))
 
@@ -138,7 +139,12 @@ class SparseModule(nn.Module):
         return super().__getattr__(name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        was_meta = self.index[0].is_meta
         super()._apply(fn, recurse)
+        if was_meta and not self.index[0].is_meta:
+            for tensor in self.index:  # `to_empty`: kernels must not follow what happened to lie in memory
+                if tensor is not None:
+                    tensor.zero_()
         bitmap = self._buffers.get("bitmap")
         if bitmap is not None and bitmap.device.type != "cpu":
             if bitmap.is_meta:  # nothing to decode: only shapes are left

@@ -84,13 +84,25 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
     function: Any = type(name, (torch.autograd.Function,), methods)
 
     def call(*args: Any) -> Tensor:
-        if torch.compiler.is_compiling() or _watched(args):
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed.apply(*args)
+        if _watched(args):
             return op(*args)
         if torch.is_grad_enabled():
             for a in args:
                 if isinstance(a, Tensor) and a.requires_grad:
                     return function.apply(*args)
         return run(*args)
+
+    # What torch.library derives has no rule for functional transforms. Here each level of them calls the next one.
+    levels = {
+        "forward": staticmethod(call),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+    }
+    transformed: Any = type(name, (torch.autograd.Function,), levels)
 
     call.__name__ = call.__qualname__ = name
     call.op = op  # type: ignore[attr-defined]
@@ -101,14 +113,13 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _watched(args: tuple[Any, ...]) -> bool:
-    """Whether something besides autograd wants to see the call: a mode, a transform, autocast, a tensor subclass."""
+    """Whether something besides autograd wants to see the call: a mode, autocast, a tensor subclass."""
     for a in args:
         if isinstance(a, Tensor) and type(a) not in _PLAIN:
             return True
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_any_autocast_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.overrides._is_torch_function_mode_enabled()
     )
 

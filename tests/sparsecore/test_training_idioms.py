@@ -1,0 +1,175 @@
+"""The ways in which people train with torch: transforms, deferred initialisation, checkpoints, mixed precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+import sparsecore
+from sparsecore import (
+    DynamicSparsity,
+    SparseConv2d,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    SparseModule,
+)
+
+DOUBLE = torch.float64
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+IDS = torch.randint(50, (12,), generator=seeded())
+LAYERS: dict[str, tuple[Callable[[], SparseModule], Tensor]] = {
+    "linear": (
+        lambda: SparseLinear(20, 30, density=0.3, bias_density=0.5, dtype=DOUBLE),
+        torch.randn(12, 20, dtype=DOUBLE),
+    ),
+    "embedding": (lambda: SparseEmbedding(50, 20, density=0.3, dtype=DOUBLE, padding_idx=2), IDS),
+    "bag": (lambda: SparseEmbeddingBag(50, 20, density=0.3, dtype=DOUBLE), IDS.view(4, 3)),
+    "conv": (
+        lambda: SparseConv2d(4, 6, 3, padding=1, density=0.3, dtype=DOUBLE),
+        torch.randn(3, 4, 8, 8, dtype=DOUBLE),
+    ),
+}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+@every_layer
+def test_functional_gradients_of_first_and_second_order(kind: str) -> None:
+    make, x = LAYERS[kind]
+    module = make()
+    names = dict(module.named_parameters())
+    plain = {name: p.detach() for name, p in names.items()}
+    along = {name: torch.randn_like(p) for name, p in plain.items()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(module, parameters, (x,)).sin().sum()
+
+    def slope(parameters: dict[str, Tensor]) -> Tensor:
+        found = grad(loss)(parameters)
+        return sum((found[name] * along[name]).sum() for name in along)  # type: ignore[return-value]
+
+    first = torch.autograd.grad(loss(names), list(names.values()), create_graph=True)
+    directed = sum((g * along[name]).sum() for g, name in zip(first, names, strict=True))
+    second = torch.autograd.grad(directed, list(names.values()))
+    by_transform, twice = grad(loss)(plain), grad(slope)(plain)
+    for name, once, other in zip(names, first, second, strict=True):
+        torch.testing.assert_close(by_transform[name], once)
+        torch.testing.assert_close(twice[name], other)
+    if x.is_floating_point():
+        torch.testing.assert_close(
+            grad(lambda x: module(x).sin().sum())(x),
+            torch.autograd.grad(module(y := x.clone().requires_grad_()).sin().sum(), y)[0],
+        )
+
+
+def test_vmap_says_that_it_cannot() -> None:
+    layer = SparseLinear(4, 4, density=0.5)
+    with pytest.raises(RuntimeError, match="does not have vmap support"):
+        vmap(layer)(torch.ones(2, 3, 4))
+
+
+@every_layer
+def test_deferred_initialisation(kind: str) -> None:
+    make, x = LAYERS[kind]
+    trained = make()
+    for assign in (False, True):
+        with torch.device("meta"):
+            module = make()
+        assert all(tensor.is_meta for tensor in module.state_dict().values())
+        assert module.nnz == trained.nnz
+        if not assign:
+            module = module.to_empty(device="cpu")
+            module(x)  # whatever the memory held, nothing is read out of place
+        module.load_state_dict(trained.state_dict(), assign=assign)
+        module.check_invariants()
+        torch.testing.assert_close(module(x), trained(x))
+
+
+def test_a_table_on_the_meta_device_costs_nothing() -> None:
+    with torch.device("meta"):
+        table = SparseEmbedding(1 << 40, 64, density=0.25)
+    assert table.nnz == 1 << 44
+
+
+@every_layer
+def test_recomputed_activations(kind: str) -> None:
+    make, x = LAYERS[kind]
+    module = make()
+    module(x).sin().sum().backward()
+    expected = {name: p.grad for name, p in module.named_parameters()}
+    module.zero_grad()
+    checkpoint(module, x, use_reentrant=False).sin().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter.grad, expected[name]), name  # type: ignore[arg-type]
+
+
+@every_layer
+def test_export(kind: str) -> None:
+    make, x = LAYERS[kind]
+    module = make().eval()
+    program = torch.export.export(module, (x,))
+    assert torch.equal(program.module()(x), module(x))
+
+
+def test_micro_batches_with_clipping_explore_like_one_batch() -> None:
+    def train(parts: int) -> dict[str, Tensor]:
+        model = nn.Sequential(
+            SparseLinear(20, 40, density=0.3, dtype=DOUBLE, generator=seeded()),
+            nn.Tanh(),
+            SparseLinear(40, 5, density=0.3, dtype=DOUBLE, generator=seeded(1)),
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        explorer = DynamicSparsity(model, optimizer, interval=4, total_steps=40, generator=seeded(2))
+        for step in range(40):
+            x = torch.randn(12, 20, dtype=DOUBLE, generator=seeded(100 + step))
+            for part in x.chunk(parts):
+                (model(part).square().mean() / parts).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+            explorer.step()
+            optimizer.zero_grad()
+        return model.state_dict()
+
+    whole, parts = train(1), train(3)
+    for name, tensor in whole.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(parts[name], tensor)
+        else:
+            assert torch.equal(parts[name], tensor), name
+
+
+def test_autocast_trains_and_explores() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+    sparsecore.sparsify(model, density=0.3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    explorer = DynamicSparsity(model, optimizer, interval=5, total_steps=60)
+    x = torch.randn(64, 20)
+    losses, exchanged = [], 0
+    for _ in range(60):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x), x[:, :5].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        report = explorer.step()
+        losses.append(loss.item())
+        exchanged += 0 if report is None else report.grown - report.regrown
+    assert losses[-1] < 0.5 * losses[0]
+    assert exchanged > 0
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_shared_memory() -> None:
+    layer = SparseLinear(20, 30, density=0.3).share_memory()
+    assert all(tensor.is_shared() for tensor in layer.state_dict().values())
