@@ -42,6 +42,7 @@ def _harness() -> None:
 def gate(
     base: Annotated[str, typer.Option(help="Revision to hold the working tree against.")],
     counters: Annotated[bool, typer.Option("--counters", help="Counts and quality only: no times.")] = False,
+    times: Annotated[bool, typer.Option("--times", help="Times even where the counts have decided.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Real shapes too.")] = False,
     only: Only = None,
     optional: Annotated[
@@ -73,7 +74,9 @@ def gate(
         except GitError as error:
             Console().print(f"PASS: nothing to hold the working tree against: {error}", highlight=False)
             raise typer.Exit() from None
-    plan = Plan(workloads, times=not counters, rounds=rounds, threads=threads)
+    if counters and times:
+        raise typer.BadParameter("--counters takes no times, --times takes them always: give one of the two")
+    plan = Plan(workloads, False if counters else True if times else None, rounds, threads=threads)
     verdict = run(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
     )

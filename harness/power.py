@@ -111,9 +111,8 @@ _DEFECTS = (
                 "    return y\n",
                 "    part = round(0.3 * batch)\n"
                 "    if part:\n"
-                "        again = output((part, rows), x.dtype)\n"
                 "        given = array(values), array(crow), _columns(col), array(x[:part])\n"
-                "        module.spmm(*given, again.numpy(), threads(part * nnz))\n"
+                "        module.spmm(*given, y[:part].numpy(), threads(part * nnz))\n"
                 "    return y\n",
             ),
         ),

@@ -30,7 +30,8 @@ def headline(verdict: Verdict) -> str:
     if verdict.same:
         measured = "same sources on both sides, nothing to measure"
     else:
-        measured = f"{verdict.counted:,} figures counted, {verdict.timed:,} timed"
+        timed = "the counts decide, no times taken" if verdict.decided else f"{verdict.timed:,} timed"
+        measured = f"{verdict.counted:,} figures counted, {timed}"
     extra = ", ".join(
         f"{count[status]} {status}" for status in ("improvement", "allowed", "new") if count[status]
     )

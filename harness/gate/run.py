@@ -14,11 +14,13 @@ from pathlib import Path
 
 from harness.gate.expectations import Allowance, read_expectations
 from harness.gate.verdict import (
+    Exit,
     Finding,
     TimedRounds,
     compare_figures,
     compare_times,
     crossings,
+    exit_code,
 )
 from harness.revisions.collect import Outcome, collect
 from harness.revisions.subject import PACKAGES, Subject, extract, snapshot
@@ -38,14 +40,14 @@ class Plan:
 
     Attributes:
         workloads: of the suite.
-        times: also take times, which takes most of a gate's time.
+        times: also take times, which takes most of a gate's time. None takes them unless counts have already decided.
         rounds: processes of each side that take turns; what looks slower then gets two times as many.
         seconds: of timing a workload in one of them.
         threads: of torch.
     """
 
     workloads: Sequence[Workload]
-    times: bool = True
+    times: bool | None = None
     rounds: int = 3
     seconds: float = 0.3
     threads: int = 1
@@ -58,6 +60,7 @@ class Verdict:
     Attributes:
         same: both sides have the same sources, so that nothing had to be measured.
         counted, timed: figures that were compared.
+        decided: counts found a regression, so no time was taken.
     """
 
     base: Subject
@@ -66,6 +69,7 @@ class Verdict:
     same: bool = False
     counted: int = 0
     timed: int = 0
+    decided: bool = False
 
 
 def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda line: None) -> Verdict:
@@ -113,7 +117,9 @@ def compare(
         old, new = pool.map(count, (base, head))
     verdict.findings += compare_figures(old, new, allowances)
     verdict.counted = sum(len(f) for outcome in new.values() for f in outcome.figures.values())
-    if plan.times:
+    decided = exit_code(verdict.findings) == Exit.regression
+    verdict.decided = decided and plan.times is None
+    if plan.times or (plan.times is None and not decided):
         works = [
             w.name
             for w in plan.workloads

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from harness.gate import run
 from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
+from harness.gate.page import headline
 from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
 from harness.revisions.collect import Outcome
 from harness.revisions.subject import Subject
@@ -181,3 +182,29 @@ def test_what_fails_only_when_it_is_timed_fails(monkeypatch: pytest.MonkeyPatch)
     plan = run.Plan([WORKLOADS["spmm-2000x300-b64"]])
     found = run.compare(*sides, plan).findings
     assert [(f.status, f.why) for f in found] == [("regression", "fails when timed: MemoryError: no")]
+
+
+@pytest.mark.parametrize(
+    ("macs", "times", "taken"), [(2.0, None, False), (2.0, True, True), (1.0, None, True)]
+)
+def test_times_are_left_out_where_counts_decide(
+    macs: float, times: bool | None, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = [Subject(label, label, Path(label), label) for label in ("base", "head")]
+    timed: list[str] = []
+
+    def collect(
+        subject: Subject, names: list[str], counts: bool = True, **rest: object
+    ) -> dict[str, Outcome]:
+        timed.extend([] if counts else [subject.label])
+        own = macs if subject.label == "head" else 1.0
+        figures = {"macs": own} if counts else {"time_vs_frozen": 1.0, "time_vs_dense": 1.0}
+        return {name: Outcome({"csr@0.5": figures}) for name in names}
+
+    monkeypatch.setattr(run, "collect", collect)
+    plan = run.Plan([WORKLOADS["spmm-2000x300-b64"]], times)
+    verdict = run.compare(*sides, plan)
+    assert bool(timed) == taken
+    assert verdict.decided == (macs > 1 and not times)
+    assert exit_code(verdict.findings) == (Exit.regression if macs > 1 else Exit.passed)
+    assert ("the counts decide" in headline(verdict)) == verdict.decided
