@@ -36,13 +36,17 @@ def _load(device: torch.device) -> ModuleType:
     return importlib.import_module(f"sparsecore.backends.{backend_name(device)}.explore")
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def prune(values: Tensor, index: Index, shape: tuple[int, int], k: int) -> Index:
     """Index of the weights that stay when the k of smallest magnitude go; among equals the first ones go.
 
     Raises:
         FloatingPointError: if a value is NaN or infinite.
     """
-    return _load(values.device).prune(values, index, shape, k)
+    return _load(values.device).prune(_wide(values), index, shape, k)
 
 
 def grow(
@@ -96,7 +100,12 @@ def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, sh
     Returns:
         How many positions both have.
     """
-    return _load(old[0].device).realign_(tensors, old, new, shape)
+    wide = [(_wide(tensor), fresh) for tensor, fresh in tensors]
+    kept = _load(old[0].device).realign_(wide, old, new, shape)
+    for (tensor, _), (moved, _) in zip(tensors, wide, strict=True):
+        if moved is not tensor:
+            tensor.copy_(moved)  # exact: the numbers are its own
+    return kept
 
 
 def record_(history: Tensor, index: Index, shape: tuple[int, int]) -> int:

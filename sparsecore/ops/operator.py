@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_ids",
     "check_rows",
     "define",
+    "in_float32",
     "nonzeros_of",
     "operator",
     "same_dtype",
@@ -49,6 +51,7 @@ def operator(
         backward call; plain eager code takes a `torch.autograd.Function` instead, a fifth of that. Its attribute ``op``
         is the registered operator itself.
     """
+    run = in_float32(schema, run)
     packet = define(schema, run, fake, macs)
     name = packet.__name__
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
@@ -106,6 +109,33 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
 
     call.__name__ = call.__qualname__ = name
     call.op = op  # type: ignore[attr-defined]
+    return call
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATING = ("values", "values_a", "dy", "grad", "weight", "queries")
+
+
+def in_float32(schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The implementation for 16-bit numbers too: they are widened for the call, the result is rounded at its end."""
+    names = [
+        argument.split()[-1] for argument in schema[schema.index("(") + 1 : schema.index(")")].split(", ")
+    ]
+    lead = next(place for place, name in enumerate(names) if name in _FLOATING)
+
+    def is_floating(a: Any) -> bool:
+        return isinstance(a, Tensor) and a.is_floating_point()
+
+    @functools.wraps(run)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        dtype = args[lead].dtype
+        if dtype not in _HALF or {a.dtype for a in args if is_floating(a)} != {dtype}:
+            return run(*args, **kwargs)
+        found = run(*(a.float() if is_floating(a) else a for a in args), **kwargs)
+        if isinstance(found, tuple):
+            return tuple(a.to(dtype) if is_floating(a) else a for a in found)
+        return found.to(dtype)
+
     return call
 
 

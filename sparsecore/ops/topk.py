@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.operator import WEIGHT, define, same_dtype
+from sparsecore.ops.operator import WEIGHT, define, in_float32, same_dtype
 
 __all__ = ["score_topk"]
 
@@ -43,10 +43,13 @@ def _fake(queries: Tensor, values: Tensor, crow: Tensor, col: Tensor | None, k: 
     return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
 
 
-score_topk = define(
+_SCHEMA = (
     f"score_topk(Tensor queries, {WEIGHT}, int k, Tensor? seen_crow=None, Tensor? seen_col=None)"
-    " -> (Tensor, Tensor)",
-    _score_topk,
+    " -> (Tensor, Tensor)"
+)
+score_topk = define(
+    _SCHEMA,
+    in_float32(_SCHEMA, _score_topk),
     _fake,
     macs=lambda queries, values, *rest: queries.shape[0] * values.shape[0],
 ).default

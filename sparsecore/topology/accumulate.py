@@ -45,6 +45,7 @@ class RowAccumulator:
         # A step whose gradient is not finite is one that a gradient scaler skips; its sum would never be finite again.
         if ids.numel() == 0 or not bool(torch.isfinite(grad.sum())):
             return
+        grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
         sums = grad.new_empty((0, self.cols)) if self.sums is None else self.sums
         known = self.ids.to(ids.device)
         fresh, inverse = torch.unique(ids[~torch.isin(ids, known)], return_inverse=True)

@@ -29,6 +29,12 @@ __all__ = [
 ]
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    """For scores, in single precision at least."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.detach().float() if half else owned(tensor)
+
+
 class Use(Protocol):
     """One application of a sparse weight, that a backward pass has reached."""
 
@@ -143,7 +149,7 @@ class Recorder:
         # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it. None is what an
         # optimizer has left that updates in the backward pass.
         if grad is not None and grad.layout == torch.strided:
-            grad = grad.detach()
+            grad = _kept(grad)
             self.stored = grad.clone() if self.stored is None else self.stored + grad
 
     def close(self) -> None:
@@ -155,16 +161,17 @@ class Recorder:
     # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
     def saw_product(self, dy: Tensor, x: Tensor) -> None:
-        self.uses.append((LinearUse(owned(x)), owned(dy)))
+        self.uses.append((LinearUse(_kept(x)), _kept(dy)))
 
     def saw_rows(self, grad: Tensor, ids: Tensor) -> None:
-        self.uses.append((GatherUse(owned(ids), grad.dtype, self.skip_row), owned(grad)))
+        grad = _kept(grad)
+        self.uses.append((GatherUse(owned(ids), grad.dtype, self.skip_row), grad))
 
     def saw_bags(self, grad: Tensor, ids: Tensor, sources: Tensor, weights: Tensor) -> None:
-        self.uses.append((BagUse(owned(ids), sources, weights, self.skip_row), owned(grad)))
+        self.uses.append((BagUse(owned(ids), sources, _kept(weights), self.skip_row), _kept(grad)))
 
     def saw_propagation(self, grad: Tensor, graph: tuple[Tensor, ...], hops: int) -> None:
-        self.uses.append((PropagateUse(graph, hops), owned(grad)))
+        self.uses.append((PropagateUse(graph, hops), _kept(grad)))
 
     # ---- what an exploration asks: see `sparsecore.ops.explore.GradientSource`
 

@@ -488,19 +488,21 @@ def test_mixed_types_are_refused_by_name(backend: str, name: str) -> None:
         getattr(ops, name)(*args)
 
 
+@every_operator
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["gather", "spmm"])
-def test_half_precision_is_refused_with_a_way_out(name: str, dtype: torch.dtype) -> None:
-    pattern = Pattern.random((9, 14), 0.4)
-    args = [
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in arguments(name, pattern, 6)
-    ]
-    with (
-        sparsecore.backend("numba"),
-        pytest.raises(SparsecoreError, match=r"float32 or float64, got .*float16"),
-    ):
-        getattr(ops, name)(*args)
+def test_half_precision_adds_up_in_float32(operator: Operator, backend: str, dtype: torch.dtype) -> None:
+    pattern = Pattern.random((9, 14), 0.4, generator=torch.Generator().manual_seed(0))
+
+    def cast(args: list[Any], kind: torch.dtype) -> list[Any]:
+        return [a.to(kind) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+
+    half = cast(arguments(operator.name, pattern, 6), dtype)
+    with sparsecore.backend(backend):
+        found = operator.run(*half)
+        expected = operator.run(*cast(half, torch.float32)).to(dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
 
 
 # ---------------------------------------------------------------- backends

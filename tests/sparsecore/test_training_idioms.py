@@ -173,3 +173,29 @@ def test_autocast_trains_and_explores() -> None:
 def test_shared_memory() -> None:
     layer = SparseLinear(20, 30, density=0.3).share_memory()
     assert all(tensor.is_shared() for tensor in layer.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+    sparsecore.sparsify(model, density=0.3)
+    model = model.to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    explorer = DynamicSparsity(model, optimizer, interval=5, total_steps=60)
+    x = torch.randn(64, 20)
+    losses, exchanged = [], 0
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(x.to(dtype)).float(), x[:, :5].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        report = explorer.step()
+        losses.append(loss.item())
+        exchanged += 0 if report is None else report.grown - report.regrown
+    assert losses[-1] < 0.6 * losses[0]
+    assert exchanged > 0
+    for module in model.modules():
+        if isinstance(module, SparseModule):
+            module.check_invariants()
+            assert module.values.dtype == dtype
