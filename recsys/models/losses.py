@@ -14,6 +14,13 @@ from recsys.models.base import Interactions
 __all__ = ["bernoulli_nll", "gaussian_kl", "multinomial_nll", "sampled_bernoulli_nll"]
 
 
+def _scaled(grad: Tensor, outer: Tensor) -> Tensor:
+    """grad * outer, a number that is nearly always 1. Asking costs less than a pass, but on a GPU it would wait."""
+    if outer.device.type == "cpu" and not torch.compiler.is_compiling() and bool(outer == 1):
+        return grad
+    return grad * outer
+
+
 class _MultinomialNLL(torch.autograd.Function):
     """-(1/B) sum_u sum_{i in u} log softmax(logits_u)_i, and its gradient at once, in one (B, n) buffer.
 
@@ -38,7 +45,7 @@ class _MultinomialNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad if bool(grads[0] == 1) else grad * grads[0], None, None, None
+        return _scaled(grad, grads[0]), None, None, None
 
 
 def multinomial_nll(logits: Tensor, batch: Interactions) -> Tensor:
@@ -81,7 +88,7 @@ class _BernoulliNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad if bool(grads[0] == 1) else grad * grads[0], None, None
+        return _scaled(grad, grads[0]), None, None
 
 
 def bernoulli_nll(logits: Tensor, batch: Interactions) -> Tensor:

@@ -95,10 +95,16 @@ class MultVAE(Recommender):
         scale = counts.clamp(min=1).to(sparsecore.weight_parameter(self.input).dtype).rsqrt()
         weights = scale.repeat_interleave(counts, output_size=batch.items.numel())
         if self.training and self.dropout > 0:
-            kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
-            # A dropped entry is left out instead of multiplied by zero: fewer rows to read and to send
-            # gradients to.
-            batch, weights = batch.only(kept), weights[kept] / (1 - self.dropout)
+            weights = weights / (1 - self.dropout)
+            if (
+                torch.compiler.is_compiling()
+            ):  # no other generator, and no number of entries that chance decides
+                weights = weights * (torch.rand_like(weights) >= self.dropout)
+            else:
+                kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
+                # A dropped entry is left out instead of multiplied by zero: fewer rows to read and to send
+                # gradients to.
+                batch, weights = batch.only(kept), weights[kept]
         summed = self.input(batch.items, batch.pointers[:-1], per_sample_weights=weights)
         hidden = torch.tanh(add_bias(summed, self.input_bias))
         mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
@@ -133,7 +139,10 @@ class MultVAE(Recommender):
         mean, log_variance = self.encode(batch)
         latent = mean
         if self.training:
-            noise = torch.empty_like(mean).normal_(generator=self.noise)
+            if torch.compiler.is_compiling():
+                noise = torch.randn_like(mean)
+            else:
+                noise = torch.empty_like(mean).normal_(generator=self.noise)
             latent = mean + noise * torch.exp(0.5 * log_variance)
         return multinomial_nll(self.decode(latent), batch) + self.beta(step) * gaussian_kl(mean, log_variance)
 

@@ -220,8 +220,6 @@ class SparseEmbeddingBag(_SparseTable):
         else:
             offsets = offsets.to(torch.int64)
             ends = torch.cat((offsets, offsets.new_tensor([ids.numel()])))
-            if int(ends[0]) != 0 or bool((ends[1:] < ends[:-1]).any()):
-                raise SparsecoreError("offsets must begin at 0, never fall, and end within the ids")
         if per_sample_weights is None:
             weights = torch.ones(ids.numel(), device=ids.device, dtype=self.values.dtype)
         elif per_sample_weights.shape != input.shape:

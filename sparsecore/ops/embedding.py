@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
+from sparsecore.errors import SparsecoreError
 from sparsecore.ops.in_backward import updater_of
 from sparsecore.ops.operator import (
     INDEX,
@@ -185,6 +186,10 @@ def _bag(
 ) -> Tensor:
     same_dtype("bag", values=values, weights=weights)
     check_ids(ids, crow.shape[0] - 1)
+    if offsets.device.type == "cpu" and (
+        int(offsets[0]) != 0 or int(offsets[-1]) != ids.numel() or bool((offsets.diff() < 0).any())
+    ):
+        raise SparsecoreError("offsets must begin at 0, never fall, and end within the ids")
     return load(values.device).bag(values, crow, col, ids, offsets, weights, n_cols)
 
 
