@@ -96,9 +96,8 @@ class MultVAE(Recommender):
         weights = scale.repeat_interleave(counts, output_size=batch.items.numel())
         if self.training and self.dropout > 0:
             weights = weights / (1 - self.dropout)
-            if (
-                torch.compiler.is_compiling()
-            ):  # no other generator, and no number of entries that chance decides
+            if torch.compiler.is_compiling():
+                # A graph knows torch's default generator only, and no number of entries that chance decides.
                 weights = weights * (torch.rand_like(weights) >= self.dropout)
             else:
                 kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout

@@ -29,7 +29,6 @@ class Ranks:
     def __init__(self, group: Any = None) -> None:
         self.group = group
         self.size = dist.get_world_size(group)
-        self.rank = dist.get_rank(group)
         self.first = dist.get_global_rank(group, 0) if group is not None else 0
 
     @classmethod
