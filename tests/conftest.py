@@ -1,14 +1,21 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and ``pytest --outcomes FILE``: what passed where, for docs/where.md (`harness.where`).
+
+Tests say with ``@pytest.mark.feature("..")`` which row of that page they stand for.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from recsys.machine import describe_machine
 
 # A slow or busy machine is no failure, so there are no deadlines; in CI the same examples run every time.
 settings.register_profile("local", deadline=None, max_examples=30)
@@ -32,3 +39,47 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SPARSECORE_DATA is not set: no real datasets")
     return Path(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--outcomes", metavar="FILE", help="write a summary of what passed where (json)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--outcomes")
+    if file and not hasattr(config, "workerinput"):  # not in xdist's workers: they report to their controller
+        config.pluginmanager.register(_Outcomes(Path(file)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # properties travel with the reports, from xdist's workers too
+        item.user_properties += [("feature", mark.args[0]) for mark in item.iter_markers("feature")]
+
+
+class _Outcomes:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.total: Counter[str] = Counter()
+        self.features: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (
+            report.when == "call" or not report.passed
+        ):  # a skip or an error may come before the call, or after it
+            self.total[report.outcome] += 1
+            for name, feature in report.user_properties:
+                if name == "feature":
+                    self.features.setdefault(str(feature), Counter())[report.outcome] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        found = {
+            "machine": describe_machine(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "backend": os.environ.get("SPARSECORE_BACKEND", "by device"),
+            "simd": os.environ.get("SPARSECORE_SIMD", "auto"),
+            "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
+            "total": self.total,
+            "features": dict(sorted(self.features.items())),
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,75 @@
+"""The page "Where it runs", made of test runs: ``pytest --outcomes FILE`` writes what passed, a file for each setting.
+
+    python -m harness.where results/where/*.json --output docs/where.md
+
+Rows of the first table are settings, those of the second one features, which tests name with a mark.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.files import replacing
+
+__all__ = ["main", "page"]
+
+_HEAD = """# Where it runs
+
+Made by `python -m harness.where results/where/*.json` of test runs, each of them
+`tox run -e SETTING -- --outcomes results/where/SETTING.json`.
+"""
+
+
+def page(runs: dict[str, dict[str, Any]]) -> str:
+    """Markdown, from the contents of the files by their names."""
+    lines = [
+        _HEAD,
+        "| setting | Python | torch | backend | vector code | device | passed | skipped | failed |",
+    ]
+    lines.append("|---" * 9 + "|")
+    for name, run in runs.items():
+        machine, total = run["machine"], run["total"]
+        backend = f"{run['backend']}{', interpreted' if run['interpreted'] else ''}"
+        cells = [
+            name,
+            machine["python"],
+            machine["torch"],
+            backend,
+            run["simd"] if run["simd"] != "auto" else machine["isa"],
+            run["gpu"] or f"CPU ({machine['microarchitecture']})",
+            *(str(total.get(outcome, 0)) for outcome in ("passed", "skipped", "failed")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "What is not run in a setting has no mark there.", ""]
+    lines += [f"| feature | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
+    for feature in sorted({feature for run in runs.values() for feature in run["features"]}):
+        marks = [_mark(run["features"].get(feature, {})) for run in runs.values()]
+        lines.append(f"| {feature} | {' | '.join(marks)} |")
+    dates = sorted({str(run["machine"]["date"]) for run in runs.values()})
+    commits = sorted({str(run["machine"]["commit"]) for run in runs.values()})
+    lines += ["", f"Dates: {', '.join(dates)}. Commits: {', '.join(commits)}.", ""]
+    return "\n".join(lines)
+
+
+def _mark(outcomes: dict[str, int]) -> str:
+    if outcomes.get("failed"):
+        return f"{outcomes['failed']} of {sum(outcomes.values())} fail"
+    return "yes" if outcomes.get("passed") else "skipped" if outcomes else ""
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="What pytest --outcomes wrote.")],
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("docs/where.md"),
+) -> None:
+    """Write the page."""
+    runs = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    with replacing(output) as temporary:
+        temporary.write_text(page(runs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
