@@ -1,7 +1,7 @@
 """One operation on operands of some shape and density: our form, and the dense forms it competes with.
 
 The operands are built once; every form computes the same thing from them. What torch offers for sparse weights
-(torch.sparse CSR) and scipy's CSR stand beside them where they have the operation.
+(torch.sparse CSR), scipy's CSR and, where it is installed, torch-sparse stand beside them if they have the operation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from harness.operands import IDS, Forms, Run, Weight, random_ids, torch_csr
+from harness.operands import IDS, Forms, Run, Weight, by_torch_sparse, random_ids, torch_csr
 from sparsecore import SparseEmbedding, ops
 
 __all__ = [
@@ -91,7 +91,11 @@ def spmm(
             "mm(out=)": lambda: torch.mm(x, table.t(), out=out),
             "F.linear": lambda: F.linear(x, table),
         },
-        others={"torch.sparse CSR": lambda: csr @ xt, "scipy": lambda: sparse @ transposed},
+        others={
+            "torch.sparse CSR": lambda: csr @ xt,
+            "scipy": lambda: sparse @ transposed,
+            **by_torch_sparse(weight.pattern, weight.values, xt),
+        },
         flops=2 * batch * weight.nnz,
         nbytes=rows * weight.row_bytes + 4 * batch * (rows + cols),
         resident=weight.nbytes,
@@ -105,11 +109,15 @@ def spmm_t(
     weight = Weight(rows, cols, density, skewed, encoding)
     dy = torch.randn(batch, rows)
     table, out, sparse = weight.dense(), torch.empty(batch, cols), weight.scipy().T
-    transposed = dy.t().contiguous().numpy()
+    dyt = dy.t().contiguous()
+    transposed = dyt.numpy()
     return Forms(
         ours=lambda: ops.spmm_t(weight.values, *weight.index, dy, cols),
         dense={"mm(out=)": lambda: torch.mm(dy, table, out=out)},
-        others={"scipy": lambda: sparse @ transposed},
+        others={
+            "scipy": lambda: sparse @ transposed,
+            **by_torch_sparse(weight.pattern, weight.values, dyt, transposed=True),
+        },
         flops=2 * batch * weight.nnz,
         resident=weight.nbytes,
         dense_resident=4 * rows * cols,
@@ -300,7 +308,10 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
     return Forms(
         ours=lambda: graph(x),
         dense={"torch.sparse CSR int32": lambda: narrow @ x, "torch.sparse CSR int64": lambda: wide @ x},
-        others={"scipy": lambda: matrix @ numpy},
+        others={
+            "scipy": lambda: matrix @ numpy,
+            **by_torch_sparse(sparsecore.Pattern(crow, col, shape), weight, x),
+        },
         flops=2 * graph.n_edges * dim,
         nbytes=4 * graph.n_edges * dim,
     )

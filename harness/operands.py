@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from sparsecore import Pattern
 from sparsecore.encoding import choose_encoding, encode
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["IDS", "Forms", "Run", "Weight", "random_ids", "torch_csr"]
+__all__ = ["IDS", "Forms", "Run", "Weight", "by_torch_sparse", "random_ids", "torch_csr"]
 
 Run = Callable[[], object]
 _seeds = itertools.count()
@@ -29,7 +30,7 @@ class Forms:
     Attributes:
         ours: our operator.
         dense: dense forms by name; the fastest of them is "dense".
-        others: forms of torch.sparse and scipy by name.
+        others: forms of torch.sparse, scipy and torch-sparse by name.
         flops: useful operations, two for each multiply-add with a nonzero.
         nbytes: bytes that have to be read or written at least.
         resident: bytes of our operands between calls: values, index, optimizer state; 0 if nobody asks for them.
@@ -49,6 +50,17 @@ def torch_csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
+def by_torch_sparse(
+    pattern: Pattern, values: Tensor, dense: Tensor, transposed: bool = False
+) -> dict[str, Run]:
+    """The product with a dense matrix by PyTorch Geometric's torch-sparse, where that is installed."""
+    if importlib.util.find_spec("torch_sparse") is None:
+        return {}
+    matrix = pattern.to_torch_sparse(values)
+    matrix = matrix.t() if transposed else matrix
+    return {"torch-sparse": lambda: matrix @ dense}
 
 
 class Weight:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import PatternError, SparsecoreError
+from sparsecore.sizes import column_dtype
 
 __all__ = [
     "ENCODINGS",
@@ -90,8 +91,6 @@ def encode(crow: Tensor, col: Tensor, cols: int) -> Tensor:
 
 def decode(bitmap: Tensor, cols: int) -> tuple[Tensor, Tensor]:
     """Row pointers and columns (in the narrowest type) of a bitmap: copies, O(nnz)."""
-    from sparsecore.pattern import column_dtype
-
     source = bitmap.cpu().numpy()
     rows, masks = source.shape[0] - 1, -(-cols // 32)
     crow = np.ascontiguousarray(source[:, 0])

@@ -1,4 +1,21 @@
-"""Existing sparse matrices, taken apart into a pattern and its values."""
+"""Existing sparse matrices, taken apart into a pattern and its values; and the way back.
+
+=====================  ==========================================  ==============================================
+library                from it                                     to it
+=====================  ==========================================  ==============================================
+torch.sparse           `split`: COO, CSR, CSC, BSR, BSC; copies    `Pattern.to_csr`: shares the values, and the
+                                                                   indices where their type is int32;
+                                                                   `Pattern.to_coo`: shares the values; from there
+                                                                   torch's own ``to_sparse_bsr`` and others
+scipy.sparse           `split`: any matrix or array; copies        `Pattern.to_scipy`: shares the values on the CPU
+torch-sparse (PyG)     `split`: ``SparseTensor``; copies           `Pattern.to_torch_sparse`: shares the values
+DLPack, numpy, JAX ..  `Pattern.from_csr`; copies                  ``torch.to_dlpack`` of values and indices, which
+                                                                   are plain tensors; nothing is copied
+=====================  ==========================================  ==============================================
+
+What is read is always copied: an index in another type than the narrowest one must be, and a weight that trains in
+place must not write into somebody's matrix.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +32,7 @@ __all__ = ["split"]
 
 
 def split(matrix: Any) -> tuple[Pattern, Tensor]:
-    """Pattern and values of a ``torch.sparse`` COO or CSR matrix or of any scipy.sparse matrix, in matching order.
+    """Pattern and values, in matching order, of a sparse matrix of torch, scipy or torch-sparse.
 
     Unsorted entries are sorted and duplicates added up, as torch and scipy define it; explicit zeros stay stored. The
     values are copied.
@@ -24,16 +41,30 @@ def split(matrix: Any) -> tuple[Pattern, Tensor]:
         PatternError: for something that is not a sparse matrix, or whose indices are not valid.
     """
     if isinstance(matrix, Tensor):
-        if matrix.layout == torch.sparse_csr and matrix.dim() == 2:
-            return Pattern.from_torch(matrix), matrix.values().detach().clone()
-        if matrix.layout == torch.sparse_coo and matrix.dim() == 2:
-            coalesced = matrix.detach().coalesce()
-            return Pattern.from_torch(coalesced), coalesced.values().clone()
-        raise PatternError(
-            f"expected a 2-D torch COO or CSR matrix, got {matrix.dim()}-D with layout {matrix.layout}"
-        )
+        if matrix.layout == torch.strided or matrix.dim() != 2:
+            raise PatternError(
+                f"expected a sparse 2-D matrix, got {matrix.dim()}-D with layout {matrix.layout}; "
+                "Pattern.from_dense takes a dense one"
+            )
+        matrix = matrix.detach()
+        if matrix.layout != torch.sparse_csr:
+            matrix = matrix.to_sparse_coo().coalesce()
+        return Pattern.from_torch(matrix), matrix.values().clone()
+    if type(matrix).__module__.partition(".")[0] == "torch_sparse":
+        return _split_torch_sparse(matrix)
     if not hasattr(matrix, "tocsr"):
-        raise PatternError(f"expected a torch or scipy sparse matrix, got {type(matrix).__name__}")
+        raise PatternError(
+            f"expected a sparse matrix of torch, scipy or torch-sparse, got {type(matrix).__name__}"
+        )
     csr = matrix.tocsr(copy=True)
     csr.sum_duplicates()  # sorts as well
     return Pattern.from_scipy(csr), torch.from_numpy(np.array(csr.data))
+
+
+def _split_torch_sparse(matrix: Any) -> tuple[Pattern, Tensor]:
+    crow, col, values = matrix.coalesce().csr()
+    if values is None:  # a graph without weights
+        values = torch.ones(col.numel(), device=col.device)
+    if values.dim() != 1:
+        raise PatternError(f"expected one number for each nonzero, got values of shape {tuple(values.shape)}")
+    return Pattern.from_csr(crow, col, tuple(matrix.sparse_sizes())), values.detach().clone()

@@ -12,7 +12,6 @@ plain 1-D tensor, and ``torch.sparse_csr_tensor(crow, col, values)`` is a view o
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,46 +21,16 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import DensityError, PatternError
+from sparsecore.optional import optional
 from sparsecore.sampling import sample_ranks
+from sparsecore.sizes import column_dtype, exact_nnz, pointer_dtype
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-__all__ = ["Pattern", "column_dtype", "entries", "exact_nnz", "pointer_dtype"]
+__all__ = ["Pattern", "entries"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def column_dtype(cols: int) -> torch.dtype:
-    """Narrowest integer type that holds every column index of a matrix with ``cols`` columns."""
-    if cols <= 2**8:
-        return torch.uint8
-    if cols <= 2**15:
-        return torch.int16
-    return torch.int32 if cols <= 2**31 else torch.int64
-
-
-def pointer_dtype(nnz: int) -> torch.dtype:
-    """Integer type of the row pointers: int32 while it can count to ``nnz``."""
-    return torch.int32 if nnz < 2**31 else torch.int64
-
-
-def exact_nnz(shape: tuple[int, int], density: float) -> int:
-    """Number of nonzeros of a weight of this shape: ``round(density * rows * cols)``, at least 1.
-
-    Raises:
-        DensityError: if the density is outside (0, 1] or so low that nothing would be stored.
-    """
-    rows, cols = shape
-    if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
-        raise DensityError(f"density must be a number in (0, 1], got {density!r}")
-    nnz = round(float(density) * rows * cols)
-    if nnz < 1:
-        raise DensityError(
-            f"density {density:g} of a {rows} x {cols} weight leaves no nonzero at all; "
-            f"use at least {1.0 / (rows * cols):.3g}, or leave this weight dense"
-        )
-    return nnz
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +183,12 @@ class Pattern:
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> Pattern:
-        """From a ``torch.sparse`` COO (coalesced on the way: values by `split`) or CSR matrix; explicit zeros stay."""
+        """From a ``torch.sparse`` matrix of any layout (values: `split`); what it stores stays, zeros too.
+
+        COO is coalesced on the way. Of blocks (BSR, BSC) every position is stored.
+        """
+        if matrix.layout in (torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+            matrix = matrix.to_sparse_coo()
         if matrix.layout == torch.sparse_coo:
             if matrix.dim() != 2 or matrix.dense_dim():
                 raise PatternError(
@@ -229,7 +203,7 @@ class Pattern:
             return cls.from_csr(
                 matrix.crow_indices(), matrix.col_indices(), (matrix.shape[0], matrix.shape[1])
             )
-        raise PatternError(f"expected a torch COO or CSR matrix, got layout {matrix.layout}")
+        raise PatternError(f"expected a sparse matrix, got layout {matrix.layout}")
 
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> Pattern:
@@ -291,6 +265,21 @@ class Pattern:
         return scipy.sparse.csr_array(
             (data, self.col.cpu().numpy().astype(index), self.crow.cpu().numpy().astype(index)),
             shape=self.shape,
+        )
+
+    def to_torch_sparse(self, values: Tensor) -> Any:
+        """``torch_sparse.SparseTensor`` (PyTorch Geometric's) that shares ``values``; int64 indices, as it wants them.
+
+        Raises:
+            SparsecoreError: where torch-sparse is not installed.
+        """
+        return optional("torch_sparse").SparseTensor(
+            rowptr=self.crow.to(torch.int64),
+            col=self.col.to(torch.int64),
+            value=values,
+            sparse_sizes=self.shape,
+            is_sorted=True,
+            trust_data=True,
         )
 
     def to_mask(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend("torch"):`` or the environment variable
 ``SPARSECORE_BACKEND``, read at the import, override it. A backend is a module with one function per operation (see
-``sparsecore.ops``).
+``sparsecore.ops``). ``torch_sparse`` is ``torch`` with sparse times dense products by the package torch-sparse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparsecore.errors import SparsecoreError
 
 __all__ = ["backend", "backend_name", "load"]
 
-_NAMES = ("numba", "torch")
+_NAMES = ("numba", "torch", "torch_sparse")
 _environment = os.environ.get("SPARSECORE_BACKEND")  # once: to look there costs a microsecond
 _override: ContextVar[str | None] = ContextVar("sparsecore_backend", default=None)
 _loaded: dict[str, ModuleType] = {}
@@ -34,14 +34,15 @@ def _checked(name: str, source: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every operation of the block on the backend ``name`` (``"numba"`` or ``"torch"``).
+    """Run every operation of the block on the backend ``name`` (``"numba"``, ``"torch"`` or ``"torch_sparse"``).
 
     Forward and backward choose separately: run ``loss.backward()`` inside the block too.
 
     Raises:
-        SparsecoreError: for an unknown name.
+        SparsecoreError: for an unknown name, and for a backend whose package is not installed.
     """
-    token = _override.set(_checked(name, "backend"))
+    _module(_checked(name, "backend"))
+    token = _override.set(name)
     try:
         yield
     finally:
@@ -61,7 +62,10 @@ def backend_name(device: torch.device) -> str:
 
 def load(device: torch.device) -> ModuleType:
     """The backend module for tensors on this device; imported at the first use, so that an import costs nothing."""
-    name = backend_name(device)
+    return _module(backend_name(device))
+
+
+def _module(name: str) -> ModuleType:
     module = _loaded.get(name)
     if module is None:
         module = _loaded[name] = importlib.import_module(f"sparsecore.backends.{name}")

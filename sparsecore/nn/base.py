@@ -17,6 +17,7 @@ from sparsecore.encoding import (
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
+from sparsecore.sizes import exact_nnz
 from sparsecore.topology.use import Recorder
 
 __all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
@@ -267,7 +268,6 @@ def magnitude_pattern(
 
     A row to skip (an embedding's padding row) stays empty.
     """
-    from sparsecore.pattern import exact_nnz
     from sparsecore.topology.select import largest
 
     if (density is None) == (mask is None):

@@ -13,7 +13,8 @@ from sparsecore.nn.base import SparseModule
 from sparsecore.nn.conv import SparseConv2d
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
 from sparsecore.nn.linear import SparseLinear
-from sparsecore.pattern import Pattern, exact_nnz
+from sparsecore.pattern import Pattern
+from sparsecore.sizes import exact_nnz
 from sparsecore.topology.init import allocate
 
 __all__ = ["densify", "sparsify"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.nn.embedding import SparseEmbedding
-from sparsecore.pattern import pointer_dtype
+from sparsecore.sizes import pointer_dtype
 
 if TYPE_CHECKING:
     import scipy.sparse

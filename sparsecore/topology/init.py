@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsecore.errors import DensityError
-from sparsecore.pattern import exact_nnz
+from sparsecore.sizes import exact_nnz
 
 __all__ = ["allocate"]
 

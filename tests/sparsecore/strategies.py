@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
 from sparsecore import Pattern
 
-BACKENDS = ("numba", "torch")
+# Where the environment asks for one, everything runs on that one.
+BACKENDS = (os.environ["SPARSECORE_BACKEND"],) if "SPARSECORE_BACKEND" in os.environ else ("numba", "torch")
 DTYPES = (torch.float32, torch.float64)
 
 # Around the vector widths of kernels, and where the column type changes (uint8, int16, int32).

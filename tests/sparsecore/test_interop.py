@@ -14,7 +14,10 @@ import sparsecore
 from sparsecore import ConversionError, PatternError, SparseEmbedding, SparseEmbeddingBag, SparseLinear, split
 
 # torch's own notice on CSR matrices is about the caller's matrix here, not about us.
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+pytestmark = [
+    pytest.mark.feature("matrices of other libraries"),
+    pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR) tensor support"),
+]
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 3.0, 4.0]])
 
@@ -40,9 +43,12 @@ def with_duplicates() -> torch.Tensor:
         DENSE.to_sparse_coo,
         with_duplicates,
         DENSE.to_sparse_csr,
+        DENSE.to_sparse_csc,
     ],
-    ids=["unsorted csr", "scipy coo", "scipy csc", "torch coo", "torch coo with duplicates", "torch csr"],
-)
+    ids=[
+        "unsorted csr", "scipy coo", "scipy csc", "torch coo", "torch coo with duplicates", "torch csr", "torch csc",
+    ],
+)  # fmt: skip
 def test_split_and_layers(make: Callable[[], object]) -> None:
     matrix = make()
     pattern, values = split(matrix)
@@ -60,7 +66,9 @@ def test_split_and_layers(make: Callable[[], object]) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(PatternError, match="expected a torch or scipy sparse matrix, got ndarray"):
+    with pytest.raises(
+        PatternError, match="expected a sparse matrix of torch, scipy or torch-sparse, got ndarray"
+    ):
         split(DENSE.numpy())
     with pytest.raises(PatternError, match="got 2-D with layout"):
         split(DENSE)
@@ -70,3 +78,22 @@ def test_refusals() -> None:
         SparseLinear.from_sparse(DENSE.to_sparse_csr(), bias=torch.ones(4))
     with pytest.raises(PatternError, match="padding row 2 must be empty"):
         SparseEmbedding.from_sparse(DENSE.to_sparse_csr(), padding_idx=2)
+
+
+def test_blocks_are_stored_whole() -> None:
+    square = torch.block_diag(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    for blocks in (square.to_sparse_bsr((2, 2)), square.to_sparse_bsc((2, 2))):
+        pattern, values = split(blocks)
+        pattern.check(values)
+        assert pattern.nnz == 8  # the two zeros of the first block too
+        assert torch.equal(pattern.to_dense(values), square)
+    back = pattern.to_csr(values).to_sparse_bsr((2, 2))
+    assert torch.equal(back.to_dense(), square)
+
+
+def test_other_libraries_share_the_values_without_a_copy() -> None:
+    layer = SparseLinear.from_sparse(DENSE.to_sparse_csr())
+    assert layer.pattern.to_scipy(layer.values).data.ctypes.data == layer.values.data_ptr()
+    assert layer.pattern.to_csr(layer.values.detach()).values().data_ptr() == layer.values.data_ptr()
+    for tensor in (layer.values.detach(), layer.crow_indices, layer.col_indices):
+        assert torch.from_dlpack(torch.to_dlpack(tensor)).data_ptr() == tensor.data_ptr()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from strategies import BACKENDS
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -56,7 +57,7 @@ class Everything(nn.Module):
         return self.linear(torch.tanh(self.table(ids[:, 0]) + self.bag(ids)))
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_training_and_exploring(backend: str, grow: str) -> None:
     density = 0.02  # 150,000 of 7,500,000: an int64 array of nnz is 1.2 MB, a byte for every position 7.5 MB
@@ -83,7 +84,7 @@ def test_training_and_exploring(backend: str, grow: str) -> None:
     assert all(r is None or r.grown - r.regrown > 100 for r in reports)
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_multvae(backend: str) -> None:
     n_items, hidden = 4000, 500
     model = MultVAE(n_items, hidden=hidden, latent=310, density=0.05)
@@ -111,7 +112,7 @@ def test_multvae(backend: str) -> None:
         assert 4 * smallest not in sizes
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lightgcn_keeps_few_hops(backend: str) -> None:
     """Propagated embeddings are activations, dense by the model's definition: at most hops + 1 and a gradient live."""
     n_users, n_items, dim, hops = 3000, 3000, 64, 3

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import BACKENDS
 from torch import Tensor, nn
 
 import sparsecore
 from sparsecore import DynamicSparsity, SparsecoreError, SparseLinear, optim
+
+pytestmark = pytest.mark.feature("our optimizers")
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -30,7 +33,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 every_case = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
 every_name = pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
 every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-every_backend = pytest.mark.parametrize("backend", ["numba", "torch"])
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 SHAPES = [(1,), (15,), (16,), (17,), (33, 3), (2, 3, 4), (0,), (70_001,)]
 

@@ -11,6 +11,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import BACKENDS
 from torch import Tensor, nn
 
 import sparsecore
@@ -28,6 +29,8 @@ from recsys.models.sasrec import SASRec
 from recsys.models.triples import TripleSampler
 from recsys.models.ultragcn import UltraGCN
 from sparsecore.nn.base import SparseModule
+
+pytestmark = pytest.mark.feature("training and exploring equals masked dense training")
 
 STEPS, INTERVAL = 220, 20  # 11 explorations
 
@@ -104,7 +107,7 @@ def train_both(
     return exchanged
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_multvae(backend: str, optimizer: str) -> None:
     data = interactions()
@@ -119,7 +122,7 @@ def test_multvae(backend: str, optimizer: str) -> None:
     assert exchanged > 1000  # the comparison is empty if nothing ever moves
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", ["bce", "sampled", "multinomial"])
 def test_cdae(backend: str, loss: Literal["bce", "sampled", "multinomial"]) -> None:
     data = interactions()
@@ -135,7 +138,7 @@ def test_cdae(backend: str, loss: Literal["bce", "sampled", "multinomial"]) -> N
     assert exchanged > 1000
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_lightgcn(backend: str, optimizer: str) -> None:
     data = interactions()
@@ -151,7 +154,7 @@ def test_lightgcn(backend: str, optimizer: str) -> None:
     assert exchanged > 500
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["bprmf", "ultragcn"])
 def test_factors(backend: str, optimizer: str, model: str) -> None:
@@ -178,7 +181,7 @@ def test_factors(backend: str, optimizer: str, model: str) -> None:
     assert exchanged > 500
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("optimizer", "loss"), [("adam", "sampled"), ("sgd-momentum", "sampled"), ("adam", "softmax")]
 )
@@ -219,7 +222,7 @@ def test_sasrec(backend: str, optimizer: str, loss: str) -> None:
     assert exchanged > 500
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("negatives", [2, 9])
 def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
@@ -251,7 +254,7 @@ def test_neumf(backend: str, optimizer: str, negatives: int) -> None:
     assert exchanged > 200
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_convncf(backend: str) -> None:
     """Every weight and bias sparse; dropout; L2 penalties, which just pruned weights feel too."""
     data = interactions()
@@ -294,7 +297,7 @@ class Small(nn.Module):
     rho=st.sampled_from([0.01, 0.3, 0.9, 1.0]),
     grow=st.sampled_from(["gradient", "random"]),
     optimizer=st.sampled_from(["sgd", "sgd-momentum", "adam", "adamw", "adagrad", "rmsprop"]),
-    backend=st.sampled_from(["numba", "torch"]),
+    backend=st.sampled_from(BACKENDS),
     accumulate=st.booleans(),
     penalty=st.sampled_from([0.0, 0.3]),
 )

@@ -12,8 +12,9 @@ from scipy.stats import chi2
 from strategies import NARROW_WIDTHS, WIDE_WIDTHS, masks, patterns, seeds, values_for
 
 from sparsecore import DensityError, Pattern, PatternError
-from sparsecore.pattern import column_dtype, entries, exact_nnz, pointer_dtype
+from sparsecore.pattern import entries
 from sparsecore.sampling import sample_ranks
+from sparsecore.sizes import column_dtype, exact_nnz, pointer_dtype
 
 ALL_WIDTHS = NARROW_WIDTHS + WIDE_WIDTHS
 

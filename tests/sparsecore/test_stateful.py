@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from strategies import BACKENDS
 from torch import Tensor, nn
 
 import sparsecore
@@ -83,7 +84,7 @@ class Training(RuleBasedStateMachine):
         torch.testing.assert_close(self.model.state_dict(), before, rtol=0, atol=0)
         self.identity = {name: id(p) for name, p in self.model.named_parameters()}
 
-    @rule(name=st.sampled_from(["numba", "torch"]))
+    @rule(name=st.sampled_from(BACKENDS))
     def change_backend(self, name: str) -> None:
         self.backend = name
 

@@ -1,15 +1,16 @@
-"""torch CSR views of our index arrays."""
+"""torch CSR views of our index arrays, and products with them."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparsecore.encoding import decode
 
-__all__ = ["csr", "indices"]
+__all__ = ["Product", "csr", "indices", "product"]
 
 
 def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
@@ -34,3 +35,26 @@ def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
             (crow.numel() - 1, n_cols),
             check_invariants=False,
         )
+
+
+class Product(Protocol):
+    """``A D`` or, transposed, ``A^T D`` for A (rows, n_cols) in CSR and a dense D."""
+
+    def __call__(
+        self,
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        n_cols: int,
+        dense: Tensor,
+        *,
+        transposed: bool = False,
+    ) -> Tensor: ...
+
+
+def product(
+    values: Tensor, crow: Tensor, col: Tensor, n_cols: int, dense: Tensor, *, transposed: bool = False
+) -> Tensor:
+    """By torch.sparse. Transposed, the index is turned in every call, as torch does in ``dense @ A`` too."""
+    matrix = csr(values, crow, col, n_cols)
+    return torch.sparse.mm(matrix.t().to_sparse_csr() if transposed else matrix, dense)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import csr, indices
+from sparsecore.backends.torch.csr import Product, indices, product
 from sparsecore.pattern import Pattern
 
 __all__ = ["add_rows_", "propagate", "propagate_sample", "propagate_table", "sample"]
@@ -20,9 +19,10 @@ def propagate(
     base: Tensor | None = None,
     table: tuple[Tensor, Tensor, Tensor | None] | None = None,
     scale: float = 1.0,
+    product: Product = product,
 ) -> Tensor:
     """``scale (A X + base + E)`` for a graph A in CSR and a sparse table E (values, crow, col): X (N, d) -> (M, d)."""
-    out = torch.sparse.mm(csr(weight, crow, col, x.shape[0]), x)
+    out = product(weight, crow, col, x.shape[0], x)
     if base is not None:
         out.add_(base)
     if table is not None:
@@ -41,12 +41,13 @@ def propagate_table(
     *,
     add: bool = False,
     scale: float = 1.0,
+    product: Product = product,
 ) -> Tensor:
     """``scale (A E)`` for a sparse table E, with ``add`` ``scale (A E + E)``. torch has no such product: hop 0, an
     activation, is expanded.
     """
     hop = add_rows_(values.new_zeros((t_crow.shape[0] - 1, n_cols)), values, t_crow, t_col)
-    return propagate(crow, col, weight, hop, base=hop if add else None, scale=scale)
+    return propagate(crow, col, weight, hop, base=hop if add else None, scale=scale, product=product)
 
 
 def propagate_sample(
@@ -59,9 +60,12 @@ def propagate_sample(
     t_col: Tensor | None,
     nnz: int,
     scale: float = 1.0,
+    *,
+    product: Product = product,
 ) -> Tensor:
     """``scale (A X + base)`` at the nonzeros of a pattern: (nnz,)."""
-    return sample(t_crow, t_col, propagate(crow, col, weight, x, base=base, scale=scale), nnz)
+    out = propagate(crow, col, weight, x, base=base, scale=scale, product=product)
+    return sample(t_crow, t_col, out, nnz)
 
 
 def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:

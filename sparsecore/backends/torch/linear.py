@@ -5,27 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import csr, indices
+from sparsecore.backends.torch.csr import Product, csr, indices, product
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
 
-def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
+def spmm(
+    values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor, *, product: Product = product
+) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     if x.shape[0] == 0:
         return x.new_empty((0, crow.shape[0] - 1))
-    weight = csr(values, *indices(crow, col, x.shape[1]), x.shape[1])
+    index = indices(crow, col, x.shape[1])
     # On a GPU the product with a transposed view took up to ten times as long as the one with its copy.
-    return torch.sparse.mm(weight, x.t().contiguous()).t().contiguous()
+    return product(values, *index, x.shape[1], x.t().contiguous()).t().contiguous()
 
 
-def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
+def spmm_t(
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor | None,
+    dy: Tensor,
+    n_cols: int,
+    *,
+    product: Product = product,
+) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
     if dy.shape[0] == 0:
         return dy.new_empty((0, n_cols))
-    weight = csr(values, *indices(crow, col, n_cols), n_cols)
-    # The index is turned in every call, as torch does in ``dy @ weight`` too; but not with a transposed view beside it.
-    return torch.sparse.mm(weight.t().to_sparse_csr(), dy.t().contiguous()).t().contiguous()
+    index = indices(crow, col, n_cols)
+    return product(values, *index, n_cols, dy.t().contiguous(), transposed=True).t().contiguous()
 
 
 def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:

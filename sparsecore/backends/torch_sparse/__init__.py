@@ -1,0 +1,64 @@
+"""Sparse times dense by torch-sparse (PyTorch Geometric's), everything else as in the torch backend; CPU and CUDA.
+
+torch-sparse multiplies from the right only, in 64-bit indices, which are made for each call. It has no product sampled
+at a pattern: that one (`sddmm`) stays torch's.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from sparsecore.backends.torch import (
+    add_rows_,
+    bag,
+    bag_dot,
+    bag_grad,
+    gather,
+    gather_dot,
+    id_range,
+    sample,
+    scatter_grad,
+    score_topk,
+    sddmm,
+    touched,
+)
+from sparsecore.backends.torch import graph as _graph
+from sparsecore.backends.torch import linear as _linear
+from sparsecore.optional import optional
+from sparsecore.pattern import Pattern
+
+__all__ = [
+    "add_rows_",
+    "bag",
+    "bag_dot",
+    "bag_grad",
+    "gather",
+    "gather_dot",
+    "id_range",
+    "propagate",
+    "propagate_sample",
+    "propagate_table",
+    "sample",
+    "scatter_grad",
+    "score_topk",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+    "touched",
+]
+
+torch_sparse = optional("torch_sparse")
+
+
+def _product(
+    values: Tensor, crow: Tensor, col: Tensor, n_cols: int, dense: Tensor, *, transposed: bool = False
+) -> Tensor:
+    matrix = Pattern(crow, col, (crow.numel() - 1, n_cols)).to_torch_sparse(values)
+    return torch_sparse.matmul(matrix.t() if transposed else matrix, dense)
+
+
+spmm = partial(_linear.spmm, product=_product)
+spmm_t = partial(_linear.spmm_t, product=_product)
+propagate = partial(_graph.propagate, product=_product)
+propagate_table = partial(_graph.propagate_table, product=_product)
+propagate_sample = partial(_graph.propagate_sample, product=_product)

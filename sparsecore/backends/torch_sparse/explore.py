@@ -1,0 +1,5 @@
+"""Exploration as in the torch backend: torch-sparse has nothing for it."""
+
+from sparsecore.backends.torch.explore import fill, grow, prune, realign_, record_
+
+__all__ = ["fill", "grow", "prune", "realign_", "record_"]

@@ -1,0 +1,43 @@
+"""What a weight's shape and density decide: integer types of an index, and the number of nonzeros."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+
+from sparsecore.errors import DensityError
+
+__all__ = ["column_dtype", "exact_nnz", "pointer_dtype"]
+
+
+def column_dtype(cols: int) -> torch.dtype:
+    """Narrowest integer type that holds every column index of a matrix with ``cols`` columns."""
+    if cols <= 2**8:
+        return torch.uint8
+    if cols <= 2**15:
+        return torch.int16
+    return torch.int32 if cols <= 2**31 else torch.int64
+
+
+def pointer_dtype(nnz: int) -> torch.dtype:
+    """Integer type of the row pointers: int32 while it can count to ``nnz``."""
+    return torch.int32 if nnz < 2**31 else torch.int64
+
+
+def exact_nnz(shape: tuple[int, int], density: float) -> int:
+    """Number of nonzeros of a weight of this shape: ``round(density * rows * cols)``, at least 1.
+
+    Raises:
+        DensityError: if the density is outside (0, 1] or so low that nothing would be stored.
+    """
+    rows, cols = shape
+    if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
+        raise DensityError(f"density must be a number in (0, 1], got {density!r}")
+    nnz = round(float(density) * rows * cols)
+    if nnz < 1:
+        raise DensityError(
+            f"density {density:g} of a {rows} x {cols} weight leaves no nonzero at all; "
+            f"use at least {1.0 / (rows * cols):.3g}, or leave this weight dense"
+        )
+    return nnz
