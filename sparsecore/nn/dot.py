@@ -26,7 +26,7 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
     registers); backward the nonzeros of b's rows that occur, twice.
 
     Raises:
-        SparsecoreError: if widths or shapes do not fit, one table alone has sparse gradients, or one accumulates rows.
+        SparsecoreError: if widths or shapes do not fit or one table alone has sparse gradients.
         IndexError: an id outside its table (on the CPU).
 
     Example:
@@ -36,8 +36,6 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
         raise SparsecoreError(f"both tables must have one width, got {a.embedding_dim} and {b.embedding_dim}")
     if a.sparse != b.sparse:
         raise SparsecoreError("give both tables sparse=True, or neither")
-    if a.accumulator is not None or b.accumulator is not None:
-        raise SparsecoreError("accumulate_rows sums gradients of looked-up rows: look the rows up instead")
     trainable = a.values.requires_grad and b.values.requires_grad
     run = ops.gather_dot_touched if a.sparse and trainable else ops.gather_dot
     return run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)

@@ -108,9 +108,9 @@ class SparseEmbedding(_SparseTable):
         sparse: as in ``nn.Embedding``: the gradient of ``values`` becomes a ``torch.sparse_coo`` vector of the nonzeros
             that were looked up, for an optimizer that updates those alone (`sparsecore.optim`, lazily; torch's
             SparseAdam, SGD, Adagrad). A step then costs what its batch touches, not what the table holds.
-        accumulate_rows: sum the gradients of up to this many rows over the steps between two explorations and score
-            growth by the sum, not by the last step alone; costs ``accumulate_rows * embedding_dim`` numbers. Rows are
-            admitted in the order in which they are looked up.
+        accumulate_rows: `DynamicSparsity` sums the gradients of up to this many rows over the steps between two
+            explorations and scores growth by the sum, not by the last step alone; costs
+            ``accumulate_rows * embedding_dim`` numbers. Rows are admitted in the order in which they are looked up.
         generator: CPU generator of the index set and of the values.
 
     Shapes: ids ``(*)`` int64 or int32 -> ``(*, embedding_dim)``. Initialised N(0, 1), without rescaling.
@@ -145,7 +145,10 @@ class SparseEmbedding(_SparseTable):
             num_embeddings, embedding_dim, padding_idx, device, dtype, density=density, generator=generator
         )
         self.sparse = sparse
-        self.accumulator = RowAccumulator(accumulate_rows, embedding_dim) if accumulate_rows else None
+        self.accumulator = self._accumulator(accumulate_rows)
+
+    def _accumulator(self, rows: int) -> RowAccumulator | None:
+        return RowAccumulator(rows, self.embedding_dim, self.padding_idx) if rows else None
 
     def forward(self, input: Tensor) -> Tensor:
         """ids (*) -> rows (*, embedding_dim)."""
@@ -153,8 +156,6 @@ class SparseEmbedding(_SparseTable):
         ids = ids if input.dim() == 1 else ids.reshape(-1)
         lookup = ops.gather_touched if self.sparse else ops.gather
         output = lookup(self.values, *self.index, ids, self.embedding_dim)
-        if self.accumulator is not None and output.requires_grad:
-            self.accumulator.watch(output, ids, self.padding_idx)
         return output if input.dim() == 1 else output.view(*input.shape, self.embedding_dim)
 
     @classmethod
@@ -177,7 +178,7 @@ class SparseEmbedding(_SparseTable):
             )
         table = cls._from_table(module, density, mask)
         table.sparse = module.sparse
-        table.accumulator = RowAccumulator(accumulate_rows, table.embedding_dim) if accumulate_rows else None
+        table.accumulator = table._accumulator(accumulate_rows)
         return table
 
     def to_dense(self) -> nn.Embedding:
@@ -219,7 +220,7 @@ class SparseEmbeddingBag(_SparseTable):
             raise SparsecoreError("flat ids need offsets: the first entry of every bag")
         else:
             offsets = offsets.to(torch.int64)
-            ends = torch.cat((offsets, offsets.new_tensor([ids.numel()])))
+            ends = torch.cat((offsets, offsets.new_full((1,), ids.numel())))
         if per_sample_weights is None:
             weights = torch.ones(ids.numel(), device=ids.device, dtype=self.values.dtype)
         elif per_sample_weights.shape != input.shape:

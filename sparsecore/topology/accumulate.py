@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.errors import TopologyError
+from sparsecore.errors import SparsecoreError, TopologyError
 
 __all__ = ["RowAccumulator"]
 
@@ -17,15 +17,20 @@ class RowAccumulator:
     criticism of SparseRec, arXiv 2411.12205). Summing over the window costs one dense row for each row that was
     looked up; ``capacity`` bounds it. Rows are admitted in the order in which they come, and keep their place.
 
+    Args:
+        capacity: rows at most.
+        cols: of the table.
+        skip_row: a row whose gradient is left out (an embedding's padding row).
+
     Attributes:
         ids: int64, ascending, the admitted rows.
         sums: (len(ids), cols), their gradient sums.
     """
 
-    def __init__(self, capacity: int, cols: int) -> None:
+    def __init__(self, capacity: int, cols: int, skip_row: int | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"accumulate_rows must be at least 1, got {capacity}")
-        self.capacity, self.cols = capacity, cols
+        self.capacity, self.cols, self.skip_row = capacity, cols, skip_row
         self.reset()
 
     def reset(self) -> None:
@@ -33,14 +38,28 @@ class RowAccumulator:
         self.ids = torch.empty(0, dtype=torch.int64)
         self.sums: Tensor | None = None
 
-    def watch(self, output: Tensor, ids: Tensor, padding_idx: int | None) -> None:
-        """Add the gradient of ``output`` (looked up by ``ids``) as soon as a backward pass knows it."""
-        output.register_hook(lambda grad: self.add(ids, grad.detach(), padding_idx))
+    # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
-    def add(self, ids: Tensor, grad: Tensor, padding_idx: int | None = None) -> None:
+    def saw_product(self, dy: Tensor, x: Tensor) -> None:
+        raise SparsecoreError(
+            "accumulate_rows sums the gradients of rows that are looked up, not of products"
+        )
+
+    def saw_rows(self, grad: Tensor, ids: Tensor) -> None:
+        self.add(ids, grad.detach())
+
+    def saw_bags(self, grad: Tensor, ids: Tensor, sources: Tensor, weights: Tensor) -> None:
+        self.add(ids, weights.detach().unsqueeze(1) * grad.detach()[sources])
+
+    def saw_propagation(self, grad: Tensor, graph: tuple[Tensor, ...], hops: int) -> None:
+        raise SparsecoreError("accumulate_rows sums looked-up rows only; leave it out of a propagated table")
+
+    # ----
+
+    def add(self, ids: Tensor, grad: Tensor) -> None:
         """Add gradient rows: ids (n,), grad (n, cols); repeated ids add up."""
-        if padding_idx is not None:
-            real = ids != padding_idx
+        if self.skip_row is not None:
+            real = ids != self.skip_row
             ids, grad = ids[real], grad[real]
         # A step whose gradient is not finite is one that a gradient scaler skips; its sum would never be finite again.
         if ids.numel() == 0 or not bool(torch.isfinite(grad.sum())):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops.explore import GradientSource
+from sparsecore.ops.recording import watch
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.grow import plan_exchange
 from sparsecore.topology.history import EverActive
@@ -203,12 +204,17 @@ class DynamicSparsity:
 
     def _arm(self) -> None:
         """Let modules record their uses exactly when the next step explores; drop older records."""
-        record = self.timetable.grow == "gradient" and self.timetable.due(self.steps + 1)
+        by_gradient = self.timetable.grow == "gradient"
+        record = by_gradient and self.timetable.due(self.steps + 1)
         for module in self.modules.values():
             if module._recorder is not None:
                 module._recorder.close()
-            watched = (module.values, module.index, module.shape, module.empty_row)
-            module._recorder = Recorder(*watched) if record else None
+                module._recorder = None
+            accumulator = getattr(module, "accumulator", None)
+            if accumulator is not None and by_gradient:  # sums over all steps
+                watch(module.index[0], accumulator)
+            elif record:
+                module._recorder = Recorder(module.values, module.index, module.shape, module.empty_row)
 
     def accumulators(self) -> dict[str, RowAccumulator]:
         """The row accumulators of tables that have one, by module name."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import sparsecore
 from sparsecore import DynamicSparsity, SparseConv2d, SparseEmbedding, SparseEmbeddingBag, SparseLinear
 
+pytestmark = pytest.mark.feature("torch.compile, whole graphs, exploring")
+
 IDS = torch.randint(50, (12,), generator=torch.Generator().manual_seed(0))
 X = torch.randn(12, 20, generator=torch.Generator().manual_seed(1))
 PICTURES = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -30,6 +32,10 @@ def _linear() -> nn.Module:
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "linear": (_linear, X),
     "embedding": (lambda: SparseEmbedding(50, 20, density=0.3, padding_idx=3, generator=_seeded()), IDS),
+    "accumulating": (
+        lambda: SparseEmbedding(50, 20, density=0.3, accumulate_rows=30, generator=_seeded()),
+        IDS,
+    ),
     "bag": (lambda: SparseEmbeddingBag(50, 20, density=0.3, generator=_seeded()), IDS.view(4, 3)),
     "conv": (lambda: SparseConv2d(4, 6, 3, padding=1, density=0.3, generator=_seeded()), PICTURES),
 }

@@ -34,6 +34,8 @@ from sparsecore import (
 from sparsecore.nn.patches import Windows
 from sparsecore.topology.use import Recorder
 
+pytestmark = pytest.mark.feature("convolutions")
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

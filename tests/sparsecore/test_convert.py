@@ -22,6 +22,8 @@ from sparsecore import (
     sparsify,
 )
 
+pytestmark = pytest.mark.feature("sparsify and densify")
+
 
 class Net(nn.Module):
     """Two towers, a table and a bag, with names to select by."""

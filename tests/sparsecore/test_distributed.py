@@ -20,9 +20,12 @@ import sparsecore
 from sparsecore import DynamicSparsity, TopologyError, broadcast_topology
 from sparsecore.topology.ranks import _hash
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or sys.platform == "win32", reason="no torch.distributed with gloo"
-)
+pytestmark = [
+    pytest.mark.feature("several processes (DistributedDataParallel, gloo)"),
+    pytest.mark.skipif(
+        not dist.is_available() or sys.platform == "win32", reason="no torch.distributed with gloo"
+    ),
+]
 WORLD, STEPS, INTERVAL, BATCH = 2, 100, 5, 12  # 20 explorations
 
 

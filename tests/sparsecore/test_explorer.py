@@ -20,6 +20,8 @@ from sparsecore.pattern import Pattern
 from sparsecore.topology.rewrite import Exchange, rewrite
 from sparsecore.topology.schedule import make_schedule
 
+pytestmark = pytest.mark.feature("explorations")
+
 
 def layer(rows: int = 12, cols: int = 10, density: float = 0.3, seed: int = 0) -> SparseLinear:
     return SparseLinear(
@@ -176,6 +178,29 @@ def test_accumulated_rows_decide_growth() -> None:
     assert not new[16:].any()
     assert table.accumulator is not None
     assert not table.accumulator.uses  # used up
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_accumulated_rows_of_scores_of_pairs(sparse: bool) -> None:
+    """Both sides of `gather_dot`, over several steps, against the dense gradients of the dense tables."""
+    make: dict = {"density": 0.3, "accumulate_rows": 9, "sparse": sparse, "dtype": torch.float64}
+    tables = [SparseEmbedding(9, 4, **make), SparseEmbedding(7, 4, **make)]
+    model = nn.ModuleList(tables)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    DynamicSparsity(model, optimizer, interval=9, total_steps=90)
+    dense = [t.to_dense().weight.detach().requires_grad_() for t in tables]
+    for step in range(3):
+        a = torch.tensor([1, 3, 1])
+        b = torch.tensor([[0, 1], [2, 2], [step, 6]])
+        sparsecore.gather_dot(tables[0], a, tables[1], b).sin().sum().backward()
+        (dense[0][a].unsqueeze(1) * dense[1][b]).sum(2).sin().sum().backward()
+    for table, weight in zip(tables, dense, strict=True):
+        sums = table.accumulator
+        assert sums is not None
+        assert weight.grad is not None
+        whole = torch.zeros_like(weight.grad)
+        whole[sums.rows()] = sums.block(sums.rows())
+        torch.testing.assert_close(whole, weight.grad)
 
 
 def test_micro_batches_add_up() -> None:

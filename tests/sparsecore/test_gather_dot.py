@@ -17,6 +17,8 @@ import sparsecore
 from sparsecore import DynamicSparsity, MacCounter, SparsecoreError, SparseEmbedding, gather_dot, ops
 from sparsecore.encoding import ENCODINGS
 
+pytestmark = pytest.mark.feature("scores of pairs")
+
 kernels = importlib.import_module("sparsecore.backends.numba.gather_dot")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -23,6 +23,8 @@ from sparsecore import (
     propagate_mean,
 )
 
+pytestmark = pytest.mark.feature("graphs")
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,6 +158,17 @@ def test_memory_layouts(encoding, batch, n_threads):
     for change in (transposed, every_second_column, misaligned):
         for a, b in zip(plain, check(pattern, encoding, batch, torch.float32, change), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (7, 5000), (1000, 600), (20_000, 600), (64, 64)])
+def test_tiles_cover_a_weight_once_and_never_at_once(shape):
+    seen = np.zeros(shape, np.int64)
+    for top, bottom, left, right, tile, _ in blockwise._tiles(*shape, torch.float32):
+        seen[top:bottom, left:right] += 1
+        assert tile.shape == (bottom - top, right - left)
+        assert 2 * tile.size <= shape[0] * shape[1] + shape[1]
+        assert tile.size <= 1 << 20
+    assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -33,6 +33,8 @@ from sparsecore.encoding import ENCODINGS, encode
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.use import Recorder
 
+pytestmark = pytest.mark.feature("layers")
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
@@ -720,11 +722,11 @@ def test_accumulator_admits_rows_in_the_order_in_which_they_come() -> None:
 
 
 def test_accumulator_ignores_padding_and_nothing() -> None:
-    rows = RowAccumulator(3, 1)
-    rows.add(torch.tensor([4, 4]), torch.ones(2, 1), padding_idx=4)
+    rows = RowAccumulator(3, 1, skip_row=4)
+    rows.add(torch.tensor([4, 4]), torch.ones(2, 1))
     rows.add(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
     assert not rows.uses
-    rows.add(torch.tensor([4, 0]), torch.ones(2, 1), padding_idx=4)
+    rows.add(torch.tensor([4, 0]), torch.ones(2, 1))
     assert rows.rows().tolist() == [0]
 
 
@@ -762,6 +764,9 @@ def test_accumulator_equals_a_dictionary(batches: list[list[int]], capacity: int
 def test_embedding_accumulates_over_backward_passes() -> None:
     table = SparseEmbedding(6, 3, padding_idx=0, density=0.5, accumulate_rows=4, generator=seeded())
     assert table.accumulator is not None
+    table(torch.tensor([3])).sum().backward()  # nobody explores yet
+    assert not table.accumulator.uses
+    sparsecore.DynamicSparsity(table, torch.optim.SGD(table.parameters(), lr=0.1), interval=5, total_steps=50)
     for ids in ([[1, 0], [2, 1]], [[2, 5], [0, 0]]):
         out = table(torch.tensor(ids))
         (out * torch.tensor([1.0, 2.0, 3.0])).sum().backward()

@@ -21,6 +21,8 @@ import sparsecore
 from sparsecore import MacCounter, Pattern, SparsecoreError, ops
 from sparsecore.encoding import encode
 
+pytestmark = pytest.mark.feature("operators: values, derivatives, torch.library.opcheck")
+
 # ---------------------------------------------------------------- the operators in plain dense torch
 
 

@@ -18,6 +18,8 @@ import sparsecore
 from sparsecore import Pattern, ops
 from sparsecore.encoding import encode
 
+pytestmark = pytest.mark.feature("best of a catalogue")
+
 Seen = tuple[Tensor | None, Tensor | None]
 ENCODINGS = ("csr", "bitmap")
 

@@ -44,6 +44,7 @@ every_layer = pytest.mark.parametrize("kind", LAYERS)
 
 
 @every_layer
+@pytest.mark.feature("torch.func.grad, first and second order")
 def test_functional_gradients_of_first_and_second_order(kind: str) -> None:
     make, x = LAYERS[kind]
     module = make()
@@ -79,6 +80,7 @@ def test_vmap_says_that_it_cannot() -> None:
 
 
 @every_layer
+@pytest.mark.feature("meta device, deferred initialisation")
 def test_deferred_initialisation(kind: str) -> None:
     make, x = LAYERS[kind]
     trained = make()
@@ -102,6 +104,7 @@ def test_a_table_on_the_meta_device_costs_nothing() -> None:
 
 
 @every_layer
+@pytest.mark.feature("activation checkpointing")
 def test_recomputed_activations(kind: str) -> None:
     make, x = LAYERS[kind]
     module = make()
@@ -114,6 +117,7 @@ def test_recomputed_activations(kind: str) -> None:
 
 
 @every_layer
+@pytest.mark.feature("torch.export")
 def test_export(kind: str) -> None:
     make, x = LAYERS[kind]
     module = make().eval()
@@ -121,6 +125,7 @@ def test_export(kind: str) -> None:
     assert torch.equal(program.module()(x), module(x))
 
 
+@pytest.mark.feature("gradient accumulation, clipping")
 def test_micro_batches_with_clipping_explore_like_one_batch() -> None:
     def train(parts: int) -> dict[str, Tensor]:
         model = nn.Sequential(
@@ -171,6 +176,7 @@ def learns(model: nn.Module, optimizer: torch.optim.Optimizer, logits: Callable[
     assert exchanged > 0
 
 
+@pytest.mark.feature("autocast")
 def test_autocast_trains_and_explores() -> None:
     model = small_model()
 
@@ -183,6 +189,7 @@ def test_autocast_trains_and_explores() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.feature("float16 and bfloat16 weights")
 def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
     model = small_model().to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -193,6 +200,7 @@ def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
             assert module.values.dtype == dtype
 
 
+@pytest.mark.feature("share_memory")
 def test_shared_memory() -> None:
     layer = SparseLinear(20, 30, density=0.3).share_memory()
     assert all(tensor.is_shared() for tensor in layer.state_dict().values())

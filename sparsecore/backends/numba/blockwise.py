@@ -1,6 +1,6 @@
 """Products through torch's dense ones, a tile of W at a time: for dense weights and large batches.
 
-A tile is expanded into scratch of at most 4 MiB; a W that is larger is never expanded as a whole.
+A tile is expanded into scratch of at most 4 MiB, and at most half of W: it is never expanded as a whole.
 ``spmm_t`` adds the products of the tiles in the order of their rows.
 """
 
@@ -46,7 +46,7 @@ def _tiles(rows: int, cols: int, dtype: torch.dtype):
     """First and last row, first and last column and scratch of every tile; row blocks outside, so that a row's
     columns are read in order: ``places`` are those reached."""
     across = _parts(cols, _COLS, 16)
-    down = _parts(rows, max(1, _POSITIONS // across[0][1]), 1)
+    down = _parts(rows, max(1, min(_POSITIONS // across[0][1], -(-rows // 2))), 1)
     scratch = workspace("tile", 1, down[0][1] * across[0][1], dtype)[0]
     places = workspace("places", 1, down[0][1], torch.int64)[0]
     for top, bottom in down:

@@ -124,7 +124,7 @@ def _best(
     threshold: float,
 ) -> Candidates:
     """The k largest |gradient| above a threshold, in one stream over the blocks."""
-    height, cols = block_height(index.shape), index.shape[1]
+    height, cols = block_height(index.shape, torch.device("cpu")), index.shape[1]
     found = Candidates(np.empty(0, np.int32), np.empty(0), [], [], height)
     limit = min(k + k // 2, n_rows * cols)
     for gradient, ids in _blocks(source, rows, n_rows, height):

@@ -77,7 +77,7 @@ def _scored_blocks(rows: Tensor | None, pattern: Pattern) -> Iterator[tuple[Tens
             ids = torch.arange(block.first, block.last, device=pattern.col.device)
             yield slice(block.first, block.last), ids, block.positions
     elif rows.numel():
-        for ids in rows.split(block_height(pattern.shape)):
+        for ids in rows.split(block_height(pattern.shape, rows.device)):
             which, place = entries(pattern.crow, ids)
             yield ids, ids, which * cols + pattern.col[place]
 
@@ -94,7 +94,7 @@ def fill(
     for ranks in sample_ranks(total, min(n, total), generator):
         # Ranks ascend: those of one block follow each other.
         cuts = torch.searchsorted(ranks, ends).tolist()
-        height, begin = block_height(shape), 0
+        height, begin = block_height(shape, pattern.col.device), 0
         for number, end in enumerate(cuts):
             if end > begin:
                 first = number * height
