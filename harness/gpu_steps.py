@@ -98,7 +98,7 @@ def _history(users: int, items: int, interactions: int) -> Any:
 def multvae(
     form: str, density: float, device: str, data: tuple[int, int, int], batch: int, widths: tuple[int, int]
 ) -> Training:
-    """MultVAE without dropout, whose random numbers it draws on the CPU."""
+    """MultVAE without dropout, whose random numbers it draws on the CPU (as it does those of the latent variables)."""
     history, items = _history(*data), data[1]
 
     def draw(i: int) -> Interactions:
@@ -109,7 +109,6 @@ def multvae(
     stored = density if form == "sparse" else 1.0
     generator = torch.Generator().manual_seed(0)
     model = MultVAE(items, *widths, dropout=0.0, density=stored, generator=generator).to(device).train()
-    model.noise = torch.Generator(device).manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     masked = density if form == "masked" else None
     return Training(model, lambda i: model.loss(batches(i), 0), optimizer, masked)

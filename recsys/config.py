@@ -79,6 +79,9 @@ class TrainConfig(Section):
         a run that repeats the beginning of another, such as `recsys train --refit`.
     tensorboard: also log to tensorboard/ in the run's folder (extra "tensorboard").
     optimizer: "adam", or "adagrad" as some models' authors do.
+    lr_schedule: how the rate falls from `lr` at the first update to 0 at the last of `epochs`: "cosine", "linear", or
+        "constant", not at all.
+    device: where to train, "cpu" or such as "cuda".
     """
 
     seed: int = Field(default=0, ge=0)
@@ -86,6 +89,7 @@ class TrainConfig(Section):
     batch_size: int = Field(default=128, gt=0)
     optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     pretrained: dict[str, str] = Field(default={})
     patience: int = Field(default=0, ge=0)
     stop_epoch: int = Field(default=0, ge=0)
@@ -93,6 +97,7 @@ class TrainConfig(Section):
     metric: str = "ndcg@20"
     ks: list[Annotated[int, Field(gt=0)]] = Field(default=[20], min_length=1)
     tensorboard: bool = False
+    device: str = "cpu"
 
     @field_validator("ks")
     @classmethod
@@ -158,11 +163,12 @@ class Config(Section):
     def hash(self) -> str:
         """16 hexadecimal digits that change with every setting that decides what comes out.
 
-        The place of the data does not, nor does a further log.
+        The place of the data does not, nor do a further log and the device.
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
         content["train"].pop("tensorboard")
+        content["train"].pop("device")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def replace(self, **sections: Mapping[str, Any]) -> Config:

@@ -50,5 +50,5 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     # safetensors makes its file readable by the owner only; an existing file keeps its mode.
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(mode)

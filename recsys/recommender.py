@@ -23,6 +23,7 @@ from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.files import new_folder, save_tensors
 from recsys.models.base import Recommender
 from recsys.models.build import build_model
+from recsys.models.devices import find_device
 from recsys.models.layers import Density
 
 __all__ = ["SavedRecommender"]
@@ -103,12 +104,17 @@ class SavedRecommender:
             np.savez_compressed(folder / "ids.npz", users=self.user_ids, items=self.item_ids)
 
     @classmethod
-    def load(cls, path: str | Path) -> SavedRecommender:
+    def load(cls, path: str | Path, device: str = "cpu") -> SavedRecommender:
         """Read a folder that `save` has written, or the folder of a run that has one in it.
 
+        Args:
+            path: of the folder.
+            device: where to score, "cpu" or such as "cuda".
+
         Raises:
-            RecsysError: if it is not such a folder, or a file in it is missing or damaged.
+            RecsysError: if it is not such a folder, a file in it is missing or damaged, or there is no such device.
         """
+        place = find_device(device)
         path = Path(path)
         if not (path / "recommender.json").is_file() and (path / "recommender").is_dir():
             path = path / "recommender"
@@ -138,7 +144,7 @@ class SavedRecommender:
         except _DAMAGE as error:
             raise RecsysError(f"the saved recommender in {path} is damaged: {error}") from error
         return cls(
-            model,
+            model.to(place),
             settings=description["model"],
             density=density,
             history=history,
@@ -193,7 +199,7 @@ class SavedRecommender:
                 (np.ones(len(unique), np.float32), unique, np.array([0, len(unique)])),
                 shape=(1, len(self.item_ids)),
             )
-        scores = self.model.score(np.array([row]), seen)[0]
+        scores = self.model.score(np.array([row]), seen)[0].cpu()
         left = scores.numel()
         if exclude_seen:
             scores[torch.from_numpy(seen.indices.astype(np.int64))] = -torch.inf

@@ -65,6 +65,7 @@ DatasetName = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in training.")]
 Overrides = Annotated[
     list[str] | None,

@@ -13,6 +13,7 @@ from recsys.cli.app import (
     ConfigFile,
     DataDir,
     DatasetName,
+    Device,
     Output,
     Overrides,
     Overwrite,
@@ -80,6 +81,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to tensorboard/ in the run's folder.")
     ] = False,
+    device: Device = None,
     quiet: Quiet = False,
     threads: Threads = None,
 ) -> None:
@@ -92,6 +94,7 @@ def train(
         "sparsity.density": density,
         "train.epochs": epochs,
         "train.tensorboard": tensorboard or None,
+        "train.device": device,
     }
     given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
     config = None
@@ -101,11 +104,12 @@ def train(
                 "--refit takes the settings of the run that it names; expected --output and no other setting"
             )
     elif resume:
-        others = [value for value in given if value is not data_dir]
+        others = [value for value in given if value is not data_dir and value is not device]
         if output is None or overwrite or any(value is not None for value in others):
             raise ConfigError(
                 "--resume takes the run from --output with the settings it was started with; "
-                "expected --output, --data-dir if the data has moved, and no other setting"
+                "expected --output, --data-dir if the data has moved, --device if another is to go on, "
+                "and no other setting"
             )
     else:
         config = make_config(preset, config_file, dataset, data_dir, seed, overrides, plain)
@@ -128,7 +132,7 @@ def train(
             metrics = train_again(refit, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
         elif config is None:
             moved = None if data_dir is None else str(data_dir.resolve())
-            metrics = session.resume(output, data_dir=moved, quiet=quiet, on_epoch=listener)
+            metrics = session.resume(output, data_dir=moved, device=device, quiet=quiet, on_epoch=listener)
         else:
             metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
     except KeyboardInterrupt:
@@ -154,6 +158,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data_dir: DataDir = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Evaluate the best epoch of a run on its validation and test users."""
@@ -161,7 +166,7 @@ def evaluate(
     from recsys.training.session import evaluate_run
 
     use_threads(threads)
-    metrics = evaluate_run(run, None if data_dir is None else str(data_dir))
+    metrics = evaluate_run(run, None if data_dir is None else str(data_dir), device)
     _print_metrics(metrics, RunFolder(run).config().evaluation.describe())
 
 
@@ -176,11 +181,12 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also what was chosen already.")
     ] = False,
+    device: Device = None,
 ) -> None:
     """Recommend items to a user by raw id, or to somebody new by the items they have chosen."""
     from recsys.recommender import SavedRecommender
 
-    saved = SavedRecommender.load(run)
+    saved = SavedRecommender.load(run, device or "cpu")
     found = saved.recommend(user, k=k, exclude_seen=not include_seen, items=item or None)
     for place, (raw, score) in enumerate(found, 1):
         typer.echo(f"{place:3d}  {raw}  {score:.4f}")

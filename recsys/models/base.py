@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.errors import ConfigError, DataError
+from recsys.models.devices import sent
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -69,6 +71,17 @@ class Interactions:
         ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
         return Interactions(self.items[kept], ends[self.pointers], self.users)
 
+    def thinned(self, kept: Tensor, weights: Tensor | None) -> tuple[Interactions, Tensor | None]:
+        """What dropout leaves: ``kept`` is (nnz,) bool on the CPU, the weights, (nnz,) or None for ones, go along.
+
+        On a CPU those interactions are gone: fewer rows to read and to send gradients to. On a GPU, which would have
+        to say how many are left before it could go on, they stay with the weight 0.
+        """
+        if self.items.device.type == "cpu":
+            return self.only(kept), None if weights is None else weights[kept]
+        kept = sent(kept, self.items.device)
+        return self, kept.to(torch.get_default_dtype()) if weights is None else weights * kept
+
     @classmethod
     def from_scipy(cls, matrix: csr_array, users: np.ndarray | None = None) -> Interactions:
         """The rows of a CSR matrix; its values are not read: an entry is an interaction."""
@@ -113,6 +126,11 @@ class Recommender(nn.Module, ABC):
     ordered: ClassVar[bool] = False
     n_items: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
+
     @classmethod
     def from_train(cls, train: csr_array, **options: Any) -> Self:
         """A model for these interactions, (n_users, n_items), with keyword arguments of the class.
@@ -146,7 +164,8 @@ class Recommender(nn.Module, ABC):
 
         A model that computes every score by itself (and not by one product with the catalogue) overrides this.
         """
-        return self.score(users, inputs).gather(1, items)
+        scores = self.score(users, inputs)
+        return scores.gather(1, items.to(scores.device))
 
     def initialize_from(self, parts: Mapping[str, Recommender]) -> None:
         """Take initial values from models that were trained before, on the same data; called once, before training.
@@ -163,7 +182,7 @@ class Recommender(nn.Module, ABC):
 
 
 def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
-    """Users as a tensor (B,) int64.
+    """Users as a tensor (B,) int64, where the model is.
 
     Raises:
         DataError: for a user who is not among the model's (-1).
@@ -174,4 +193,4 @@ def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
             f"{type(model).__name__} scores the {n_users} users of its training data only, but another was asked "
             "for; multvae, ease, itemknn and popularity score users who are not in the training data"
         )
-    return rows
+    return sent(rows, model.device)

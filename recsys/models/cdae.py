@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sparsecore
 from recsys.models.base import Interactions, Recommender, known_users
+from recsys.models.devices import moved, sent
 from recsys.models.layers import Density, Layers, add_bias
 from recsys.models.losses import bernoulli_nll, multinomial_nll, sampled_bernoulli_nll
 from recsys.models.negatives import NegativeSampler
@@ -105,10 +106,13 @@ class CDAE(Recommender):
                 std = (2 / (count + self.hidden)) ** 0.5
                 sparsecore.weight_parameter(layer).normal_(0, std, generator=generator)
 
-    def encode(self, batch: Interactions, scale: float = 1.0) -> Tensor:
-        """(B, hidden) of users and what is left of their interactions, W^T x multiplied by `scale`."""
+    def encode(self, batch: Interactions, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+        """(B, hidden) of users and what is left of their interactions, W^T x multiplied by `scale`.
+
+        weights: (nnz,) of the interactions; 1 each if None.
+        """
         assert batch.users is not None
-        summed = self.input(batch.items, batch.pointers[:-1])
+        summed = self.input(batch.items, batch.pointers[:-1], per_sample_weights=weights)
         mixed = add_bias(
             (summed if scale == 1 else summed * scale) + self.users(batch.users), self.input_bias
         )
@@ -132,11 +136,12 @@ class CDAE(Recommender):
         return -(-int(np.count_nonzero(np.diff(dataset.train.indptr))) // batch_size)
 
     def loss(self, batch: Interactions, step: int) -> Tensor:
-        shown, scale = batch, 1.0
+        shown, scale, weights = batch, 1.0, None
         if self.training and self.dropout > 0:
-            shown = batch.only(torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout)
+            kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
+            shown, weights = batch.thinned(kept, None)
             scale = 1 / (1 - self.dropout) if self.rescale else 1.0
-        logits = self.output(self.encode(shown, scale))
+        logits = self.output(self.encode(shown, scale, weights))
         if self.objective == "bce":
             total = bernoulli_nll(logits, batch)
         elif self.objective == "multinomial":
@@ -151,15 +156,16 @@ class CDAE(Recommender):
 
     def draw_negatives(self, batch: Interactions) -> tuple[Tensor, Tensor]:
         """Users (0..B-1) and items of a sample for the loss "sampled"; nothing for a user who has chosen every item."""
+        device, batch = batch.items.device, moved(batch, torch.device("cpu"))
         chosen = (np.ones(len(batch.items), np.float32), batch.items.numpy(), batch.pointers.numpy())
         sampler = NegativeSampler(csr_array(chosen, shape=(batch.size, self.n_items)))
         rows = batch.rows[sampler.drawable[batch.rows]]
         drawn = sampler.draw(rows, self.negatives, self.noise)
-        return rows.repeat_interleave(self.negatives), drawn.view(-1)
+        return sent(rows.repeat_interleave(self.negatives), device), sent(drawn.view(-1), device)
 
     @torch.no_grad()
     def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
         """Logits of users of the training data by their vectors and by all of `inputs`."""
-        rows = known_users(self, users, self.n_users)
-        shown = Interactions.from_scipy(inputs, rows.numpy())
-        return self.output(self.encode(shown))
+        known_users(self, users, self.n_users)
+        shown = Interactions.from_scipy(inputs, users)
+        return self.output(self.encode(moved(shown, self.device)))

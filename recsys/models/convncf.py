@@ -210,7 +210,8 @@ class ConvNCF(Recommender):
         Raises:
             DataError: for a user who is not in the training data (-1).
         """
-        return self.score_items(users, inputs, torch.arange(self.n_items).expand(len(users), -1))
+        items = torch.arange(self.n_items, device=self.device)
+        return self.score_items(users, inputs, items.expand(len(users), -1))
 
     @torch.no_grad()
     def score_items(self, users: np.ndarray, inputs: csr_array, items: Tensor) -> Tensor:
@@ -220,5 +221,7 @@ class ConvNCF(Recommender):
             DataError: for a user who is not in the training data (-1).
         """
         rows = self.users(known_users(self, users, self.n_users))
-        blocks = [self.interact(rows, self.items(block)) for block in items.split(_PAIRS, dim=1)]
+        blocks = [
+            self.interact(rows, self.items(block)) for block in items.to(rows.device).split(_PAIRS, dim=1)
+        ]
         return torch.cat(blocks, dim=1)

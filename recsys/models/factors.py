@@ -239,5 +239,8 @@ def _by_item(weights: Tensor, ids: Tensor, n_items: int) -> tuple[Tensor, Tensor
         )
     flat = ids.reshape(-1)
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=n_items)
+    # Not bincount: how long its result is depends on the ids, so a GPU would have to be waited for.
+    counts = flat.new_zeros(n_items, dtype=torch.int64).scatter_add_(
+        0, flat, torch.ones_like(flat, dtype=torch.int64)
+    )
     return order // each, counts.cumsum(0) - counts, weights[order]

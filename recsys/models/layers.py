@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sparsecore
+from recsys.models.devices import sent
 
 __all__ = ["Density", "Layers", "add_bias", "dropout"]
 
@@ -140,4 +141,4 @@ def dropout(input: torch.Tensor, probability: float, generator: torch.Generator)
     draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
     kept = draws.view(torch.int16)[: input.numel()].view(input.shape) >= zeroed - 2**15
-    return input * kept.to(input.dtype).mul_(2**16 / (2**16 - zeroed))
+    return input * sent(kept, input.device).to(input.dtype).mul_(2**16 / (2**16 - zeroed))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sparsecore
 from recsys.models.base import Interactions, Recommender
+from recsys.models.devices import moved, sent
 from recsys.models.layers import Density, Layers, add_bias
 from recsys.models.losses import gaussian_kl, multinomial_nll
 
@@ -101,9 +102,9 @@ class MultVAE(Recommender):
                 weights = weights * (torch.rand_like(weights) >= self.dropout)
             else:
                 kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
-                # A dropped entry is left out instead of multiplied by zero: fewer rows to read and to send
-                # gradients to.
-                batch, weights = batch.only(kept), weights[kept]
+                batch, thinned = batch.thinned(kept, weights)
+                assert thinned is not None
+                weights = thinned
         summed = self.input(batch.items, batch.pointers[:-1], per_sample_weights=weights)
         hidden = torch.tanh(add_bias(summed, self.input_bias))
         mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
@@ -141,12 +142,13 @@ class MultVAE(Recommender):
             if torch.compiler.is_compiling():
                 noise = torch.randn_like(mean)
             else:
-                noise = torch.empty_like(mean).normal_(generator=self.noise)
+                noise = torch.empty(mean.shape, dtype=mean.dtype).normal_(generator=self.noise)
+                noise = sent(noise, mean.device)
             latent = mean + noise * torch.exp(0.5 * log_variance)
         return multinomial_nll(self.decode(latent), batch) + self.beta(step) * gaussian_kl(mean, log_variance)
 
     @torch.no_grad()
     def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
         """Logits at the posterior mean. `users` is not read: who a user is, is what the user has chosen."""
-        mean, _ = self.encode(Interactions.from_scipy(inputs))
+        mean, _ = self.encode(moved(Interactions.from_scipy(inputs), self.device))
         return self.decode(mean)

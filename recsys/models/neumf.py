@@ -199,7 +199,7 @@ class NeuMF(Recommender):
         """B V, (n_items, layers[1])."""
         if self._catalogue is not None and self._keeps:
             return self._catalogue
-        rows = self.hidden_item(self.mlp_items(torch.arange(self.n_items)))
+        rows = self.hidden_item(self.mlp_items(torch.arange(self.n_items, device=self.device)))
         self._catalogue = rows if self._keeps else None
         return rows
 
@@ -231,7 +231,8 @@ class NeuMF(Recommender):
             DataError: for a user who is not in the training data (-1).
         """
         rows = known_users(self, users, self.n_users)
-        scores = torch.zeros(len(rows), self.n_items, dtype=next(self.parameters()).dtype)
+        weight = next(self.parameters())
+        scores = torch.zeros(len(rows), self.n_items, dtype=weight.dtype, device=weight.device)
         if self.gmf:
             weighted = self.gmf_users(rows) * dense_weight(self.output_gmf)
             if isinstance(self.gmf_items, sparsecore.SparseEmbedding):
@@ -250,6 +251,7 @@ class NeuMF(Recommender):
     def score_items(self, users: np.ndarray, inputs: csr_array, items: Tensor) -> Tensor:
         """Logits of these items alone, some users at a time."""
         rows = known_users(self, users, self.n_users)
+        items = items.to(rows.device)
         step = max(1, _BLOCK // max(1, items.shape[1] * self._widest))
         return torch.cat(
             [self._scores(*part) for part in zip(rows.split(step), items.split(step), strict=True)]

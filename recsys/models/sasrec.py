@@ -15,6 +15,7 @@ import sparsecore
 from recsys.csr import rank_in_rows
 from recsys.errors import DataError
 from recsys.models.base import Interactions, Recommender
+from recsys.models.devices import moved
 from recsys.models.factors import catalogue_scores, row_scores
 from recsys.models.layers import Density, Layers, dropout
 from recsys.models.triples import TripleSampler
@@ -137,7 +138,9 @@ class SASRec(Recommender):
         """h at every place of these sequences, (n, hidden); none of them longer than `max_length`."""
         counts, rows = sequences.counts, sequences.rows
         place = torch.arange(len(rows), device=rows.device) - sequences.pointers[rows]
-        longest = int(counts.max()) if len(counts) else 0
+        longest = self.max_length  # on a GPU the longest one would have to be waited for
+        if counts.device.type == "cpu":
+            longest = int(counts.max()) if len(counts) else 0
         layout = _Layout(rows * longest + place, sequences.size, longest)
         x = self.hidden**0.5 * self.items(sequences.items)
         x = self._drop(x + self.positions(self.max_length - counts[rows] + place))
@@ -157,7 +160,7 @@ class SASRec(Recommender):
         sampler = TripleSampler(dataset.train)
         first, items = sampler.negatives.pointers, sampler.negatives.items
         history = torch.empty_like(items)
-        history[first[self.keys // self.n_items] + self.order] = items
+        history[first[self.keys.cpu() // self.n_items] + self.order.cpu()] = items
         users = self._trainable(sampler)
         for part in users[torch.randperm(len(users), generator=generator)].split(batch_size):
             end = first[part + 1]
@@ -191,17 +194,19 @@ class SASRec(Recommender):
         in the order in which the matrix stores them. So at test the item of validation is the newest, as it should be.
         For somebody new (-1) all are in that order, which is by column in an `EvalSet`: not the true one.
         """
-        sequences = self._last(self._in_order(users, Interactions.from_scipy(inputs)))
+        given = moved(Interactions.from_scipy(inputs, users), self.device)
+        sequences = self._last(self._in_order(given))
         filled = sequences.counts > 0
         state = sparsecore.weight_parameter(self.items).new_zeros((len(filled), self.hidden))
         if bool(filled.any()):
             state[filled] = self.encode(sequences)[sequences.pointers[1:][filled] - 1]
         return catalogue_scores(state, self.items)
 
-    def _in_order(self, users: np.ndarray, inputs: Interactions) -> Interactions:
+    def _in_order(self, inputs: Interactions) -> Interactions:
         """The inputs as sequences, see `score`."""
+        assert inputs.users is not None
         rows = inputs.rows
-        keys = torch.from_numpy(users.astype(np.int64))[rows] * self.n_items + inputs.items
+        keys = inputs.users[rows] * self.n_items + inputs.items
         found = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
         # A user's places are below n_items. The key of a user -1 is negative and never found.
         place = torch.where(self.keys[found] == keys, self.order[found], self.n_items)
@@ -211,7 +216,7 @@ class SASRec(Recommender):
     def _last(self, sequences: Interactions) -> Interactions:
         """The last `max_length` of every sequence."""
         ends = sequences.pointers[1:].repeat_interleave(sequences.counts)
-        kept = torch.arange(len(ends)) >= ends - self.max_length
+        kept = torch.arange(len(ends), device=ends.device) >= ends - self.max_length
         counts = sequences.counts.clamp(max=self.max_length)
         return Interactions(sequences.items[kept], torch.cat((counts.new_zeros(1), counts.cumsum(0))))
 

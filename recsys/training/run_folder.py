@@ -117,7 +117,7 @@ class RunFolder:
         if not path.is_file():
             raise RecsysError(f"{path} does not exist: there is nothing to resume")
         try:
-            return torch.load(path, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
             raise RecsysError(f"{path} is damaged ({error}); start the run anew with --overwrite") from error
 

@@ -92,13 +92,14 @@ def resume(
     path: str | Path,
     *,
     data_dir: str | None = None,
+    device: str | None = None,
     dataset: Dataset | None = None,
     quiet: bool = False,
     on_epoch: Listener | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run exactly where its last complete epoch ended; arguments as in `train`.
 
-    `data_dir` says where the data is now, if it has moved.
+    `data_dir` says where the data is now, if it has moved, `device` where to go on, if it is another one.
 
     A run that has ended is not touched; its metrics are returned.
 
@@ -110,8 +111,7 @@ def resume(
     if metrics is not None:
         return metrics
     config = folder.config()
-    if data_dir is not None:
-        config = config.replace(data={"dir": data_dir})
+    config = _placed(config, data_dir, device)
     trainer = Trainer(config, load_dataset(config) if dataset is None else dataset, fresh=False)
     trainer.load_state_dict(folder.load_checkpoint())
     folder.truncate_log(trainer.epoch)
@@ -246,20 +246,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def evaluate_run(path: str | Path, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+def _placed(config: Config, data_dir: str | None, device: str | None) -> Config:
+    if data_dir is not None:
+        config = config.replace(data={"dir": data_dir})
+    return config if device is None else config.replace(train={"device": device})
+
+
+def evaluate_run(
+    path: str | Path, data_dir: str | None = None, device: str | None = None
+) -> dict[str, dict[str, float]]:
     """Validation and test metrics of the best epoch of a run, computed anew from its weights.
 
     Args:
         path: the folder of the run.
         data_dir: where the data is now, if it has moved.
+        device: where to score; None is where it was trained.
 
     Raises:
         RecsysError: not a run, or nothing of it was saved yet.
     """
     folder = RunFolder.open(path)
-    config = folder.config()
-    if data_dir is not None:
-        config = config.replace(data={"dir": data_dir})
+    config = _placed(folder.config(), data_dir, device)
     weights = folder.load_best()
     trainer = Trainer(config, load_dataset(config), fresh=False)
     try:

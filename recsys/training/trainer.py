@@ -20,14 +20,11 @@ from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation import Ranking
 from recsys.models.base import Batch, Recommender
 from recsys.models.build import build_model
+from recsys.models.devices import find_device, moved
 from recsys.models.fitted import Fitted
-from recsys.training.densities import (
-    density_of,
-    expect_sparse_weights,
-    nnz_per_tensor,
-    parameter_densities,
-)
+from recsys.training.densities import density_of, expect_sparse_weights, nnz_per_tensor
 from recsys.training.evaluator import Evaluator
+from recsys.training.parts import make_explorer, make_optimizer, make_schedule
 from recsys.training.prefetch import prefetch
 from recsys.training.pretrained import load_parts
 
@@ -43,6 +40,8 @@ class Trainer:
     Dense, masked, static and dsl differ in two lines: the density of the layers, and the explorer. Everything
         random follows from `config.train.seed`, in three separate streams (model, order of the data,
         exploration), so that two methods with the same seed see the same batches with the same dropout.
+
+    The model is on `config.train.device`; batches and noise are drawn on the CPU all the same.
 
     Args:
         config, dataset: what to train, and on what.
@@ -80,13 +79,21 @@ class Trainer:
             expect_sparse_weights(self.model, config)
         if fresh and train.pretrained:
             self.model.initialize_from(load_parts(train.pretrained, dataset))
-        self.optimizer: torch.optim.Optimizer | None = None
-        if not isinstance(self.model, Fitted):
-            # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
-            kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
-            self.optimizer = kind(self.model.parameters(), lr=train.lr, fused=True)
+        # Initial values and index sets are drawn on the CPU: the same ones for every device.
+        self.device = torch.device("cpu") if isinstance(self.model, Fitted) else find_device(train.device)
+        self.model.to(self.device)
         self.steps_per_epoch = self.model.steps_per_epoch(dataset, train.batch_size)
-        self.explorer = self._make_explorer(torch.Generator().manual_seed(int(explorer_seed)))
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.explorer: sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None = None
+        if not isinstance(self.model, Fitted):
+            steps = train.epochs * self.steps_per_epoch
+            self.optimizer = make_optimizer(self.model, train)
+            self.schedule = make_schedule(self.optimizer, train, steps)
+            exploring = torch.Generator().manual_seed(int(explorer_seed))
+            self.explorer = make_explorer(
+                self.model, self.optimizer, sparsity, self.density, steps, exploring
+            )
         self.epoch = self.step = 0
         self.best_epoch: int | None = None
         self.best_value = -math.inf
@@ -112,29 +119,6 @@ class Trainer:
                 f"{name} {why}, but {self.dataset.name} holds users out (a history to show, without order); take "
                 "multvae, ease, itemknn or popularity, or another split (data.options.split)"
             )
-
-    def _make_explorer(
-        self, generator: torch.Generator
-    ) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
-        settings = self.config.sparsity
-        # At density 1 there is nowhere to move to: the layers are dense ones.
-        if self.optimizer is None or settings.method in ("dense", "static") or settings.density == 1:
-            return None
-        options: dict[str, Any] = dict(
-            interval=settings.interval,
-            drop_fraction=settings.drop_fraction,
-            end_drop_fraction=settings.end_drop_fraction,
-            schedule=settings.schedule,
-            grow=settings.grow,
-            stop_fraction=settings.stop_fraction,
-            total_steps=self.config.train.epochs * self.steps_per_epoch,
-            generator=generator,
-        )
-        if settings.method == "masked":
-            return sparsecore.MaskedSparsity(
-                self.model, self.optimizer, density=parameter_densities(self.model, self.density), **options
-            )
-        return sparsecore.DynamicSparsity(self.model, self.optimizer, **options)
 
     @property
     def selects(self) -> bool:
@@ -172,6 +156,8 @@ class Trainer:
             loss.backward()
         with phase("update"):
             self.optimizer.step()
+            if self.schedule is not None:
+                self.schedule.step()
         self.step += 1
         if self.explorer is not None:
             with phase("exploration"):
@@ -208,7 +194,8 @@ class Trainer:
         before = self.order.get_state()
         made = self.model.batches(self.dataset, self.config.train.batch_size, self.order)
         try:
-            with closing(prefetch(made, _AHEAD)) as batches:
+            on_device = made if self.device.type == "cpu" else (moved(batch, self.device) for batch in made)
+            with closing(prefetch(on_device, _AHEAD)) as batches:
                 yield from batches
         except BaseException:
             self.order.set_state(before)
@@ -227,7 +214,7 @@ class Trainer:
         started = time.perf_counter()
         if isinstance(self.model, Fitted):
             self.model.fit(self.dataset.train)
-        total, count, explorations = torch.zeros((), dtype=torch.float64), 0, 0
+        total, count, explorations = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
         with self.batches() as batches:
             for batch in batches:
                 before = self._report
@@ -299,6 +286,7 @@ class Trainer:
             # Whatever a fitted model holds is with the best weights, or can be computed anew.
             "model": None if self.optimizer is None else self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "explorer": None if self.explorer is None else self.explorer.state_dict(),
             "order": self.order.get_state(),
             "noise": {name: noise.get_state() for name, noise in _generators(self.model).items()},
@@ -326,6 +314,8 @@ class Trainer:
         if self.optimizer is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
         if self.explorer is not None:
             self.explorer.load_state_dict(state["explorer"])
         self.order.set_state(state["order"])

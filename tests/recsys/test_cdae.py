@@ -18,6 +18,8 @@ from recsys.models.layers import Density
 from recsys.models.losses import bernoulli_nll, sampled_bernoulli_nll
 from sparsecore.nn.base import SparseModule
 
+pytestmark = pytest.mark.feature("models")
+
 USERS, ITEMS = 9, 20
 ALL = ("*", "*bias")
 

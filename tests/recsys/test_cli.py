@@ -20,6 +20,8 @@ from recsys.training import session
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
 
+pytestmark = pytest.mark.feature("command line")
+
 SMALL = [
     *("--set", "data.options={users=120, items=60, interactions=1800, clusters=6}"),
     *("--set", "model.hidden=32", "--set", "model.latent=8", "--set", "sparsity.interval=5"),

@@ -12,6 +12,8 @@ from recsys.models.base import Interactions
 from recsys.models.multvae import MultVAE
 from sparsecore import DynamicSparsity
 
+pytestmark = pytest.mark.feature("torch.compile, whole graphs, exploring")
+
 
 def batches(users: int) -> list[Interactions]:
     rng = np.random.default_rng(0)

@@ -26,6 +26,8 @@ from recsys.models.lightgcn import LightGCN
 from recsys.models.negatives import NegativeSampler, negative_batches
 from recsys.models.transfer import copy_layer
 
+pytestmark = pytest.mark.feature("models")
+
 SHAPE = (6, 9)
 
 

@@ -18,6 +18,8 @@ from recsys.models.factors import pair_scores
 from recsys.models.layers import Density
 from recsys.models.ultragcn import UltraGCN, item_neighbors
 
+pytestmark = pytest.mark.feature("models")
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)

@@ -19,6 +19,8 @@ from recsys.models.losses import gaussian_kl, multinomial_nll
 from recsys.models.multvae import MultVAE
 from recsys.models.triples import TripleSampler
 
+pytestmark = pytest.mark.feature("models")
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)

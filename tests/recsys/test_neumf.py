@@ -21,6 +21,8 @@ from recsys.training import session
 from recsys.training.trainer import Trainer
 from sparsecore.nn.base import SparseModule
 
+pytestmark = pytest.mark.feature("models")
+
 TRAIN = csr_array((np.random.default_rng(0).random((9, 14)) < 0.4).astype(np.float32))
 WIDTHS = {"factors": 4, "layers": [12, 10, 6, 5]}
 

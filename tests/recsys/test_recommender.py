@@ -17,6 +17,8 @@ from recsys.recommender import SavedRecommender
 from recsys.training import session
 from recsys.training.trainer import Trainer
 
+pytestmark = pytest.mark.feature("saved recommenders")
+
 
 @pytest.fixture
 def trained(make_config, tiny):

@@ -226,8 +226,8 @@ def test_sequence_is_the_train_order_and_then_the_rest():
     inputs = train.toarray()[[0, 1, 0, 0]]
     inputs[0, [6, 2]] = 1  # validation items
     inputs[2] = 0
-    rows = Interactions.from_scipy(csr_array(inputs))
-    ordered = model._in_order(np.array([0, 1, 0, -1]), rows)
+    rows = Interactions.from_scipy(csr_array(inputs), np.array([0, 1, 0, -1]))
+    ordered = model._in_order(rows)
     parts = [part.tolist() for part in ordered.items.split(ordered.counts.tolist())]
     assert parts == [[1, 4, 0, 3, 2, 6], [4, 3], [], [0, 1, 3, 4]]
     last = model._last(ordered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -16,6 +17,8 @@ from recsys.training import session
 from recsys.training.probe import StepProbe
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
+
+pytestmark = pytest.mark.feature("training, resuming")
 
 TINY_DATA = {"users": 120, "items": 60, "interactions": 1800, "clusters": 6}
 METHODS = ["dense", "masked", "static", "dsl"]
@@ -152,6 +155,23 @@ def test_same_seed_same_run_with_two_threads(make_config, tiny):
     metrics = [session.fit(trainer, quiet=True)["test"] for trainer in trainers]
     assert metrics[0] == metrics[1]
     assert_same(*map(weights, trainers))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shape"), [("cosine", [0.853553, 0.5, 0.146447, 0.0]), ("linear", [0.75, 0.5, 0.25, 0.0])]
+)
+def test_the_rate_falls_to_zero_and_is_kept_in_checkpoints(make_config, tiny, schedule, shape):
+    config = make_config("dsl", "train.epochs=4", f"train.lr_schedule={schedule}")
+    trainer, resumed, rates = Trainer(config, tiny), Trainer(config, tiny), []
+    for epoch in range(4):
+        trainer.run_epoch()
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / config.train.lr)
+        if epoch == 1:
+            resumed.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    assert rates == pytest.approx(shape, abs=1e-6)
+    resumed.run_epoch()
+    resumed.run_epoch()
+    assert_same(weights(trainer), weights(resumed))
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))

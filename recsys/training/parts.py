@@ -1,0 +1,63 @@
+"""What changes a model in training: its optimizer, the schedule of its rate, and the explorer of sparse weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
+
+import sparsecore
+from recsys.config import SparsityConfig, TrainConfig
+from recsys.models.layers import Density
+from recsys.training.densities import parameter_densities
+
+__all__ = ["make_explorer", "make_optimizer", "make_schedule"]
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of `train`, over all parameters."""
+    kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[train.optimizer]
+    # fused: one pass over parameter, gradient and state, several times faster than the default on a CPU.
+    return kind(model.parameters(), lr=train.lr, fused=True)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, steps: int) -> LRScheduler | None:
+    """What lowers the rate after every update, to 0 after so many; None for a constant one."""
+    if train.lr_schedule == "constant":
+        return None
+    if train.lr_schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    return LinearLR(optimizer, 1.0, 0.0, steps)
+
+
+def make_explorer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sparsity: SparsityConfig,
+    density: Density,
+    steps: int,
+    generator: torch.Generator,
+) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
+    """What prunes and grows during so many updates; None where nothing moves.
+
+    At density 1 there is nowhere to move to: the layers are dense ones.
+    """
+    if sparsity.method in ("dense", "static") or sparsity.density == 1:
+        return None
+    options: dict[str, Any] = dict(
+        interval=sparsity.interval,
+        drop_fraction=sparsity.drop_fraction,
+        end_drop_fraction=sparsity.end_drop_fraction,
+        schedule=sparsity.schedule,
+        grow=sparsity.grow,
+        stop_fraction=sparsity.stop_fraction,
+        total_steps=steps,
+        generator=generator,
+    )
+    if sparsity.method == "masked":
+        return sparsecore.MaskedSparsity(
+            model, optimizer, density=parameter_densities(model, density), **options
+        )
+    return sparsecore.DynamicSparsity(model, optimizer, **options)
