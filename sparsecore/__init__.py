@@ -16,6 +16,8 @@ from sparsecore.interop import split
 from sparsecore.masked import MaskedSparsity, masks_of
 from sparsecore.nn import (
     Graph,
+    ShardedEmbedding,
+    ShardedEmbeddingBag,
     SparseBias,
     SparseConv2d,
     SparseEmbedding,
@@ -27,6 +29,7 @@ from sparsecore.nn import (
     normalized_bipartite,
     propagate_mean,
     score_topk,
+    shard_rows,
     sparsify,
     weight_parameter,
 )
@@ -50,6 +53,8 @@ __all__ = [
     "Pattern",
     "PatternError",
     "ResidentBytes",
+    "ShardedEmbedding",
+    "ShardedEmbeddingBag",
     "SparseBias",
     "SparseConv2d",
     "SparseEmbedding",
@@ -70,6 +75,7 @@ __all__ = [
     "propagate_mean",
     "resident_bytes",
     "score_topk",
+    "shard_rows",
     "sparsify",
     "split",
     "weight_parameter",

@@ -8,10 +8,13 @@ from sparsecore.nn.dot import gather_dot
 from sparsecore.nn.embedding import SparseEmbedding, SparseEmbeddingBag
 from sparsecore.nn.graph import Graph, normalized_bipartite, propagate_mean
 from sparsecore.nn.linear import SparseLinear
+from sparsecore.nn.sharded import ShardedEmbedding, ShardedEmbeddingBag, shard_rows
 from sparsecore.nn.topk import score_topk
 
 __all__ = [
     "Graph",
+    "ShardedEmbedding",
+    "ShardedEmbeddingBag",
     "SparseBias",
     "SparseConv2d",
     "SparseEmbedding",
@@ -23,6 +26,7 @@ __all__ = [
     "normalized_bipartite",
     "propagate_mean",
     "score_topk",
+    "shard_rows",
     "sparsify",
     "weight_parameter",
 ]

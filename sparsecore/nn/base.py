@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from sparsecore.encoding import (
     ENCODINGS,
@@ -32,6 +33,8 @@ class SparseModule(nn.Module):
         crow_indices: shape ``(rows + 1,)``: row pointers.
         col_indices: shape ``(nnz,)``: columns, in the narrowest integer type.
         bitmap: int32, shape ``(rows + 1, words)``, see `sparsecore.encoding`.
+        row_mesh: the mesh of ranks that the rows of a table are split over (`sparsecore.shard_rows`); this module then
+            holds one rank's. None: ranks that train one model hold copies of this weight.
 
     Either the first two of the index arrays are buffers or the third, as `encoding` says. In the bitmap encoding the
     first two can still be read, but are decoded at every access.
@@ -41,6 +44,7 @@ class SparseModule(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     bitmap: Tensor
+    row_mesh: DeviceMesh | None = None
     _recorder: Recorder | None
 
     def __init__(

@@ -103,10 +103,15 @@ def densify(model: nn.Module) -> nn.Module:
     """Swap every sparse module of a model for its dense form, in place; returns the model.
 
     Raises:
-        ConversionError: if the model has no sparse module.
+        ConversionError: if the model has no sparse module, or a table whose rows are split over ranks.
     """
     if not any(isinstance(module, SparseModule) for module in model.modules()):
         raise ConversionError("the model has no sparse module to make dense")
+    for name, module in model.named_modules():
+        if isinstance(module, SparseModule) and module.row_mesh is not None:
+            raise ConversionError(
+                f"{name} holds one rank's rows of a table: put table.unshard() in its place first"
+            )
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:

@@ -14,7 +14,7 @@ from sparsecore.nn.base import SparseModule, magnitude_pattern
 from sparsecore.pattern import Pattern
 from sparsecore.topology.accumulate import RowAccumulator
 
-__all__ = ["SparseEmbedding", "SparseEmbeddingBag"]
+__all__ = ["SparseEmbedding", "SparseEmbeddingBag", "as_ids", "bag_entries"]
 
 # Options of torch's tables that change what a row is worth, and the value under which they do nothing.
 _NEUTRAL = {"max_norm": None, "scale_grad_by_freq": False, "mode": "sum"}
@@ -53,6 +53,17 @@ class _SparseTable(SparseModule):
         return self.padding_idx
 
     @classmethod
+    def _blank(
+        cls, pattern: Pattern, padding_idx: int | None, device: torch.device | str, dtype: torch.dtype
+    ) -> Self:
+        """A table of this index set whose values are still to be written."""
+        table = cls.__new__(cls)
+        SparseModule.__init__(table, pattern, device, dtype)
+        table.num_embeddings, table.embedding_dim = pattern.shape
+        table.padding_idx = padding_idx
+        return table
+
+    @classmethod
     def _from_table(cls, module: Any, density: float | None, mask: Tensor | None) -> Self:
         for option, neutral in _NEUTRAL.items():
             if getattr(module, option, neutral) != neutral:
@@ -66,10 +77,7 @@ class _SparseTable(SparseModule):
                 f"the padding row {module.padding_idx} must be zero to become an empty row; zero it first"
             )
         pattern = magnitude_pattern(weight, density, mask, skip_row=module.padding_idx)
-        table = cls.__new__(cls)
-        SparseModule.__init__(table, pattern, weight.device, weight.dtype)
-        table.num_embeddings, table.embedding_dim = weight.shape
-        table.padding_idx = module.padding_idx
+        table = cls._blank(pattern, module.padding_idx, weight.device, weight.dtype)
         with torch.no_grad():
             table.values.copy_(weight.reshape(-1)[pattern.positions()])
         table.values.requires_grad_(module.weight.requires_grad)
@@ -152,7 +160,7 @@ class SparseEmbedding(_SparseTable):
 
     def forward(self, input: Tensor) -> Tensor:
         """ids (*) -> rows (*, embedding_dim)."""
-        ids = _as_ids(input)
+        ids = as_ids(input)
         ids = ids if input.dim() == 1 else ids.reshape(-1)
         lookup = ops.gather_touched if self.sparse else ops.gather
         output = lookup(self.values, *self.index, ids, self.embedding_dim)
@@ -209,27 +217,7 @@ class SparseEmbeddingBag(_SparseTable):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Sum of ``per_sample_weights * rows`` over each bag."""
-        ids = _as_ids(input).reshape(-1)
-        if input.dim() == 2:
-            if offsets is not None:
-                raise SparsecoreError("offsets must be left out when the ids are 2-D (every row is a bag)")
-            ends = torch.arange(input.shape[0] + 1, device=ids.device) * input.shape[1]
-        elif input.dim() != 1:
-            raise SparsecoreError(f"ids must be 1-D with offsets, or 2-D, got {input.dim()}-D")
-        elif offsets is None:
-            raise SparsecoreError("flat ids need offsets: the first entry of every bag")
-        else:
-            offsets = offsets.to(torch.int64)
-            ends = torch.cat((offsets, offsets.new_full((1,), ids.numel())))
-        if per_sample_weights is None:
-            weights = torch.ones(ids.numel(), device=ids.device, dtype=self.values.dtype)
-        elif per_sample_weights.shape != input.shape:
-            raise SparsecoreError(
-                f"per_sample_weights must have the ids' shape {tuple(input.shape)}, "
-                f"got {tuple(per_sample_weights.shape)}"
-            )
-        else:
-            weights = per_sample_weights.reshape(-1)
+        ids, ends, weights = bag_entries(input, offsets, per_sample_weights, self.values.dtype)
         return ops.bag(self.values, *self.index, ids, ends, weights, self.embedding_dim)
 
     @classmethod
@@ -271,9 +259,44 @@ def _padding(padding_idx: int | None, rows: int) -> int | None:
     return padding_idx % rows
 
 
-def _as_ids(input: Tensor) -> Tensor:
+def as_ids(input: Tensor) -> Tensor:
+    """Ids as int64.
+
+    Raises:
+        SparsecoreError: for another type than int64 or int32.
+    """
     if input.dtype is torch.int64:
         return input
     if input.dtype is not torch.int32:
         raise SparsecoreError(f"ids must be int64 or int32, got {input.dtype}")
     return input.to(torch.int64)
+
+
+def bag_entries(
+    input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a bag module is called with, as flat ids (n,), ends of the bags (bags + 1,) and weights (n,).
+
+    Raises:
+        SparsecoreError: if the arguments do not fit each other.
+    """
+    ids = as_ids(input).reshape(-1)
+    if input.dim() == 2:
+        if offsets is not None:
+            raise SparsecoreError("offsets must be left out when the ids are 2-D (every row is a bag)")
+        ends = torch.arange(input.shape[0] + 1, device=ids.device) * input.shape[1]
+    elif input.dim() != 1:
+        raise SparsecoreError(f"ids must be 1-D with offsets, or 2-D, got {input.dim()}-D")
+    elif offsets is None:
+        raise SparsecoreError("flat ids need offsets: the first entry of every bag")
+    else:
+        offsets = offsets.to(torch.int64)
+        ends = torch.cat((offsets, offsets.new_full((1,), ids.numel())))
+    if per_sample_weights is None:
+        return ids, ends, torch.ones(ids.numel(), device=ids.device, dtype=dtype)
+    if per_sample_weights.shape != input.shape:
+        raise SparsecoreError(
+            f"per_sample_weights must have the ids' shape {tuple(input.shape)}, "
+            f"got {tuple(per_sample_weights.shape)}"
+        )
+    return ids, ends, per_sample_weights.reshape(-1)

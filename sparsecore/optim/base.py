@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsecore.backends import backend_name, load
@@ -140,9 +140,10 @@ class ElementwiseOptimizer(Optimizer):
         torch.autograd.graph.increment_version(parameter)
 
     def _fits(self, parameter: Tensor, grad: Tensor, state: State) -> bool:
-        """Whether kernels can do it: numba's floating-point types, in memory one after another."""
+        """Whether kernels can do it: numba's floating-point types, in memory one after another; no DTensor."""
         return (
-            parameter.dtype in (torch.float32, torch.float64)
+            type(parameter) in (Tensor, nn.Parameter)
+            and parameter.dtype in (torch.float32, torch.float64)
             and grad.dtype == parameter.dtype
             and parameter.device.type == "cpu"
             and backend_name(parameter.device) == "numba"

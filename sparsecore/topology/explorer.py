@@ -17,7 +17,7 @@ from sparsecore.ops.recording import watch
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.grow import plan_exchange
 from sparsecore.topology.history import EverActive
-from sparsecore.topology.ranks import Ranks, SummedGradient
+from sparsecore.topology.ranks import Ranks, SummedGradient, expect_layout
 from sparsecore.topology.report import ExplorationReport, LayerReport
 from sparsecore.topology.rewrite import Exchange, rewrite
 from sparsecore.topology.schedule import make_schedule
@@ -55,11 +55,13 @@ class DynamicSparsity:
             generator if absent.
         process_group: the torch.distributed group whose ranks train copies of this model; the default group if one is
             initialised. Its ranks decide together (the gradient is that of all their batches), and what they decide is
-            compared. All of them must build the explorer and take the same steps.
+            compared. All of them must build the explorer and take the same steps. Rows of
+            tables that are split over the ranks (`sparsecore.shard_rows`) are explored by each rank for itself.
 
     Raises:
         TopologyError: for a model without sparse weights, an optimizer that does not hold them, or a setting out of
-            range; for ranks that do not hold the same index sets.
+            range; for ranks that do not hold the same index sets, values that FSDP has cut up, and tables that are
+            split over other ranks than those of ``process_group``.
 
     Example:
         >>> explorer = DynamicSparsity(model, optimizer, interval=100, total_steps=10_000)
@@ -109,9 +111,11 @@ class DynamicSparsity:
         self.history = {name: EverActive(module.index, module.shape) for name, module in tracked.items()}
         self.steps = 0
         self.ranks = Ranks.find(process_group)
+        expect_layout(self.modules, self.ranks)
+        self._copies = {name: module for name, module in self.modules.items() if module.row_mesh is None}
         if self.ranks is not None:
             self.ranks.same_state(self.generator)
-            self.ranks.check(self.modules)
+            self.ranks.check(self._copies)
         self._arm()
 
     @torch.no_grad()
@@ -133,11 +137,7 @@ class DynamicSparsity:
         fraction = self.timetable.drop_fraction(self.steps)
         before = self.generator.get_state()
         try:
-            sources = self._sources()
-            plans = {
-                name: self._plan(name, module, source, fraction)
-                for (name, module), source in zip(self.modules.items(), sources, strict=True)
-            }
+            plans = self._plans(fraction)
         except TopologyError:
             self.generator.set_state(before)
             self._begin_window()
@@ -147,7 +147,7 @@ class DynamicSparsity:
             module = self.modules[name]
             layers[name] = self._apply(name, module, exchange)
         if self.ranks is not None:
-            self.ranks.check(self.modules)
+            self.ranks.check(self._copies)
         self._begin_window()
         return ExplorationReport(step=self.steps, drop_fraction=fraction, layers=layers)
 
@@ -171,15 +171,38 @@ class DynamicSparsity:
         self.steps = steps
         self._arm()
 
+    def _plans(self, fraction: float) -> dict[str, Exchange | None]:
+        """Decide the exchanges of all weights; what one rank refuses, all refuse."""
+        expect_layout(self.modules, self.ranks)
+        plans: dict[str, Exchange | None] = {}
+        refused: TopologyError | None = None
+        for (name, module), source in zip(self.modules.items(), self._sources(), strict=True):
+            generator = self.generator
+            if name not in self._copies and self.ranks is not None:
+                generator = self.ranks.own(self.generator)
+            try:
+                plans[name] = self._plan(name, module, source, fraction, generator)
+            except TopologyError as error:
+                if name in self._copies:
+                    raise  # so do all other ranks
+                refused = error
+        stop = refused is not None
+        if self.ranks is not None and len(self._copies) < len(self.modules):
+            stop = self.ranks.any([stop], next(iter(self.modules.values())).values.device)[0]
+        if stop:
+            raise refused or TopologyError("another rank refused to explore its rows: nothing was rewritten")
+        return plans
+
     def _plan(
-        self, name: str, module: SparseModule, source: GradientSource | str | None, fraction: float
-    ) -> Exchange | None:
+        self, name: str, module: SparseModule, source: GradientSource | str | None, fraction: float,
+        generator: torch.Generator,
+    ) -> Exchange | None:  # fmt: skip
         """Decide the exchange of one weight without touching it."""
         if source is None or not module.values.requires_grad or module.nnz == math.prod(module.shape):
             return None
         k = math.ceil(fraction * module.nnz)
         gradient = None if isinstance(source, str) else source
-        return plan_exchange(module, k, gradient, self.generator, name or "the model")
+        return plan_exchange(module, k, gradient, generator, name or "the model")
 
     def _sources(self) -> list[GradientSource | str | None]:
         """Where each weight has its growth scores from; None if it has seen no gradient since the last exploration."""
@@ -192,7 +215,9 @@ class DynamicSparsity:
             return list(mine)
         used = self.ranks.any([source is not None for source in mine], modules[0].values.device)
         return [
-            SummedGradient(source, self.ranks, module.values, module.shape[1]) if anyone else None
+            SummedGradient(source, self.ranks, module.values, module.shape[1])
+            if anyone and module.row_mesh is None
+            else source
             for source, module, anyone in zip(mine, modules, used, strict=True)
         ]
 

@@ -3,6 +3,9 @@
 With `torch.nn.parallel.DistributedDataParallel` the ranks hold the same values and differ in their batches. Pruning
 looks at values alone. Growth looks at gradients, which are added up over the ranks a block of rows at a time; random
 growth draws from the same generator state. A hash of every index set is compared after each exploration.
+
+The exception are tables whose rows are split over the ranks (`sparsecore.shard_rows`): each rank decides for its rows
+by itself, from gradients that are complete as they arrive, and draws by itself.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from torch import Tensor, nn
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops.explore import GradientSource
+from sparsecore.topology.rewrite import stored
 
-__all__ = ["Ranks", "SummedGradient", "broadcast_topology"]
+__all__ = ["Ranks", "SummedGradient", "broadcast_topology", "expect_layout"]
 
 _CHUNK = 1 << 20
 
@@ -28,7 +32,7 @@ class Ranks:
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
-        self.size = dist.get_world_size(group)
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.first = dist.get_global_rank(group, 0) if group is not None else 0
 
     @classmethod
@@ -51,15 +55,20 @@ class Ranks:
         dist.broadcast_object_list(state, self.first, self.group)
         generator.set_state(state[0])
 
+    def own(self, common: torch.Generator, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator that is another one on every rank, seeded by a draw from one that is the same on all."""
+        seed = int(torch.randint(2**62, (1,), generator=common))
+        return torch.Generator(device).manual_seed(seed + self.rank)
+
     def union(self, rows: Tensor | None, device: torch.device) -> Tensor | None:
         """Rows that some rank has, ascending; None if one has all."""
         mine = torch.empty(0, dtype=torch.int64) if rows is None else rows
-        sizes = self._gather(torch.tensor([-1 if rows is None else mine.numel()], device=device))
+        sizes = self.gather(torch.tensor([-1 if rows is None else mine.numel()], device=device))
         if int(sizes.min()) < 0:
             return None
         padded = torch.full((int(sizes.max()),), -1, dtype=torch.int64, device=device)
         padded[: mine.numel()] = mine
-        found = torch.unique(self._gather(padded))
+        found = torch.unique(self.gather(padded))
         return found[found >= 0]
 
     def add(self, block: Tensor) -> Tensor:
@@ -69,14 +78,16 @@ class Ranks:
         return block
 
     def check(self, modules: Mapping[str, SparseModule]) -> None:
-        """Compare the index sets by their hashes.
+        """Compare the index sets of weights that ranks hold copies of, by their hashes.
 
         Raises:
             TopologyError: on every rank, naming the weights that differ and the ranks on which they do.
         """
+        if not modules:
+            return
         device = next(iter(modules.values())).values.device
         mine = torch.stack([_hash(module).to(device) for module in modules.values()])
-        everyone = self._gather(mine).view(self.size, -1).cpu()
+        everyone = self.gather(mine).view(self.size, -1).cpu()
         differs = everyone != everyone[0]
         if bool(differs.any()):
             names = [
@@ -90,7 +101,8 @@ class Ranks:
                 "DynamicSparsity a process_group of that rank alone"
             )
 
-    def _gather(self, mine: Tensor) -> Tensor:
+    def gather(self, mine: Tensor) -> Tensor:
+        """The tensors of all ranks, which are of one shape, one after another."""
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine, self.group)
         return torch.cat(parts)
@@ -141,7 +153,8 @@ def broadcast_topology(model: nn.Module, process_group: Any = None) -> nn.Module
 
     Index sets are buffers, and change in place on all ranks alike. DistributedDataParallel would send them again at
     every step, and refuses those of 16 bits: it is told to leave them alone. The values are its parameters, which it
-    sends itself.
+    sends itself. Of tables whose rows are split over ranks (`sparsecore.shard_rows`) nothing is sent, and it is told to
+    leave their values alone too.
 
     Args:
         model: with at least one sparse module; the same on all ranks but for the positions of its nonzeros.
@@ -161,7 +174,8 @@ def broadcast_topology(model: nn.Module, process_group: Any = None) -> nn.Module
         raise TopologyError("the model has no sparse weight; call sparsify(model, density) first")
     ranks = Ranks(process_group)
     forms: list[Any] = [None] * ranks.size
-    own = [(name, m.shape, m.nnz, m.encoding, str(m.values.dtype)) for name, m in modules.items()]
+    copies = {name: m for name, m in modules.items() if m.row_mesh is None}
+    own = [(name, m.shape, m.nnz, m.encoding, str(m.values.dtype)) for name, m in copies.items()]
     dist.all_gather_object(forms, own, process_group)
     for rank, form in enumerate(forms):
         if form != forms[0]:
@@ -171,15 +185,42 @@ def broadcast_topology(model: nn.Module, process_group: Any = None) -> nn.Module
                 "same model with the same densities on all ranks"
             )
     ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    for name, module in modules.items():
+    for module in copies.values():
         for tensor in module.index:
             if tensor is not None:
                 dist.broadcast(tensor.view(torch.uint8), ranks.first, process_group)
-        for buffer in ("crow_indices", "col_indices", "bitmap"):
-            if buffer in module._buffers:
-                ignored.add(f"{name}.{buffer}" if name else buffer)
+    for name, module in modules.items():
+        left_alone: list[str] = [
+            key for key in ("crow_indices", "col_indices", "bitmap") if key in module._buffers
+        ]
+        left_alone += [] if name in copies else ["values"]
+        ignored.update(f"{name}.{key}" if name else key for key in left_alone)
     model._ddp_params_and_buffers_to_ignore = sorted(ignored)  # type: ignore[assignment]
     return model
+
+
+def expect_layout(modules: Mapping[str, SparseModule], ranks: Ranks | None) -> None:
+    """Refuse to explore weights of which this rank does not hold what an exploration has to see.
+
+    Raises:
+        TopologyError: for values that FSDP has cut up, whose pieces no index set fits, and for tables whose rows are
+            split over other ranks than those that explore together.
+    """
+    members = None if ranks is None else dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
+    for name, module in modules.items():
+        if type(module.values) is not nn.Parameter or module.values.numel() != stored(module.index):
+            raise TopologyError(
+                f"the values of {name or 'the model'} are cut up over ranks (FSDP), but an exploration needs them "
+                "whole. Train sparse modules with DistributedDataParallel, and split large tables by "
+                "sparsecore.shard_rows(table, mesh); fully_shard may have the dense submodules"
+            )
+        mesh = module.row_mesh
+        if mesh is not None and mesh.size() > 1 and mesh.mesh.tolist() != members:
+            raise TopologyError(
+                f"the rows of {name} are split over ranks {mesh.mesh.tolist()}, but "
+                f"{'this rank explores alone' if members is None else f'ranks {members} explore together'}: "
+                "give DynamicSparsity the process_group of the mesh"
+            )
 
 
 def _hash(module: SparseModule) -> Tensor:

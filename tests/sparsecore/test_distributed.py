@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import WORLD, process, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,25 +25,7 @@ pytestmark = [
         not dist.is_available() or sys.platform == "win32", reason="no torch.distributed with gloo"
     ),
 ]
-WORLD, STEPS, INTERVAL, BATCH = 2, 100, 5, 12  # 20 explorations
-
-
-def _process(rank: int, task: Callable[..., Any], folder: Path, *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=WORLD)
-    try:
-        result = task(rank, folder, *arguments)
-    except Exception:
-        result = traceback.format_exc()
-    torch.save(result, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-def run(task: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """What a task returns on every rank; a traceback where it fails."""
-    mp.spawn(_process, (task, folder, *arguments), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+STEPS, INTERVAL, BATCH = 100, 5, 12  # 20 explorations
 
 
 class Model(nn.Module):
@@ -225,7 +206,7 @@ def test_a_killed_rank_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None
     killed.mkdir()
     whole.mkdir()
     with pytest.raises(mp.ProcessExitedException):
-        mp.spawn(_process, (_saving, killed, True), nprocs=WORLD)
+        mp.spawn(process, (_saving, killed, True), nprocs=WORLD)
     (killed / "ranks").unlink(missing_ok=True)
     assert torch.load(killed / "checkpoint.pt", weights_only=True)["explorer"]["steps"] == 30
     (steps, resumed), (_, other) = run(_saving, killed, False)
