@@ -197,6 +197,8 @@ def shard_rows(
       ``StateDictOptions(flatten_optimizer_state_dict=True)``; not from ``optimizer.state_dict()``, which numbers
       parameters alike on all ranks. What is loaded into must have as many nonzeros on each rank, as tables from the
       meta device always do, and as many ranks; ``table.unshard()`` leads to any other number.
+      ``DynamicSparsity.state_dict()`` may go along, but not with accumulated rows, which vary in number: save it with
+      torch.save for each rank.
 
     Args:
         table: the same on all ranks but for its data.
