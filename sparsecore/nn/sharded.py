@@ -233,7 +233,7 @@ def shard_rows(
     shard.sparse = table.sparse
     if table.accumulator is not None:
         share = -(-table.accumulator.capacity // mesh.size())
-        shard.accumulator = RowAccumulator(share, table.embedding_dim)
+        shard.accumulator = RowAccumulator(share, table.embedding_dim, own_padding)
     return ShardedEmbedding(_with_modes(shard, table), table.num_embeddings, padding, mesh)
 
 
