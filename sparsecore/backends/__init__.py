@@ -2,7 +2,12 @@
 
 CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend("torch"):`` or the environment variable
 ``SPARSECORE_BACKEND``, read at the import, override it. A backend is a module with one function per operation (see
-``sparsecore.ops``). ``torch_sparse`` is ``torch`` with sparse times dense products by the package torch-sparse.
+``sparsecore.ops``).
+
+Two are options. ``torch_sparse`` is ``torch`` with sparse times dense products by the package torch-sparse. ``triton`` has
+GPU kernels of our own for what torch indexing does slowly, and torch's functions for everything else. It
+is an option and not what CUDA gets by itself: its results are tested in Triton's interpreter, its time on a GPU has not
+been measured.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from sparsecore.errors import SparsecoreError
 
 __all__ = ["backend", "backend_name", "load"]
 
-_NAMES = ("numba", "torch", "torch_sparse")
+_NAMES = ("numba", "torch", "torch_sparse", "triton")
 _environment = os.environ.get("SPARSECORE_BACKEND")  # once: to look there costs a microsecond
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _override: ContextVar[str | None] = ContextVar("sparsecore_backend", default=None)
 _loaded: dict[str, ModuleType] = {}
 
@@ -34,7 +40,7 @@ def _checked(name: str, source: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every operation of the block on the backend ``name`` (``"numba"``, ``"torch"`` or ``"torch_sparse"``).
+    """Run every operation of the block on the backend ``name``: "numba", "torch", "torch_sparse" or "triton".
 
     Forward and backward choose separately: run ``loss.backward()`` inside the block too.
 
@@ -56,6 +62,11 @@ def backend_name(device: torch.device) -> str:
         _checked(name, "SPARSECORE_BACKEND")
         if name == "numba" and device.type != "cpu":
             raise SparsecoreError(f"the numba backend runs on the CPU, not on {device.type}; use 'torch'")
+        if name == "triton" and device.type == "cpu" and not _interpreted:
+            raise SparsecoreError(
+                "the triton backend runs on a GPU, and on the CPU in Triton's interpreter alone: "
+                "set TRITON_INTERPRET=1 before sparsecore is imported, or use 'numba' or 'torch'"
+            )
         return name
     return "numba" if device.type == "cpu" else "torch"
 

@@ -1,0 +1,53 @@
+"""Triton kernels for looked-up rows, their gradients, their products and top-k; torch's functions for everything else.
+
+They read either encoding as it is stored, never wait for the device, add up in a fixed order (no atomics: the same bits
+every time), and hold no dense form of the weight. An id outside the table is not noticed on a GPU.
+
+Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU) and compiled for a GPU; their time on one
+has not been measured. Hence they run only where they are asked for: ``with sparsecore.backend("triton"):``.
+"""
+
+from sparsecore.errors import SparsecoreError
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    raise SparsecoreError(
+        "the triton backend needs the package triton 3.1 or later: pip install triton"
+    ) from error
+
+from sparsecore.backends.torch import (
+    add_rows_,
+    id_range,
+    propagate,
+    propagate_sample,
+    propagate_table,
+    sample,
+    sddmm,
+    spmm,
+    spmm_t,
+)
+from sparsecore.backends.triton.dots import bag_dot, gather_dot
+from sparsecore.backends.triton.embedding import bag, gather
+from sparsecore.backends.triton.scatter import bag_grad, scatter_grad, touched
+from sparsecore.backends.triton.topk import score_topk
+
+__all__ = [
+    "add_rows_",
+    "bag",
+    "bag_dot",
+    "bag_grad",
+    "gather",
+    "gather_dot",
+    "id_range",
+    "propagate",
+    "propagate_sample",
+    "propagate_table",
+    "sample",
+    "scatter_grad",
+    "score_topk",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+    "touched",
+]

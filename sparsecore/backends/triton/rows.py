@@ -1,0 +1,102 @@
+"""Where the columns of a row are among the values: what every kernel here begins with, for both encodings.
+
+A program looks at a tile: some rows, and some neighbouring columns of each of them, stored or not. From `places` on all
+is dense arithmetic in registers. Columns of the csr encoding are found by binary search, which reads the row's columns
+from the nearest cache after its first step; those of a bitmap by counting the bits before them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["index_of", "launches_on", "lower_bound", "places", "tile"]
+
+_WIDEST = 128  # columns of a tile
+_NARROWEST = 32  # a tile begins where a bitmap's word does
+
+
+def tile(n_cols: int) -> dict[str, int]:
+    """Compile-time arguments of `places` for a table of this width, and an option that Triton 3.9 wants to be told."""
+    width = min(_WIDEST, max(_NARROWEST, triton.next_power_of_2(n_cols)))
+    return {"N_COLS": n_cols, "COLS": width, "STEPS": n_cols.bit_length(), "enable_fp_fusion": True}
+
+
+def index_of(crow: Tensor, col: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    """What `places` takes for an index set: it, and how far apart the pointers of two rows are."""
+    crow = crow.contiguous()
+    return crow, None if col is None else col.contiguous(), crow.stride(0)
+
+
+def launches_on(tensor: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on torch's current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@triton.jit
+def places(
+    crow, col, stride, row, live, begin, N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr
+):
+    """Place among the values of the columns ``begin .. begin + COLS - 1`` of some rows, and whether they are stored.
+
+    Args:
+        crow, col, stride: from `index_of`.
+        row: (R,), int64.
+        live: (R,), nothing of the others is stored.
+        begin: a multiple of 32.
+        N_COLS, COLS, STEPS: from `tile`.
+
+    Returns:
+        Both (R, COLS); the place is meaningless where nothing is stored.
+    """
+    column = begin + tl.arange(0, COLS)
+    inside = live[:, None] & (column < N_COLS)[None, :]
+    first = tl.load(crow + row * stride, mask=live, other=0)
+    if col is None:
+        words = crow + row * stride + 1
+        earlier = 0
+        while earlier < begin // 32:
+            first += _ones(tl.load(words + earlier, mask=live, other=0))
+            earlier += 1
+        word = tl.load(words[:, None] + (column // 32)[None, :], mask=inside, other=0)
+        bit = (word >> (column % 32)[None, :]) & 1
+        place = first[:, None] + tl.cumsum(bit, 1) - bit
+        stored = bit != 0
+    else:
+        last = tl.load(crow + row * stride + stride, mask=live, other=0)
+        low = first[:, None] + tl.zeros((1, COLS), tl.int32)
+        high = tl.where(inside, last[:, None], low)
+        place = lower_bound(col, low, high, column[None, :], STEPS)
+        found = tl.load(col + place, mask=place < high, other=0).to(tl.int32)
+        stored = (place < high) & (found == column[None, :])
+    return place, stored
+
+
+@triton.jit
+def lower_bound(ascending, low, high, wanted, STEPS: tl.constexpr):
+    """First place in ``low .. high - 1`` of an array with a number not below ``wanted``, else ``high``.
+
+    ``low`` and ``high`` are of one shape and type; STEPS must be at least the bits of ``high - low``.
+    """
+    for _ in range(STEPS):
+        middle = low + (high - low) // 2
+        seen = tl.load(ascending + middle, mask=low < high, other=0).to(tl.int32)
+        below = (low < high) & (seen < wanted)
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    return low
+
+
+@triton.jit
+def _ones(word):
+    """How many bits of each int32 are set."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = (x & 0x55555555) + ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x & 0x0F0F0F0F) + ((x >> 4) & 0x0F0F0F0F)
+    x = (x & 0x00FF00FF) + ((x >> 8) & 0x00FF00FF)
+    return ((x & 0x0000FFFF) + (x >> 16)).to(tl.int32)
