@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 import torch
+from devices import INTERPRETED
 from hypothesis import strategies as st
 
 from sparsecore import Pattern
 
-# Where the environment asks for one, everything runs on that one.
-BACKENDS = (os.environ["SPARSECORE_BACKEND"],) if "SPARSECORE_BACKEND" in os.environ else ("numba", "torch")
+_CHOSEN = os.environ.get("SPARSECORE_BACKEND")  # where the environment asks for one, everything runs on that one
+BACKENDS = (_CHOSEN,) if _CHOSEN else ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch")
 DTYPES = (torch.float32, torch.float64)
 
 # Around the vector widths of kernels, and where the column type changes (uint8, int16, int32).

@@ -1,21 +1,16 @@
-"""The torch backend on whatever device there is: the same tests on the CPU and, marked ``gpu``, on CUDA."""
+"""The backends of a GPU on whatever device there is: the same tests on the CPU and, marked ``gpu``, on CUDA."""
 
 from __future__ import annotations
 
 import pytest
 import scipy.sparse
 import torch
+from devices import devices
 from torch import Tensor, nn
 
 import sparsecore
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
+CASES = [pytest.param(*p.values, name, marks=p.marks) for name in ("torch", "triton") for p in devices(name)]
 
 
 class Model(nn.Module):
@@ -32,8 +27,8 @@ class Model(nn.Module):
         return self.linear(torch.tanh(self.table(ids).sum(1) + self.bag(ids) + hops[ids[:, 0]]))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_training_equals_masked_dense(device: str) -> None:
+@pytest.mark.parametrize(("device", "backend"), CASES)
+def test_training_equals_masked_dense(device: str, backend: str) -> None:
     """All operations, gradients, explorations and optimizer state on the device, in float64, against dense tensors."""
     ids = torch.randint(0, 30, (6, 3), generator=torch.Generator().manual_seed(2)).to(device)
     sparse, dense = Model().double().to(device), Model().double().to(device)
@@ -49,7 +44,7 @@ def test_training_equals_masked_dense(device: str) -> None:
             dense, optimizers[1], masks, generator=torch.Generator().manual_seed(1), **settings
         ),
     ]
-    with sparsecore.backend("torch"):
+    with sparsecore.backend(backend):
         for _ in range(12):
             for model, optimizer, explorer in zip((sparse, dense), optimizers, explorers, strict=True):
                 optimizer.zero_grad()
