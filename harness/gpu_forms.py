@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import sparsecore
 from sparsecore import Pattern, ops
 
-__all__ = ["DENSITIES", "OPERATIONS", "Forms", "Operation", "forget_weights", "relative_error"]
+__all__ = ["DENSITIES", "OPERATIONS", "Forms", "Operation", "Run", "forget_weights", "relative_error"]
 
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 _INPUTS = 8  # drawn for each operand that changes from call to call
@@ -56,12 +56,16 @@ class Forms:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to measure: ``build(density, device, **size)`` makes its forms; ``quick`` is a size that only runs."""
+    """Something to measure: ``build(density, device, **size)`` makes its forms; ``quick`` is a size that only runs.
+
+    With ``triton``, our form is also run by that backend, which has kernels for it.
+    """
 
     build: Callable[..., Forms]
     size: Mapping[str, int]
     quick: Mapping[str, int]
     densities: tuple[float | None, ...] = DENSITIES
+    triton: bool = False
 
 
 class Weight:
@@ -168,11 +172,8 @@ def spmm(density: float, device: str, rows: int, cols: int, batch: int) -> Forms
 
 def spmm_t(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
     weight = _weight(rows, cols, density, device)
-    table, dy, out = (
-        weight.dense,
-        _normal(batch, rows, device=device),
-        torch.empty(batch, cols, device=device),
-    )
+    table, dy = weight.dense, _normal(batch, rows, device=device)
+    out = torch.empty(batch, cols, device=device)
     return Forms(
         ours=lambda i: ops.spmm_t(weight.values, *weight.index, dy(i), cols),
         dense={"mm(out=)": lambda i: torch.mm(dy(i), table, out=out)},
@@ -249,12 +250,8 @@ class _Gradient:
 def explore(density: float, device: str, rows: int, cols: int) -> Forms:
     """Prune 30 % of the weights, grow as many, move values and two moments along; the gradient is given."""
     weight = _weight(rows, cols, density, device)
-    k, values, mask, table = (
-        round(0.3 * weight.nnz),
-        weight.values.clone(),
-        weight.pattern.to_mask(),
-        weight.dense,
-    )
+    k, values = round(0.3 * weight.nnz), weight.values.clone()
+    mask, table = weight.pattern.to_mask(), weight.dense
     first, second = torch.rand(2, weight.nnz, device=device)
     gradient, state = torch.randn(rows, cols, device=device), torch.rand(rows, cols, device=device)
 
@@ -322,11 +319,12 @@ def adam(density: float, device: str, rows: int, cols: int) -> Forms:
 _TABLE, _SMALL_TABLE = {"rows": 1_000_000, "cols": 64}, {"rows": 300, "cols": 20}
 _LAYER, _SMALL_LAYER = {"rows": 20_000, "cols": 600}, {"rows": 60, "cols": 33}
 _BATCH, _SMALL_BATCH = {"batch": 65_536}, {"batch": 7}
+_lookup = functools.partial(Operation, size=_TABLE | _BATCH, quick=_SMALL_TABLE | _SMALL_BATCH, triton=True)
 
 OPERATIONS: dict[str, Operation] = {
-    "gather 1M x 64, 65536 random rows": Operation(gather, _TABLE | _BATCH, _SMALL_TABLE | _SMALL_BATCH),
-    "gather_dot 1M x 64, 65536 pairs": Operation(gather_dot, _TABLE | _BATCH, _SMALL_TABLE | _SMALL_BATCH),
-    "scatter_grad 1M x 64, B = 65536": Operation(scatter_grad, _TABLE | _BATCH, _SMALL_TABLE | _SMALL_BATCH),
+    "gather 1M x 64, 65536 random rows": _lookup(gather),
+    "gather_dot 1M x 64, 65536 pairs": _lookup(gather_dot),
+    "scatter_grad 1M x 64, B = 65536": _lookup(scatter_grad),
     **{
         f"{build.__name__} 20000 x 600, B = {batch}": Operation(
             build, _LAYER | {"batch": batch}, _SMALL_LAYER | {"batch": 5}
@@ -338,6 +336,7 @@ OPERATIONS: dict[str, Operation] = {
         score_topk,
         {"rows": 100_000, "cols": 64, "batch": 256, "k": 20},
         _SMALL_TABLE | {"batch": 9, "k": 5},
+        triton=True,
     ),
     "explore 6.4M positions": Operation(explore, {"rows": 100_000, "cols": 64}, _SMALL_TABLE),
     "Adam 1M x 64, all values": Operation(adam, _TABLE, _SMALL_TABLE),

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import sparsecore
 from harness import gpu_check, gpu_forms, gpu_steps, gpu_worker
 from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
+from sparsecore.backends import backend_name
 
 
 def ends(jobs: Sequence[Job], device: str, quick: bool, results: Connection) -> None:
@@ -77,7 +78,9 @@ def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
 
         right = torch.ones(3)
         return gpu_forms.Forms(
-            lambda i: right * (1 + wrong), {"dense": lambda i: right, "another": fails}, {"other": fails}
+            lambda i: right * (1 + wrong),
+            {"dense": lambda i: right, "another": fails},
+            {"other": fails, "double": lambda i: right * 2},
         )
 
     operations = {
@@ -89,8 +92,20 @@ def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
     assert "ratio" not in row
     (row,) = gpu_check.measure(Job("", "right", 0.5), "cpu", True)
     assert row["dense"] == "dense"
-    assert set(row["failed forms"]) == {"another", "other"}
+    assert set(row["failed forms"]) == {"another", "other", "double"}
+    assert row["failed forms"]["double"] == "wrong: relative error 1"
     assert row["failed forms"]["other"].startswith("RuntimeError: no such kernel at ")
+
+
+def test_the_triton_backend_is_a_form_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(i: int) -> str:
+        return backend_name(torch.device("cuda"))
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert gpu_check._by_triton(backend, "cpu") == {}
+    assert gpu_check._by_triton(backend, "cuda")["ours, triton"](0) == "triton"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert gpu_check._by_triton(backend, "cuda") == {}
 
 
 def test_nan_and_other_shapes_are_wrong() -> None:
