@@ -13,7 +13,7 @@ try:
     import triton  # noqa: F401
 except ImportError as error:
     raise SparsecoreError(
-        "the triton backend needs the package triton 3.1 or later: pip install triton"
+        "the triton backend needs the package triton 3.2 or later: pip install triton"
     ) from error
 
 from sparsecore.backends.torch import (

@@ -1,7 +1,5 @@
 """Dot products of looked-up rows: with rows of another table, or with dense rows."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

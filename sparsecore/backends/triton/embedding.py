@@ -1,7 +1,5 @@
 """Rows of a sparse table, looked up by id: alone, or summed in bags."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -88,7 +86,7 @@ def _bag(
         found = tl.load(values + place, mask=stored, other=0)
         weight = tl.load(weights + entry, mask=live, other=0)
         # An infinite weight times nothing is nothing.
-        total += tl.sum(tl.where(stored, weight[:, None] * found, 0.0), 0)
+        total += tl.sum(tl.where(stored, weight[:, None], 0.0) * found, 0)
         at += ROWS
     column = begin + tl.arange(0, COLS)
     tl.store(out + bag * N_COLS + column, total, mask=column < N_COLS)

@@ -3,9 +3,9 @@
 A program looks at a tile: some rows, and some neighbouring columns of each of them, stored or not. From `places` on all
 is dense arithmetic in registers. Columns of the csr encoding are found by binary search, which reads the row's columns
 from the nearest cache after its first step; those of a bitmap by counting the bits before them.
-"""
 
-from __future__ import annotations
+Modules with kernels have no ``from __future__ import annotations``: Triton 3.2 wants types as annotations, not text.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -4,8 +4,6 @@ Nothing is added atomically, so a sum has one order. A row that most of the entr
 of them, some at a time.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -118,7 +116,8 @@ def _add_up_rows(
         inside = same[:, None] & (column < N_COLS)[None, :]
         added = tl.load(grad + source[:, None] * N_COLS + column[None, :], mask=inside, other=0)
         if weights is not None:
-            added *= tl.load(weights + entry, mask=same, other=0)[:, None]
+            weight = tl.load(weights + entry, mask=same, other=0)
+            added *= tl.where(inside, weight[:, None], 0.0)
         total += tl.sum(added, 0)
         mine = tl.sum(same.to(tl.int32), 0)
         at += ROWS

@@ -5,8 +5,6 @@ in registers: neither rows nor scores are ever written. What the parts kept is s
 scores of a block of items are written and sorted, block by block.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -102,21 +100,20 @@ def _best_of_part(
     """The KEPT best of ``part`` items for each of QUERIES queries, by ascending id; a negative id with -inf is none."""
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     live = query < n_queries
-    first = tl.program_id(1) * part
-    end = tl.minimum(first + part, n_items)
+    begin = tl.program_id(1) * part
+    end = tl.minimum(begin + part, n_items)
     slot = tl.arange(0, KEPT)[None, :]
     kept = tl.full((QUERIES, KEPT), float("-inf"), values.dtype.element_ty)
     ids = tl.zeros((QUERIES, KEPT), tl.int32) - 1 - slot  # all different, so that each names its slot
     if seen_crow is not None:
-        at, last = _first_seen(seen_crow, seen_col, query, live, first, SEEN_STEPS)
-    while first < end:
+        at, last = _first_seen(seen_crow, seen_col, query, live, begin, SEEN_STEPS)
+    for first in range(begin, end, ITEMS):
         item = first + tl.arange(0, ITEMS)
         scores = _scores(
             queries, values, crow, col, stride, query, live, item, end, N_COLS, COLS, STEPS, QUERIES, ITEMS
         )
-        first += ITEMS
         if seen_crow is not None:
-            scores, at = _without_seen(scores, item, first, seen_col, at, last)
+            scores, at = _without_seen(scores, item, first + ITEMS, seen_col, at, last)
         worst = tl.min(kept, 1)
         top = tl.max(scores, 1)
         # For each query that has one an item enters, the first of the best; of the worst the last leaves.
