@@ -8,6 +8,7 @@ Rows of the first table are settings, those of the second one features, which te
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,8 @@ __all__ = ["main", "page"]
 
 _HEAD = """# Where it runs
 
-Made by `python -m harness.where results/where/*.json` of test runs, each of them
-`tox run -e SETTING -- --outcomes results/where/SETTING.json`.
+Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
+For most settings there is a tox environment of that name.
 """
 
 
@@ -49,6 +50,7 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
     for feature in sorted({feature for run in runs.values() for feature in run["features"]}):
         marks = [_mark(run["features"].get(feature, {})) for run in runs.values()]
         lines.append(f"| {feature} | {' | '.join(marks)} |")
+    lines += ["", *(f"* {name}: `pytest {shlex.join(run['arguments'])}`" for name, run in runs.items())]
     dates = sorted({str(run["machine"]["date"]) for run in runs.values()})
     commits = sorted({str(run["machine"]["commit"]) for run in runs.values()})
     lines += ["", f"Dates: {', '.join(dates)}. Commits: {', '.join(commits)}.", ""]

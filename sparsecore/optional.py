@@ -12,6 +12,7 @@ __all__ = ["optional"]
 _INSTALL = {
     "torch_sparse": "pip install --no-build-isolation torch-scatter torch-sparse (built from source, or wheels from "
     "PyTorch Geometric for many versions of torch)",
+    "triton": 'pip install "triton>=3.2"',
 }
 
 

@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     file = config.getoption("--outcomes")
     if file and not hasattr(config, "workerinput"):  # not in xdist's workers: they report to their controller
-        config.pluginmanager.register(_Outcomes(Path(file)))
+        config.pluginmanager.register(_Outcomes(Path(file), list(config.invocation_params.args)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _Outcomes:
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, arguments: list[str]) -> None:
+        self.file, self.arguments = file, arguments
         self.total: Counter[str] = Counter()
         self.features: dict[str, Counter[str]] = {}
 
@@ -74,6 +74,7 @@ class _Outcomes:
     def pytest_sessionfinish(self) -> None:
         found = {
             "machine": describe_machine(),
+            "arguments": [Path(a).name if Path(a).is_absolute() else a for a in self.arguments],
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "backend": os.environ.get("SPARSECORE_BACKEND", "by device"),
             "simd": os.environ.get("SPARSECORE_SIMD", "auto"),

@@ -4,10 +4,10 @@ CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend(
 ``SPARSECORE_BACKEND``, read at the import, override it. A backend is a module with one function per operation (see
 ``sparsecore.ops``).
 
-Two are options. ``torch_sparse`` is ``torch`` with sparse times dense products by the package torch-sparse. ``triton`` has
-GPU kernels of our own for what torch indexing does slowly, and torch's functions for everything else. It
-is an option and not what CUDA gets by itself: its results are tested in Triton's interpreter, its time on a GPU has not
-been measured.
+Two are options, named as the packages that they need. ``torch_sparse`` is ``torch`` with sparse times dense products by
+torch-sparse. ``triton`` has GPU kernels of our own for what torch indexing does slowly, and torch's functions for
+everything else; it is not what CUDA gets by itself: its results are tested in Triton's interpreter, its time on a GPU
+has not been measured.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import ModuleType
 import torch
 
 from sparsecore.errors import SparsecoreError
+from sparsecore.optional import optional
 
 __all__ = ["backend", "backend_name", "load"]
 
@@ -79,5 +80,7 @@ def load(device: torch.device) -> ModuleType:
 def _module(name: str) -> ModuleType:
     module = _loaded.get(name)
     if module is None:
+        if name in ("torch_sparse", "triton"):
+            optional(name)
         module = _loaded[name] = importlib.import_module(f"sparsecore.backends.{name}")
     return module

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparsecore.backends import backend_name
+from sparsecore.backends import backend_name, load
 
 __all__ = ["GradientSource", "Index", "fill", "grow", "prune", "realign_", "record_"]
 
@@ -33,6 +33,7 @@ class GradientSource(Protocol):
 
 def _load(device: torch.device) -> ModuleType:
     """The backend's part for exploration: a module of its own, since static training and serving never need it."""
+    load(device)  # says what is missing, if something is
     return importlib.import_module(f"sparsecore.backends.{backend_name(device)}.explore")
 
 

@@ -15,7 +15,7 @@ RUN: dict[str, Any] = {
         "python": "3.11.7", "torch": "2.13.0", "isa": "AVX512", "microarchitecture": "znver4", "date": "2026-01-02",
         "commit": "abc",
     },
-    "gpu": None, "backend": "by device", "simd": "auto", "interpreted": False,
+    "arguments": ["-m", "not slow", "tests"], "gpu": None, "backend": "by device", "simd": "auto", "interpreted": False,
     "total": {"passed": 7, "skipped": 1}, "features": {"layers": {"passed": 2}, "graphs": {"skipped": 1}},
 }  # fmt: skip
 
@@ -24,6 +24,7 @@ def test_marks() -> None:
     broken = RUN | {"backend": "torch", "features": {"layers": {"passed": 2, "failed": 1}}, "gpu": "H200"}
     lines = page({"plain": RUN, "torch": broken}).splitlines()
     assert "| plain | 3.11.7 | 2.13.0 | by device | AVX512 | CPU (znver4) | 7 | 1 | 0 |" in lines
+    assert "* plain: `pytest -m 'not slow' tests`" in lines
     assert "| layers | yes | 1 of 3 fail |" in lines
     assert "| graphs | skipped |  |" in lines
 

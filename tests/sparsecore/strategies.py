@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from sparsecore import Pattern
 
-_CHOSEN = os.environ.get("SPARSECORE_BACKEND")  # where the environment asks for one, everything runs on that one
+_CHOSEN = os.environ.get(
+    "SPARSECORE_BACKEND"
+)  # where the environment asks for one, everything runs on that one
 BACKENDS = (_CHOSEN,) if _CHOSEN else ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch")
 DTYPES = (torch.float32, torch.float64)
 

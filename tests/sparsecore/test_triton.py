@@ -374,6 +374,7 @@ def lookup() -> Tensor:
         return ops.gather(*table.operand, torch.tensor([0, 2]), 4)
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_the_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_interpreted", False)
     with pytest.raises(SparsecoreError, match=r"set TRITON_INTERPRET=1 .* or use 'numba' or 'torch'"):
@@ -386,8 +387,14 @@ def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not there
     for name in [n for n in sys.modules if n.startswith("sparsecore.backends.triton")]:
         monkeypatch.delitem(sys.modules, name)
-    for use in (lookup, lambda: importlib.import_module("sparsecore.backends.triton.explore")):
-        with pytest.raises(SparsecoreError, match="pip install triton"):
+    monkeypatch.setattr(backends, "_environment", "triton")  # SPARSECORE_BACKEND
+    table = sparsecore.SparseEmbedding(6, 3, density=0.5)
+    for use in (
+        lookup,
+        lambda: table(torch.tensor([1])),
+        lambda: ops.explore.prune(table.values.detach(), table.index, table.shape, 2),
+    ):
+        with pytest.raises(SparsecoreError, match="needs the package triton"):
             use()
 
 

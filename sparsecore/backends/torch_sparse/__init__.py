@@ -6,6 +6,7 @@ at a pattern: that one (`sddmm`) stays torch's.
 
 from functools import partial
 
+import torch_sparse
 from torch import Tensor
 
 from sparsecore.backends.torch import (
@@ -24,7 +25,6 @@ from sparsecore.backends.torch import (
 )
 from sparsecore.backends.torch import graph as _graph
 from sparsecore.backends.torch import linear as _linear
-from sparsecore.optional import optional
 from sparsecore.pattern import Pattern
 
 __all__ = [
@@ -46,8 +46,6 @@ __all__ = [
     "spmm_t",
     "touched",
 ]
-
-torch_sparse = optional("torch_sparse")
 
 
 def _product(

@@ -7,15 +7,6 @@ Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU) and 
 has not been measured. Hence they run only where they are asked for: ``with sparsecore.backend("triton"):``.
 """
 
-from sparsecore.errors import SparsecoreError
-
-try:
-    import triton  # noqa: F401
-except ImportError as error:
-    raise SparsecoreError(
-        "the triton backend needs the package triton 3.2 or later: pip install triton"
-    ) from error
-
 from sparsecore.backends.torch import (
     add_rows_,
     id_range,
