@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 import torch
 from devices import INTERPRETED
 from hypothesis import strategies as st
@@ -15,6 +16,9 @@ _CHOSEN = os.environ.get(
     "SPARSECORE_BACKEND"
 )  # where the environment asks for one, everything runs on that one
 BACKENDS = (_CHOSEN,) if _CHOSEN else ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch")
+of_numba = pytest.mark.skipif(
+    BACKENDS[0] != "numba", reason="about numba's kernels: another backend was asked for"
+)
 DTYPES = (torch.float32, torch.float64)
 
 # Around the vector widths of kernels, and where the column type changes (uint8, int16, int32).

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import of_numba
 from torch import Tensor
 
 import sparsecore
@@ -278,6 +279,7 @@ def test_not_finite_is_seen_wherever_it_is(size: int, bad: float, fraction: floa
         explore.grow(Source(torch.full((1, size), bad)), copied(empty), (1, size), k, skip_row=0)
 
 
+@of_numba
 def test_a_sample_that_misleads_is_noticed() -> None:
     """The sampled rows have the largest gradients by far: too few candidates pass, and all is streamed again."""
     shape, k = (20_000, 64), 100_000

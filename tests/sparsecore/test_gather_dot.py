@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import BACKENDS, backends, seeds
+from strategies import BACKENDS, backends, of_numba, seeds
 from torch import Tensor, nn
 
 import sparsecore
@@ -126,6 +126,7 @@ def test_threads_do_not_change_a_bit(encoding: str, dtype: torch.dtype, shared: 
     assert torch.equal(results[0], results[2])
 
 
+@of_numba
 @pytest.mark.parametrize(
     ("rows", "density", "shared"), [(600_000, 0.1, 1), (600_000, 0.4, 0), (2_000, 0.1, 0)]
 )

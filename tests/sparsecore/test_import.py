@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from strategies import of_numba
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("kernels"))
 
 
+@of_numba
 def test_import_is_quiet_and_loads_no_compiler() -> None:
     """Neither numba nor scipy is imported, and nothing warns (torch's own import aside)."""
     code = """
@@ -73,6 +75,7 @@ def test_import_under_strict_warnings() -> None:
     python("import sparsecore", "-W", "error")
 
 
+@of_numba
 def test_kernels_are_cached_on_disk_and_variants_do_not_collide(cache: str) -> None:
     """Serial first, then both, then parallel alone: each is compiled exactly once over three processes."""
     runs = [
@@ -84,6 +87,7 @@ def test_kernels_are_cached_on_disk_and_variants_do_not_collide(cache: str) -> N
         assert python(CASE + code, NUMBA_CACHE_DIR=cache).splitlines() == expected
 
 
+@of_numba
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_runs_kernels_after_its_parent_did(cache: str) -> None:
     """GNU OpenMP cannot start threads in a child of a process that used them; the child works serially."""
@@ -106,6 +110,7 @@ print(status)
     assert python(code, NUMBA_CACHE_DIR=cache).split() == ["0"]
 
 
+@of_numba
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
 def test_workers_of_a_data_loader_run_kernels(cache: str, tmp_path: Path) -> None:
     """Beside a parent that goes on computing; forked workers, as a data set that scores negatives would have."""
@@ -155,6 +160,7 @@ print("numba" in sys.modules)
     assert python(code, SPARSECORE_BACKEND="torch").split() == ["False"]
 
 
+@of_numba
 def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
     """numba looks at a kernel's own file; ours looks at the helpers that are inlined too, and at upgrades."""
     import shutil
@@ -177,6 +183,7 @@ def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
     assert misses()[0] == "_serial 0 1"
 
 
+@of_numba
 def test_portable_code_is_forced_by_a_setting(cache: str) -> None:
     """Code for processors without AVX-512, its own in the cache, and columns in place of bitmaps."""
     code = (

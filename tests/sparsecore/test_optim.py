@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import BACKENDS
+from strategies import BACKENDS, of_numba
 from torch import Tensor, nn
 
 import sparsecore
@@ -403,6 +403,7 @@ def test_exploration_gives_new_weights_an_empty_state(per_weight_step: bool) -> 
 # ---------------------------------------------------------------- small numbers
 
 
+@of_numba
 @every_dtype
 def test_moments_do_not_become_subnormal(dtype: torch.dtype) -> None:
     """Arithmetic on subnormal numbers is up to 2.4 times slower here; weights that get no gradient end there."""

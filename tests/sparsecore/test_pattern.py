@@ -371,7 +371,7 @@ def test_from_csr_refuses_before_it_narrows() -> None:
 
 
 def test_from_torch_refuses_other_layouts() -> None:
-    with pytest.raises(PatternError, match=r"expected a torch COO or CSR matrix, got layout torch\.strided"):
+    with pytest.raises(PatternError, match=r"expected a sparse matrix, got layout torch\.strided"):
         Pattern.from_torch(torch.eye(2))
     with pytest.raises(PatternError, match="3 sparse and 0 dense dimensions"):
         Pattern.from_torch(torch.ones(2, 2, 2).to_sparse())

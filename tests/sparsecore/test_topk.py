@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import BACKENDS, dtypes, patterns, seeds
+from strategies import BACKENDS, dtypes, of_numba, patterns, seeds
 from torch import Tensor
 
 import sparsecore
@@ -128,6 +128,7 @@ def test_rows_of_very_different_lengths(encoding: str) -> None:
     check(70, Pattern.from_mask(mask), 30, 0.01, torch.float32, encoding)
 
 
+@of_numba
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("n", [1, 5, 100, 256])
 def test_threads_give_the_same_bits(encoding: str, n: int) -> None:

@@ -24,7 +24,7 @@ def score_topk(
     seen_col: Tensor | None,
     n_cols: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores (B, k) and row ids (B, k) of the k best rows for each query, best first."""
+    """Scores (B, k) and row ids (B, k) of the k best rows for each query, best first; a NaN is not among them."""
     n_queries, n_items, device = queries.shape[0], crow.shape[0] - 1, queries.device
     crow, col = indices(crow, col, n_cols)
     bounds = [*range(0, n_items, _ITEMS), n_items]
@@ -41,6 +41,7 @@ def score_topk(
         items = values.new_zeros((last - first) * n_cols)
         items[row * n_cols + col[part]] = values[part]
         scores = queries @ items.view(-1, n_cols).t()
+        scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         candidates = torch.arange(first, last, device=device).expand(n_queries, -1)
         hidden = slice(seen_edges[block], seen_edges[block + 1])
         if hidden.stop > hidden.start:
