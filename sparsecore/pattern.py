@@ -23,7 +23,7 @@ from torch import Tensor
 from sparsecore.errors import DensityError, PatternError
 from sparsecore.optional import optional
 from sparsecore.sampling import sample_ranks
-from sparsecore.sizes import column_dtype, exact_nnz, pointer_dtype
+from sparsecore.sizes import column_dtype, default_device, exact_nnz, pointer_dtype
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -104,7 +104,7 @@ class Pattern:
             nnz = min(nnz, free)
         if not 1 <= nnz <= free:
             raise DensityError(f"nnz must be in 1 .. {free} for a {rows} x {cols} weight, got {nnz}")
-        if torch.get_default_device().type == "meta":
+        if default_device().type == "meta":
             return cls.meta(nnz, shape)
         with torch.device("cpu"):
             return cls._draw(shape, nnz, free, skip_row, generator)

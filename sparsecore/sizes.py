@@ -1,4 +1,4 @@
-"""What a weight's shape and density decide: integer types of an index, and the number of nonzeros."""
+"""Types, sizes and places of new tensors: integer types of an index, the number of nonzeros, the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 
 from sparsecore.errors import DensityError
 
-__all__ = ["column_dtype", "exact_nnz", "pointer_dtype"]
+__all__ = ["column_dtype", "default_device", "exact_nnz", "pointer_dtype"]
+
+
+def default_device() -> torch.device:
+    """Where torch makes new tensors now (``torch.get_default_device`` of torch 2.6 does not see ``with`` blocks)."""
+    return torch.empty(0).device
 
 
 def column_dtype(cols: int) -> torch.dtype:

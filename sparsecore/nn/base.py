@@ -18,7 +18,7 @@ from sparsecore.encoding import (
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
-from sparsecore.sizes import exact_nnz
+from sparsecore.sizes import default_device, exact_nnz
 from sparsecore.topology.use import Recorder
 
 __all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
@@ -53,7 +53,7 @@ class SparseModule(nn.Module):
         super().__init__()
         self._shape = pattern.shape
         self._recorder = None
-        device = torch.get_default_device() if device is None else device
+        device = default_device() if device is None else device
         pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
         self._store(pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device))

@@ -27,6 +27,7 @@ __all__ = [
     "same_dtype",
 ]
 
+_KNOWS_AUTOCAST = hasattr(torch.library, "register_autocast")  # torch 2.6 does not
 # Every reader of an operator's schema sees these as three and as six arguments.
 _library = torch.library.Library("sparsecore", "DEF")
 INDEX = "Tensor crow, Tensor? col"  # without columns, crow is a bitmap index (sparsecore.encoding)
@@ -55,9 +56,8 @@ def operator(
     packet = define(schema, run, fake, macs)
     name = packet.__name__
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
-    # Kernels add up in float32: under autocast that is what they are given. (Early torch 2.x cannot register it: there
-    # the layers' own error on mixed types says what to do.)
-    for device in ("cpu", "cuda") if hasattr(torch.library, "register_autocast") else ():
+    # Kernels add up in float32: under autocast that is what they are given.
+    for device in ("cpu", "cuda") if _KNOWS_AUTOCAST else ():
         torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
     return _with_direct_path(name, packet.default, run, setup, backward)
 
@@ -89,6 +89,8 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return op(*args)
+        if not _KNOWS_AUTOCAST and torch._C._is_any_autocast_enabled():
+            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return transformed.apply(*args)
         if _watched(args):
