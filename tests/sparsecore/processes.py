@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,13 +26,20 @@ def process(rank: int, task: Callable[..., Any], folder: Path, *arguments: Any) 
         init_method=f"file://{folder}/ranks",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),  # a rank that waits for another in vain
+        timeout=timedelta(
+            seconds=300
+        ),  # a rank that waits for another in vain; kernels may have to be compiled
     )
     try:
         result = task(rank, folder, *arguments)
     except Exception:
         result = traceback.format_exc()
-    torch.save(result, folder / f"rank{rank}.pt")
+    torch.save(result, folder / f"rank{rank}.part")
+    os.replace(folder / f"rank{rank}.part", folder / f"rank{rank}.pt")
+    # A rank that left while another is still reading from it would make gloo abort that one.
+    end = time.monotonic() + 300
+    while time.monotonic() < end and not all((folder / f"rank{r}.pt").exists() for r in range(WORLD)):
+        time.sleep(0.02)
     dist.destroy_process_group()
 
 

@@ -184,7 +184,7 @@ def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
 
 
 @of_numba
-def test_portable_code_is_forced_by_a_setting(cache: str) -> None:
+def test_portable_code_is_forced_by_a_setting(tmp_path: Path) -> None:
     """Code for processors without AVX-512, its own in the cache, and columns in place of bitmaps."""
     code = (
         CASE
@@ -198,7 +198,7 @@ report()
     )
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("forces another x86 processor")
-    lines = python(code, NUMBA_CACHE_DIR=cache, SPARSECORE_SIMD="portable").splitlines()
+    lines = python(code, NUMBA_CACHE_DIR=str(tmp_path), SPARSECORE_SIMD="portable").splitlines()
     assert lines == ["False csr", "_serial 0 1", "_parallel 0 0"]
     with pytest.raises(AssertionError, match="SPARSECORE_SIMD must be native or portable, got 'avx'"):
         python(CASE + "serial()", SPARSECORE_SIMD="avx")
