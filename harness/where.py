@@ -60,7 +60,10 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
 def _mark(outcomes: dict[str, int]) -> str:
     if outcomes.get("failed"):
         return f"{outcomes['failed']} of {sum(outcomes.values())} fail"
-    return "yes" if outcomes.get("passed") else "skipped" if outcomes else ""
+    passed, skipped = outcomes.get("passed", 0), outcomes.get("skipped", 0)
+    if skipped:
+        return f"{passed} pass, {skipped} skipped" if passed else "skipped"
+    return "yes" if passed else ""
 
 
 def main(

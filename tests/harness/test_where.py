@@ -27,6 +27,8 @@ def test_marks() -> None:
     assert "* plain: `pytest -m 'not slow' tests`" in lines
     assert "| layers | yes | 1 of 3 fail |" in lines
     assert "| graphs | skipped |  |" in lines
+    some = page({"plain": RUN | {"features": {"layers": {"passed": 2, "skipped": 3}}}})
+    assert "| layers | 2 pass, 3 skipped |" in some.splitlines()
 
 
 def test_the_committed_page_is_that_of_the_committed_runs() -> None:
