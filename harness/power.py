@@ -138,8 +138,8 @@ _DEFECTS = (
     Change(
         "columns of 64 bits",
         (
-            ("sparsecore/pattern.py", "return torch.uint8", "return torch.int64"),
-            ("sparsecore/pattern.py", "return torch.int16", "return torch.int64"),
+            ("sparsecore/sizes.py", "return torch.uint8", "return torch.int64"),
+            ("sparsecore/sizes.py", "return torch.int16", "return torch.int64"),
         ),
         "resident_bytes",
     ),
@@ -159,7 +159,7 @@ _DEFECTS = (
     ),
     Change(
         "5 % of quality lost",
-        (("recsys/training/trainer.py", "lr=train.lr, fused", "lr=0.8 * train.lr, fused"),),
+        (("recsys/training/parts.py", "lr=train.lr, fused", "lr=0.8 * train.lr, fused"),),
         "quality_loss",
     ),
     Change(

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +101,9 @@ def test_the_triton_backend_is_a_form_where_it_runs(monkeypatch: pytest.MonkeyPa
     def backend(i: int) -> str:
         return backend_name(torch.device("cuda"))
 
+    monkeypatch.setitem(
+        sparsecore.backends._loaded, "triton", ModuleType("triton")
+    )  # as if it were installed
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert gpu_check._by_triton(backend, "cpu") == {}
     assert gpu_check._by_triton(backend, "cuda")["ours, triton"](0) == "triton"
