@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import PatternError, SparsecoreError
+from sparsecore.pages import ask_huge_pages
 from sparsecore.sizes import column_dtype
 
 __all__ = [
@@ -75,7 +76,8 @@ def encode(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     if nnz >= 2**31:
         raise SparsecoreError(f"a bitmap counts fewer than 2^31 nonzeros, got {nnz}; use the csr encoding")
     pointers, columns = crow.numpy(), col.numpy()
-    bitmap = np.zeros((rows + 1, words(cols)), np.int32)
+    stored = ask_huge_pages(torch.empty((rows + 1, words(cols)), dtype=torch.int32)).zero_()
+    bitmap = stored.numpy()
     bitmap[:, 0] = pointers
     masks = -(-cols // 32)
     height = max(1, _BLOCK // (32 * masks))
@@ -86,7 +88,7 @@ def encode(crow: Tensor, col: Tensor, cols: int) -> Tensor:
         spread[row, columns[pointers[first] : pointers[last]]] = True
         packed = np.packbits(spread, axis=1, bitorder="little")
         bitmap[first:last, 1 : 1 + masks] = packed.view("<i4")
-    return torch.from_numpy(bitmap)
+    return stored
 
 
 def decode(bitmap: Tensor, cols: int) -> tuple[Tensor, Tensor]:

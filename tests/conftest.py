@@ -32,6 +32,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call is large enough for numba's vector kernels: tests are small, and would run the small kernels alone."""
+    for limit in ("_MOST_NUMBERS", "_MOST_WORK"):
+        monkeypatch.setattr(f"sparsecore.backends.numba.small.{limit}", -1)
+
+
+@pytest.fixture(params=["small kernels", "vectors"])
+def every_size(request: pytest.FixtureRequest) -> None:
+    """The test runs with numba's small kernels and with its others."""
+    if request.param == "vectors":
+        if os.environ.get("SPARSECORE_BACKEND", "numba") != "numba":
+            pytest.skip("about numba's kernels: another backend was asked for")
+        request.getfixturevalue("vectors")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real datasets; the test is skipped, with the reason, where it is not set."""

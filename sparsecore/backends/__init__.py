@@ -31,6 +31,7 @@ _environment = os.environ.get("SPARSECORE_BACKEND")  # once: to look there costs
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _override: ContextVar[str | None] = ContextVar("sparsecore_backend", default=None)
 _loaded: dict[str, ModuleType] = {}
+_usual: dict[torch.device, ModuleType] = {}  # what runs where nobody said otherwise
 
 
 def _checked(name: str, source: str) -> str:
@@ -74,7 +75,12 @@ def backend_name(device: torch.device) -> str:
 
 def load(device: torch.device) -> ModuleType:
     """The backend module for tensors on this device; imported at the first use, so that an import costs nothing."""
-    return _module(backend_name(device))
+    if _environment or _override.get() is not None:
+        return _module(backend_name(device))
+    module = _usual.get(device)
+    if module is None:
+        module = _usual[device] = _module(backend_name(device))
+    return module
 
 
 def _module(name: str) -> ModuleType:

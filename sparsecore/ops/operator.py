@@ -93,13 +93,16 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
             args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return transformed.apply(*args)
-        if _watched(args):
+        if _watched():
             return op(*args)
-        if torch.is_grad_enabled():
-            for a in args:
-                if isinstance(a, Tensor) and a.requires_grad:
-                    return function.apply(*args)
-        return run(*args)
+        differentiable = False
+        for a in args:
+            kind = type(a)
+            if kind in _TENSORS:
+                differentiable = differentiable or a.requires_grad
+            elif kind not in _OTHERS:  # a subclass of tensors
+                return op(*args)
+        return function.apply(*args) if differentiable and torch.is_grad_enabled() else run(*args)
 
     # What torch.library derives has no rule for functional transforms. Here each level of them calls the next one.
     levels = {
@@ -141,14 +144,12 @@ def in_float32(schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_OTHERS = frozenset((type(None), bool, int, float))
 
 
-def _watched(args: tuple[Any, ...]) -> bool:
-    """Whether something besides autograd wants to see the call: a mode, autocast, a tensor subclass."""
-    for a in args:
-        if isinstance(a, Tensor) and type(a) not in _PLAIN:
-            return True
+def _watched() -> bool:
+    """Whether something besides autograd wants to see every call: a mode, or autocast."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_any_autocast_enabled()
@@ -168,7 +169,7 @@ def same_dtype(name: str, **tensors: Tensor) -> None:
 
 def check_ids(ids: Tensor, n_rows: int) -> None:
     """Kernels read without bounds checks; on other devices the check would wait for the device."""
-    if ids.device.type == "cpu" and ids.numel():
+    if ids.is_cpu and ids.numel():
         low, high = load(ids.device).id_range(ids)
         if low < 0 or high >= n_rows:
             raise IndexError(f"ids must be in 0 .. {n_rows - 1}, got {low if low < 0 else high}")

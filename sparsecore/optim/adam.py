@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from sparsecore.errors import SparsecoreError
 from sparsecore.optim.base import ElementwiseOptimizer, State, step_tensor
+from sparsecore.pages import ask_huge_pages
 
 __all__ = ["Adam", "AdamW"]
 
@@ -62,8 +63,9 @@ class Adam(ElementwiseOptimizer):
     def _begin(self, parameter: Tensor, group: State, state: State) -> None:
         if "step" not in state:
             state["step"] = step_tensor()
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            for name in ("exp_avg", "exp_avg_sq"):
+                zeros = torch.empty_like(parameter, memory_format=torch.preserve_format)
+                state[name] = ask_huge_pages(zeros).zero_()
         if group["per_weight_step"] and "step_per_weight" not in state:
             # A floating-point count: load_state_dict casts all state to the parameter's type. float32 counts to 2^24.
             state["step_per_weight"] = torch.full_like(parameter, float(state["step"]))
@@ -71,21 +73,27 @@ class Adam(ElementwiseOptimizer):
     def _fused(
         self, kernels: Any, parameter: Tensor, grad: Tensor, spans: Any, group: State, state: State
     ) -> None:
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        kernels.adam_(parameter, grad, *moments, spans=spans, **self._counted_step(group, state))
+
+    def _fused_rows(
+        self, kernels: Any, parameter: Tensor, lookup: tuple[Any, ...], group: State, state: State
+    ) -> None:
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        kernels.adam_rows_(parameter, *moments, *lookup, **self._counted_step(group, state))
+
+    def _counted_step(self, group: State, state: State) -> dict[str, Any]:
+        """Count a step; what kernels are told of it."""
         state["step"] += 1
-        kernels.adam_(
-            parameter,
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            lr=float(group["lr"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled=self._decoupled,
-            step=state["step"].item(),
-            step_per_weight=state["step_per_weight"] if group["per_weight_step"] else None,
-            spans=spans,
-        )
+        return {
+            "lr": float(group["lr"]),
+            "betas": group["betas"],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "decoupled": self._decoupled,
+            "step": state["step"].item(),
+            "step_per_weight": state["step_per_weight"] if group["per_weight_step"] else None,
+        }
 
     def _plain(
         self, parameters: list[Tensor], grads: list[Tensor], group: State, states: list[State]

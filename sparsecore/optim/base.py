@@ -47,6 +47,13 @@ class ElementwiseOptimizer(Optimizer):
     ) -> None:
         raise NotImplementedError
 
+    def _fused_rows(
+        self, kernels: Any, parameter: Tensor, lookup: tuple[Any, ...], group: State, state: State
+    ) -> None:
+        """`_fused` with the gradient that `touched` makes of a lookup."""
+        spans, grad = kernels.touched_spans(*lookup)
+        self._fused(kernels, parameter, grad, spans, group, state)
+
     def _plain(
         self, parameters: list[Tensor], grads: list[Tensor], group: State, states: list[State]
     ) -> None:
@@ -93,9 +100,8 @@ class ElementwiseOptimizer(Optimizer):
         self._begin(parameter, group, state)
         fits = self._fits(parameter, grad, state)
         if fits and not torch._C._len_torch_dispatch_stack():
-            kernels = load(parameter.device)
-            spans, summed = kernels.touched_spans(crow, col, ids, grad, sources, weights)
-            self._fused(kernels, parameter, summed, spans, group, state)
+            lookup = (crow, col, ids, grad, sources, weights)
+            self._fused_rows(load(parameter.device), parameter, lookup, group, state)
             torch.autograd.graph.increment_version(parameter)
             return
         # Other devices, and whoever watches operators (a counter of multiply-adds): with the gradient as a tensor.

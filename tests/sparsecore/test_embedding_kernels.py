@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsecore import Pattern
 from sparsecore.backends import numba as kernels
-from sparsecore.backends.numba import scatter
+from sparsecore.backends.numba import grouping, scatter
 from sparsecore.encoding import encode
 
 WIDTHS = (1, 10, 16, 17, 50, 63, 64, 65, 200, 257)
@@ -30,9 +30,14 @@ every_encoding = pytest.mark.parametrize("encoding", ["csr", "bitmap"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> int:
     """Two threads even for the smallest case."""
     torch.set_num_threads(request.param)
-    for module in ("embedding", "scatter", "bags", "optimizer"):
+    for module in ("embedding", "scatter", "bags", "optimizer", "row_updates"):
         monkeypatch.setattr(f"sparsecore.backends.numba.{module}.threads", lambda work: request.param)
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def vectors_alone(vectors: None) -> None:
+    """A few rows have kernels of their own: test_small_kernels.py."""
 
 
 class Table:
@@ -119,6 +124,34 @@ def test_bags(width: int, dtype: torch.dtype, encoding: str, n: int, n_bags: int
     close(torch.zeros(nnz, dtype=dtype).index_put((places,), values), reference[table.mask])
 
 
+@every_width
+@every_dtype
+@every_encoding
+@pytest.mark.parametrize(("n", "bagged"), [(0, False), (1, False), (150, False), (150, True)])
+@pytest.mark.parametrize("counted", [False, True], ids=["one count", "counts"])
+def test_adam_of_rows_is_adam_of_their_gradient(
+    width: int, dtype: torch.dtype, encoding: str, n: int, bagged: bool, counted: bool
+) -> None:
+    table, ids, grad = Table(width, dtype, encoding), ids_of(n), grad_of(n, width, dtype)
+    generator = torch.Generator().manual_seed(7)
+    sources = torch.randint(max(n, 1), (n,), generator=generator) if bagged else None
+    weights = torch.randn(n, generator=generator, dtype=dtype) if bagged else None
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.1, "decoupled": False}
+    states = [[table.values.clone(), *torch.zeros(3, table.values.numel(), dtype=dtype)] for _ in range(2)]
+    for step in (1.0, 2.0):
+        for rows, (values, first, second, counts) in enumerate(states):
+            rest: dict[str, Any] = {**options, "step": step, "step_per_weight": counts if counted else None}
+            if rows:
+                lookup = (*table.index, ids, grad, sources, weights)
+                kernels.adam_rows_(values, first, second, *lookup, **rest)
+            else:
+                spans, summed = kernels.touched_spans(*table.index, ids, grad, sources, weights)
+                kernels.adam_(values, summed, first, second, spans=spans, **rest)
+    assert n == 0 or not torch.equal(states[0][0], table.values)
+    for expected, found in zip(*states, strict=True):
+        assert torch.equal(found, expected)
+
+
 @every_dtype
 @every_encoding
 def test_a_row_of_more_entries_than_all_others_together(dtype: torch.dtype, encoding: str) -> None:
@@ -169,7 +202,7 @@ def test_memory_of_a_large_gradient_is_used_again_only_when_free() -> None:
 )
 def test_group_is_a_stable_sort(case: tuple[int, list[int]]) -> None:
     n_rows, ids = case
-    rows, starts, order = scatter.group(torch.tensor(ids, dtype=torch.int64), n_rows)
+    rows, starts, order = grouping.group(torch.tensor(ids, dtype=torch.int64), n_rows)
     assert order.tolist() == sorted(range(len(ids)), key=lambda e: ids[e])
     assert rows.tolist() == sorted(set(ids))
     assert starts.tolist() == [sum(i < row for i in ids) for row in rows] + [len(ids)]

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
 
 from sparsecore import Pattern
-from sparsecore.backends.numba import blockwise, few, jit, linear, panel_spmm, panels, turned_spmm_t
+from sparsecore.backends.numba import blockwise, few, few_csr, jit, linear, panel_spmm, panels, turned_spmm_t
 from sparsecore.encoding import ENCODINGS, encode
 
 TURN = (1, 1 << 30)  # always, never: from which batch on the gradient in the input turns the weight
 BATCHES = (0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 130, 512)
+
+
+@pytest.fixture(autouse=True)
+def vectors_alone(vectors):
+    """Small products have kernels of their own: test_small_kernels.py."""
 
 
 @pytest.fixture(params=(1, 2), ids=("one thread", "two threads"))
@@ -126,6 +131,14 @@ def test_patterns(pattern, encoding, batch, dtype, count, turn):
     finally:
         jit._SERIAL_WORK, linear._TURN = before
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_few_examples_without_avx512(batch, dtype, monkeypatch, n_threads):
+    monkeypatch.setattr(few_csr, "has_expand", lambda: False)
+    check(random_pattern((150, 137), 0.3, seed=1), "csr", batch, dtype)
+    check(random_pattern((9, 1), 1.0, seed=1), "csr", batch, dtype)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

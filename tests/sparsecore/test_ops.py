@@ -23,6 +23,12 @@ from sparsecore.encoding import encode
 
 pytestmark = pytest.mark.feature("operators: values, derivatives, torch.library.opcheck")
 
+
+@pytest.fixture(autouse=True)
+def kernels(every_size: None) -> None:
+    """Each test twice: its problems are small enough for numba's small kernels."""
+
+
 # ---------------------------------------------------------------- the operators in plain dense torch
 
 
@@ -545,6 +551,7 @@ def test_backends_offer_the_same_functions() -> None:
     optimizers = {
         "adagrad_",
         "adam_",
+        "adam_rows_",
         "sgd_",
         "spans_of_places",
         "spans_of_rows",

@@ -32,6 +32,12 @@ from sparsecore.nn.base import SparseModule
 
 pytestmark = pytest.mark.feature("training and exploring equals masked dense training")
 
+
+@pytest.fixture(autouse=True)
+def kernels(every_size: None) -> None:
+    """Each test twice: its problems are small enough for numba's small kernels."""
+
+
 STEPS, INTERVAL = 220, 20  # 11 explorations
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {

@@ -4,10 +4,11 @@ from sparsecore.backends.numba.bags import bag, bag_dot, bag_grad
 from sparsecore.backends.numba.embedding import gather
 from sparsecore.backends.numba.gather_dot import gather_dot
 from sparsecore.backends.numba.graph import propagate, propagate_sample
-from sparsecore.backends.numba.ids import id_range
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.numba.optimizer import adagrad_, adam_, sgd_
+from sparsecore.backends.numba.row_updates import adam_rows_
 from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched, touched_spans
+from sparsecore.backends.numba.small import id_range
 from sparsecore.backends.numba.spans import spans_of_places, spans_of_rows
 from sparsecore.backends.numba.table_rows import add_rows_, propagate_table, sample
 from sparsecore.backends.numba.topk import score_topk
@@ -15,6 +16,7 @@ from sparsecore.backends.numba.topk import score_topk
 __all__ = [
     "adagrad_",
     "adam_",
+    "adam_rows_",
     "add_rows_",
     "bag",
     "bag_dot",

@@ -12,9 +12,10 @@ from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
+from sparsecore.backends.numba.grouping import group
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.memory import output
-from sparsecore.backends.numba.scatter import gradient, group, sum_groups
+from sparsecore.backends.numba.scatter import gradient, sum_groups
 from sparsecore.backends.numba.simd import (
     LANES,
     at,

@@ -11,6 +11,7 @@ import numpy as np
 from numba import prange
 from torch import Tensor
 
+from sparsecore.backends.numba import small
 from sparsecore.backends.numba.jit import array, device_function, kernel, threads
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.processor import INDEX_AHEAD, MOST_ROW_LINES, VALUES_AHEAD, ZEN_5
@@ -44,6 +45,8 @@ _MOST_LINES = 8  # asked for of a row: the processor notices by itself that a lo
 
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
+    if small.is_small_lookup(ids.numel() * n_cols, values.dtype):
+        return small.gather(values, crow, col, ids, n_cols)
     out = output((ids.numel(), n_cols), values.dtype)
     n, lines = threads(out.numel()), row_of(values, crow, n_cols)
     if col is None:

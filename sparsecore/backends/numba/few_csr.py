@@ -16,6 +16,7 @@ from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panel_spmm_t import add_and_unpack
 from sparsecore.backends.numba.panels import move, packed, split_rows
 from sparsecore.backends.numba.simd import add, at, fma, load, put, splat, store, zeros
+from sparsecore.encoding import has_expand
 
 __all__ = ["dot", "sddmm", "spmm", "spmm_t"]
 
@@ -23,6 +24,10 @@ __all__ = ["dot", "sddmm", "spmm", "spmm_t"]
 def spmm(values, crow, col, x, y, n_chunks):
     if len(x) == 1:
         _dot_one(values, crow, col, x[0], y[0], n_chunks)
+    elif len(x) <= 4 and not has_expand():
+        panel = np.zeros((x.shape[1], 4), x.dtype)
+        panel[:, : len(x)] = x.T
+        _sum_four(values, crow, col, panel.reshape(-1), y, n_chunks)
     else:
         tiles = workspace("tiles", n_chunks, 16 * 16 + 512, torch.from_numpy(x).dtype)
         _sum_rows(values, crow, col, packed(x, n_chunks), tiles, y, n_chunks)
@@ -70,6 +75,39 @@ def _sum_rows(values, crow, col, panel, tiles, y, n_chunks):
                     a = fma(splat(at(values, k)), load(panel, np.intp(at(col, k)) * 16), a)
                 store(tile, i * 16, add(a, b))
             move(tile, 0, 16, n, batch, out, first, rows, n, spare)
+
+
+@kernel
+def _sum_four(values, crow, col, panel, y, n_chunks):
+    """The same for up to four examples, 4 lanes wide: without AVX-512 a vector of 16 is two or four registers.
+
+    Two nonzeros a turn: rows at low density are too short for four (0.7 to 0.9 times as fast).
+    """
+    batch, rows = y.shape
+    out = y.reshape(-1)
+    for chunk in prange(n_chunks):
+        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+            k, last = np.intp(crow[row]), np.intp(crow[row + 1])
+            a = b = c = d = e = f = g = h = values.dtype.type(0)
+            while k + 1 < last:
+                j, v = 4 * np.intp(at(col, k)), at(values, k)
+                a, b = a + v * at(panel, j), b + v * at(panel, j + 1)
+                c, d = c + v * at(panel, j + 2), d + v * at(panel, j + 3)
+                j, v = 4 * np.intp(at(col, k + 1)), at(values, k + 1)
+                e, f = e + v * at(panel, j), f + v * at(panel, j + 1)
+                g, h = g + v * at(panel, j + 2), h + v * at(panel, j + 3)
+                k += 2
+            if k < last:
+                j, v = 4 * np.intp(at(col, k)), at(values, k)
+                a, b = a + v * at(panel, j), b + v * at(panel, j + 1)
+                c, d = c + v * at(panel, j + 2), d + v * at(panel, j + 3)
+            put(out, row, a + e)
+            if batch > 1:
+                put(out, rows + row, b + f)
+            if batch > 2:
+                put(out, 2 * rows + row, c + g)
+            if batch > 3:
+                put(out, 3 * rows + row, d + h)
 
 
 @kernel

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["array", "device_function", "kernel", "split", "threads"]
+__all__ = ["array", "device_function", "kernel", "serial_kernel", "split", "threads"]
 
 # Sums may be reassociated (a vectorised dot product needs it), but NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -63,6 +63,11 @@ def _compiled(function: Any, parallel: bool) -> Any:
     file = dispatcher._cache._cache_file
     file._source_stamp = (file._source_stamp, _SOURCES)
     return dispatcher
+
+
+def serial_kernel(function: Callable[..., Any]) -> Any:
+    """Decorator: a function without parallel constructs, compiled once."""
+    return _compiled(function, parallel=False)
 
 
 class kernel:

@@ -1,9 +1,9 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
-*few*: vectors along the columns of W, for a handful of examples. *panels*: vectors along the batch. *turned*: panels
-too, with W column-major. *blockwise*: torch's dense products on expanded blocks of rows. All read either encoding of W
-(sparsecore.encoding) and keep nothing but scratch between calls. ``spmm_t`` adds the threads' sums, in their order: its
-rounding depends on the number of threads.
+*small*: one number after the other, where a call costs more than that. *few*: vectors along the columns of W, for a
+handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: torch's
+dense products on expanded blocks of rows. All read either encoding of W (sparsecore.encoding) and keep nothing but
+scratch between calls. ``spmm_t`` adds the threads' sums, in their order: its rounding depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba import blockwise, few, panel_sddmm, panel_spmm, panel_spmm_t, turned_spmm_t
+from sparsecore.backends.numba import (
+    blockwise,
+    few,
+    panel_sddmm,
+    panel_spmm,
+    panel_spmm_t,
+    small,
+    turned_spmm_t,
+)
 from sparsecore.backends.numba.jit import array, threads
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.processor import ZEN_5
@@ -44,6 +52,8 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     (batch, cols), rows, nnz = x.shape, crow.shape[0] - 1, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, rows), dtype=x.dtype)
+    if small.is_small_product(batch, nnz, rows, x.dtype):
+        return small.spmm(values, crow, col, x)
     y = output((batch, rows), x.dtype)
     module = _algorithm("spmm", panel_spmm, batch, nnz, (rows, cols), col)
     module.spmm(array(values), array(crow), _columns(col), array(x), y.numpy(), threads(batch * nnz))
@@ -55,6 +65,8 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     (batch, rows), nnz = dy.shape, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype)
+    if small.is_small_product(batch, nnz, rows, dy.dtype):
+        return small.spmm_t(values, crow, col, dy, n_cols)
     dx = output((batch, n_cols), dy.dtype)
     turn = batch >= _TURN and n_cols <= turned_spmm_t.MOST_COLUMNS
     panels = turned_spmm_t if turn else panel_spmm_t
@@ -68,6 +80,8 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     (batch, cols), rows = x.shape, dy.shape[1]
     if not batch or not nnz:
         return torch.zeros(nnz, dtype=x.dtype)
+    if small.is_small_product(batch, nnz, rows, x.dtype):
+        return small.sddmm(crow, col, dy, x, nnz)
     out = output((nnz,), x.dtype)
     module = _algorithm("sddmm", panel_sddmm, batch, nnz, (rows, cols), col)
     module.sddmm(array(crow), _columns(col), array(dy), array(x), out.numpy(), threads(batch * nnz))

@@ -37,7 +37,7 @@ from sparsecore.backends.numba.simd import (
 )
 from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD, Spans, whole
 
-__all__ = ["adagrad_", "adam_", "sgd_"]
+__all__ = ["adagrad_", "adam_", "adam_parts", "adam_span", "flat", "prefetch_span", "sgd_", "splats"]
 
 _FLOPS = 8
 # Moments below are flushed to 0: arithmetic on subnormal numbers made a step up to 2.4 times slower.
@@ -64,19 +64,34 @@ def adam_(
     With ``step_per_weight`` (of the values' shape and type) every element's bias is corrected by its own count, which
     is raised by one.
     """
-    arrays = (_flat(values), _flat(grad), _flat(exp_avg), _flat(exp_avg_sq))
-    dtype, (first, second) = arrays[0].dtype, betas
+    arrays = (flat(values), flat(grad), flat(exp_avg), flat(exp_avg_sq))
+    parts = adam_parts(arrays[0].dtype, lr, betas, eps, weight_decay, decoupled, step, step_per_weight)
+    if spans is None and step_per_weight is None:
+        _adam(*arrays, parts[-1], _chunks(grad))
+    else:
+        _adam_at(*_spans(spans, grad), *arrays, *parts, _chunks(grad))
+
+
+def adam_parts(
+    dtype: np.dtype,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: float,
+    step_per_weight: Tensor | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What kernels are told of a step besides arrays: the elements' counts, corrections by count, constants."""
+    first, second = betas
     remain, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     corrections = (1 / (1 - first**step), 1 / (1 - second**step) ** 0.5)
     moments = (first, 1 - first, second, 1 - second, eps, -lr, remain, decay, _TINY[dtype], 0.0)
     constants = np.array(moments + corrections, dtype)
-    if spans is None and step_per_weight is None:
-        _adam(*arrays, constants, _chunks(grad))
-        return
-    counts, own = constants[:0], (constants[:0], constants[:0])
-    if step_per_weight is not None:
-        counts, own = _flat(step_per_weight), _corrections(first, second, 1 << int(step).bit_length(), dtype)
-    _adam_at(*_spans(spans, grad), *arrays, counts, *own, constants, _chunks(grad))
+    if step_per_weight is None:
+        return constants[:0], constants[:0], constants[:0], constants
+    own = _corrections(first, second, 1 << int(step).bit_length(), dtype)
+    return flat(step_per_weight), *own, constants
 
 
 def sgd_(
@@ -92,10 +107,10 @@ def sgd_(
     spans: Spans | None = None,
 ) -> None:
     """``torch.optim.SGD``'s rule, in place; without a buffer there is no momentum."""
-    x = _flat(values)
+    x = flat(values)
     constants = np.array([-lr, momentum, 1 - dampening, weight_decay], x.dtype)
-    buffer = x[:0] if momentum_buffer is None else _flat(momentum_buffer)
-    _sgd(*_spans(spans, grad), x, _flat(grad), buffer, constants, nesterov, _chunks(grad))
+    buffer = x[:0] if momentum_buffer is None else flat(momentum_buffer)
+    _sgd(*_spans(spans, grad), x, flat(grad), buffer, constants, nesterov, _chunks(grad))
 
 
 def adagrad_(
@@ -109,14 +124,15 @@ def adagrad_(
     spans: Spans | None = None,
 ) -> None:
     """``torch.optim.Adagrad``'s rule, in place, for a learning rate that has already decayed."""
-    x = _flat(values)
+    x = flat(values)
     constants = np.array([-lr, weight_decay, eps], x.dtype)
-    _adagrad(*_spans(spans, grad), x, _flat(grad), _flat(total), constants, _chunks(grad))
+    _adagrad(*_spans(spans, grad), x, flat(grad), flat(total), constants, _chunks(grad))
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    flat = array(tensor)
-    return flat if flat.ndim == 1 else flat.reshape(-1)
+def flat(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory, 1-D."""
+    found = array(tensor)
+    return found if found.ndim == 1 else found.reshape(-1)
 
 
 def _spans(spans: Spans | None, grad: Tensor) -> Spans:
@@ -143,7 +159,8 @@ def _begin(n, n_chunks, chunk):
 
 
 @device_function
-def _splats(constants):
+def splats(constants):
+    """The constants of a step, each in all lanes."""
     a, b, c = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
     d, e, f = splat(at(constants, 3)), splat(at(constants, 4)), splat(at(constants, 5))
     g, h, i = splat(at(constants, 6)), splat(at(constants, 7)), splat(at(constants, 8))
@@ -165,7 +182,7 @@ def _adam_rule(x, g, m, v, c1, c2, constants):
 def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks):
     n = grad.shape[0]
     for chunk in prange(n_chunks):
-        c = _splats(constants)
+        c = splats(constants)
         c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
         begin, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
         whole = last // LANES * LANES
@@ -186,50 +203,61 @@ def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks):
             store_masked(values, whole, x, mask)
 
 
+@device_function
+def adam_span(p, i, end, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, c):
+    """Elements from p on, by ``grad[i:end]``; c are the constants as vectors."""
+    c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
+    counted = counts.shape[0] > 0
+    one, longest = splat(values.dtype.type(1)), splat(values.dtype.type(first.shape[0] - 1))
+    while i + LANES <= end:
+        if counted:
+            t = load(counts, p)
+            store(counts, p, add(t, one))
+            c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
+        x, m, v = load(values, p), load(exp_avg, p), load(exp_avg_sq, p)
+        x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
+        store(exp_avg, p, m)
+        store(exp_avg_sq, p, v)
+        store(values, p, x)
+        i, p = i + LANES, p + LANES
+    if i < end:
+        mask = first_lanes(end - i)
+        if counted:
+            t = load_masked(counts, p, mask)
+            store_masked(counts, p, add(t, one), mask)
+            c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
+        x, m = load_masked(values, p, mask), load_masked(exp_avg, p, mask)
+        v = load_masked(exp_avg_sq, p, mask)
+        x, m, v = _adam_rule(x, load_masked(grad, i, mask), m, v, c1, c2, c)
+        store_masked(exp_avg, p, m, mask)
+        store_masked(exp_avg_sq, p, v, mask)
+        store_masked(values, p, x, mask)
+
+
+@device_function
+def prefetch_span(values, exp_avg, exp_avg_sq, begin, last, line):
+    """Ask for the elements begin .. last (at least one), a line being that many."""
+    for k in range(begin, min(last, begin + MOST_LINES * line), line):
+        prefetch(values, k)
+        prefetch(exp_avg, k)
+        prefetch(exp_avg_sq, k)
+    prefetch(values, last)
+    prefetch(exp_avg, last)
+    prefetch(exp_avg_sq, last)
+
+
 @kernel
 def _adam_at(begins, offsets, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks):
-    counted = counts.shape[0] > 0
     for chunk in prange(n_chunks):
-        c = _splats(constants)
-        c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
-        one, longest = splat(values.dtype.type(1)), splat(values.dtype.type(first.shape[0] - 1))
+        c = splats(constants)
         line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
         for u in range(split(offsets, n_chunks, chunk), last):
             if u + SPANS_AHEAD < last:
                 ahead = at(begins, u + SPANS_AHEAD)
-                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
-                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
-                    prefetch(values, k)
-                    prefetch(exp_avg, k)
-                    prefetch(exp_avg_sq, k)
-                prefetch(values, last_ahead)
-                prefetch(exp_avg, last_ahead)
-                prefetch(exp_avg_sq, last_ahead)
-            i, end = at(offsets, u), at(offsets, u + 1)
-            p = at(begins, u)
-            while i + LANES <= end:
-                if counted:
-                    t = load(counts, p)
-                    store(counts, p, add(t, one))
-                    c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
-                x, m, v = load(values, p), load(exp_avg, p), load(exp_avg_sq, p)
-                x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
-                store(exp_avg, p, m)
-                store(exp_avg_sq, p, v)
-                store(values, p, x)
-                i, p = i + LANES, p + LANES
-            if i < end:
-                mask = first_lanes(end - i)
-                if counted:
-                    t = load_masked(counts, p, mask)
-                    store_masked(counts, p, add(t, one), mask)
-                    c1, c2 = lookup(first, t, longest), lookup(second, t, longest)
-                x, m = load_masked(values, p, mask), load_masked(exp_avg, p, mask)
-                v = load_masked(exp_avg_sq, p, mask)
-                x, m, v = _adam_rule(x, load_masked(grad, i, mask), m, v, c1, c2, c)
-                store_masked(exp_avg, p, m, mask)
-                store_masked(exp_avg_sq, p, v, mask)
-                store_masked(values, p, x, mask)
+                stored = at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD)
+                prefetch_span(values, exp_avg, exp_avg_sq, ahead, ahead + stored - 1, line)
+            p, i, end = at(begins, u), at(offsets, u), at(offsets, u + 1)
+            adam_span(p, i, end, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, c)
 
 
 @kernel

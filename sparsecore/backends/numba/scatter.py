@@ -15,7 +15,9 @@ from numba import prange
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsecore.backends.numba import small
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
+from sparsecore.backends.numba.grouping import Groups, group, grouped_in
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
 from sparsecore.backends.numba.memory import output, workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
@@ -39,21 +41,18 @@ from sparsecore.backends.numba.simd import (
 from sparsecore.backends.numba.spans import Spans
 
 __all__ = [
-    "Groups",
     "gradient",
-    "group",
+    "pack_row",
     "scatter_grad",
     "sum_groups",
     "sum_rows",
+    "take_row",
     "touched",
     "touched_spans",
 ]
 
-_NONE, _NO_INDEX = np.empty(0, np.int64), np.empty(0, np.int32)
+_NONE = np.empty(0, np.int64)
 _LARGE = 8 << 20  # bytes of a gradient whose memory is kept
-_DIGIT = 11  # bits that one pass of the radix sort looks at: 2048 counters stay in the L1 cache
-
-Groups = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _gradients = WeakTensorKeyDictionary()
 
@@ -71,6 +70,8 @@ _UNUSED = _references(
 def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
     """``out[k] = sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k: (nnz,)."""
     out = gradient(crow, nnz, grad.dtype)
+    if small.is_small_lookup(grad.numel(), grad.dtype):
+        return small.scatter_grad_(out, crow, col, ids, grad)
     sum_groups(crow, col, group(ids, crow.shape[0] - 1), None, None, grad, out)
     return out
 
@@ -109,7 +110,7 @@ def touched(
 
     With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
     """
-    groups, spans = _grouped_in(crow, ids)
+    groups, spans = grouped_in(crow, ids)
     positions = torch.empty(int(spans.offsets[-1]), dtype=torch.int64)
     out = torch.empty(positions.numel(), dtype=grad.dtype)
     parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
@@ -126,7 +127,7 @@ def touched_spans(
     weights: Tensor | None,
 ) -> tuple[Spans, Tensor]:
     """`touched` with its places as spans: the numbers lie in scratch, until this thread's next call."""
-    groups, spans = _grouped_in(crow, ids)
+    groups, spans = grouped_in(crow, ids)
     out = torch.from_numpy(workspace("touched", 1, int(spans.offsets[-1]), grad.dtype)[0])
     out = out[: int(spans.offsets[-1])]
     parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
@@ -140,30 +141,6 @@ def sum_rows(ids: Tensor, grad: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     out = torch.empty((rows.shape[0], grad.shape[1]), dtype=grad.dtype)
     _sum_dense(starts, order, array(grad), out.numpy(), threads(grad.numel()))
     return torch.from_numpy(rows), out
-
-
-def group(ids: Tensor, n_rows: int) -> Groups:
-    """Distinct ids, ascending; where each one's entries begin (one more than ids); the entries in that order."""
-    return _grouped(ids, n_rows, _NO_INDEX, 0)[0]
-
-
-def _grouped_in(crow: Tensor, ids: Tensor) -> tuple[Groups, Spans]:
-    """Groups, and their rows as spans of the values."""
-    index = array(crow)
-    stride = index.shape[1] if index.ndim == 2 else 1
-    return _grouped(ids, crow.shape[0] - 1, index if stride == 1 else index.reshape(-1), stride)
-
-
-def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[Groups, Spans]:
-    """Groups, and (with an index) their rows as spans of the values."""
-    n = ids.numel()
-    digits = max(1, (n_rows - 1).bit_length())
-    passes = -(-digits // _DIGIT)
-    rows, starts, order = np.empty(n, np.int64), np.empty(n + 1, np.int32), np.empty(n, np.int32)
-    begins, offsets = np.empty(n if stride else 0, np.int64), np.empty(n + 1 if stride else 0, np.int64)
-    options = (n.bit_length(), passes, -(-digits // passes), stride)
-    found = _group(array(ids), index, *options, rows, starts, order, begins, offsets, 1)
-    return (rows[:found], starts[: found + 1], order), Spans(begins[:found], offsets[: found + 1])
 
 
 def sum_groups(
@@ -196,50 +173,6 @@ def sum_groups(
         _sum_csr(array(crow), array(col), *rest)
 
 
-@kernel
-def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begins, offsets, n_chunks):
-    n = ids.shape[0]
-    keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
-    counts = np.empty(1 << digits, np.int64)
-    for _ in prange(n_chunks):
-        for e in range(n):
-            keys[e] = (ids[e] << shift) | e
-            if stride:  # the index arrives while the keys are sorted
-                prefetch(index, ids[e] * stride)
-        low = (1 << digits) - 1
-        for p in range(passes):
-            down = shift + p * digits
-            counts[:] = 0
-            for e in range(n):
-                counts[(keys[e] >> down) & low] += 1
-            total = 0
-            for c in range(low + 1):
-                counts[c], total = total, total + counts[c]
-            for e in range(n):
-                c = (keys[e] >> down) & low
-                spare[counts[c]] = keys[e]
-                counts[c] += 1
-            keys, spare = spare, keys
-        found, before = 0, np.int64(-1)
-        for e in range(n):
-            key = keys[e]
-            order[e] = key & ((1 << shift) - 1)
-            if key >> shift != before:
-                before = key >> shift
-                rows[found], starts[found] = before, e
-                found += 1
-        starts[found] = n
-        if stride:
-            total = 0
-            for u in range(found):
-                offsets[u] = total
-                r = at(rows, u) * stride
-                begins[u] = np.int64(at(index, r))
-                total += np.int64(at(index, r + stride)) - begins[u]
-            offsets[found] = total
-    return found
-
-
 @device_function
 def _pack(out, k, block, mask):
     """Write the stored columns of a block; the next place."""
@@ -248,13 +181,52 @@ def _pack(out, k, block, mask):
     return k + stored
 
 
+@device_function
+def pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k):
+    """Sum of the entries begin .. end, at the columns that a bitmap's row stores, to ``out[k:]``; the next place."""
+    blocks = d // LANES
+    fours = blocks // 4 * 4
+    for b in range(0, fours, 4):
+        s0 = s1 = s2 = s3 = zeros(grad)
+        for e in range(begin, end):
+            g = np.int64(at(source, e)) * d + b * LANES
+            w = splat(at(weights, e * step))
+            s0 = fma(w, load(grad, g), s0)
+            s1 = fma(w, load(grad, g + 16), s1)
+            s2 = fma(w, load(grad, g + 32), s2)
+            s3 = fma(w, load(grad, g + 48), s3)
+        k = _pack(out, k, s0, bits(masks, m + b))
+        k = _pack(out, k, s1, bits(masks, m + b + 1))
+        k = _pack(out, k, s2, bits(masks, m + b + 2))
+        k = _pack(out, k, s3, bits(masks, m + b + 3))
+    for b in range(fours, blocks + (d % LANES != 0)):
+        lanes = first_lanes(min(LANES, d - b * LANES))
+        s = zeros(grad)
+        for e in range(begin, end):
+            g = np.int64(at(source, e)) * d + b * LANES
+            s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+        k = _pack(out, k, s, bits(masks, m + b))
+    return k
+
+
+@device_function
+def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out, place):
+    """Sum of the entries begin .. end, at ``stored`` columns from ``col[first]`` on, to ``out[place:]``."""
+    g, w = np.int64(at(source, begin)) * d, at(weights, begin * step)
+    for i in range(stored):
+        put(out, place + i, w * at(grad, g + at(col, first + i)))
+    for e in range(begin + 1, end):
+        g, w = np.int64(at(source, e)) * d, at(weights, e * step)
+        for i in range(stored):
+            put(out, place + i, at(out, place + i) + w * at(grad, g + at(col, first + i)))
+
+
 @kernel
 def _sum_bitmap(
     index, masks, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks
 ):
     d = grad.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
-    blocks, tail = d // LANES, first_lanes(d % LANES)
     grad_lines = min(8, -(-d * grad.itemsize // 64))
     for chunk in prange(n_chunks):
         first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
@@ -277,27 +249,7 @@ def _sum_bitmap(
                         put(positions, o + i, k + i)
                 k = o
             begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
-            fours = blocks // 4 * 4
-            for b in range(0, fours, 4):
-                s0 = s1 = s2 = s3 = zeros(grad)
-                for e in range(begin, end):
-                    g = np.int64(at(source, e)) * d + b * LANES
-                    w = splat(at(weights, e * step))
-                    s0 = fma(w, load(grad, g), s0)
-                    s1 = fma(w, load(grad, g + 16), s1)
-                    s2 = fma(w, load(grad, g + 32), s2)
-                    s3 = fma(w, load(grad, g + 48), s3)
-                k = _pack(out, k, s0, bits(masks, m + b))
-                k = _pack(out, k, s1, bits(masks, m + b + 1))
-                k = _pack(out, k, s2, bits(masks, m + b + 2))
-                k = _pack(out, k, s3, bits(masks, m + b + 3))
-            for b in range(fours, blocks + (tail != 0)):
-                lanes = first_lanes(min(LANES, d - b * LANES))
-                s = zeros(grad)
-                for e in range(begin, end):
-                    g = np.int64(at(source, e)) * d + b * LANES
-                    s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
-                k = _pack(out, k, s, bits(masks, m + b))
+            pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k)
 
 
 @kernel
@@ -324,13 +276,7 @@ def _sum_csr(crow, col, rows, starts, source, weights, step, grad, place, positi
                     for i in range(stored):
                         put(positions, o + i, k + i)
             begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
-            g, w = np.int64(at(source, begin)) * d, at(weights, begin * step)
-            for i in range(stored):
-                put(out, o + i, w * at(grad, g + at(col, k + i)))
-            for e in range(begin + 1, end):
-                g, w = np.int64(at(source, e)) * d, at(weights, e * step)
-                for i in range(stored):
-                    put(out, o + i, at(out, o + i) + w * at(grad, g + at(col, k + i)))
+            take_row(col, k, stored, source, weights, step, begin, end, grad, d, out, o)
 
 
 @kernel

@@ -1,0 +1,172 @@
+"""Adam on the rows that a batch looked up, straight from their gradients: no gradient of the values is made.
+
+One parallel region: every thread takes the rows with its remainder, sorts their entries, and then sums and updates
+row after row. Rows are computed by themselves and entries in their order, so results do not depend on the number
+of threads, and are those of `scatter.touched_spans` and `optimizer.adam_` to the bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numba.extending import overload
+from torch import Tensor
+
+from sparsecore.backends.numba.embedding import masks_of, prefetch_lines
+from sparsecore.backends.numba.grouping import digits_of, sort_keys
+from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.optimizer import adam_parts, adam_span, flat, prefetch_span, splats
+from sparsecore.backends.numba.processor import VALUES_AHEAD
+from sparsecore.backends.numba.scatter import pack_row, take_row
+from sparsecore.backends.numba.simd import LANES, at, prefetch, put
+from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD
+
+__all__ = ["adam_rows_"]
+
+_NONE = np.zeros(1, np.int64)
+
+
+def adam_rows_(
+    values: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    sources: Tensor | None,
+    weights: Tensor | None,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: float,
+    step_per_weight: Tensor | None = None,
+) -> None:
+    """`adam_` for the gradient that `touched` makes of the same lookup: at the nonzeros of looked-up rows alone."""
+    summands, entries, index = array(grad), array(ids), array(crow)
+    parts = adam_parts(summands.dtype, lr, betas, eps, weight_decay, decoupled, step, step_per_weight)
+    bags, scales, weighted = _NONE, np.ones(1, summands.dtype), 0
+    if sources is not None and weights is not None:
+        bags, scales, weighted = array(sources), array(weights), 1
+    columns = masks_of(index) if col is None else array(col)
+    rest = (entries, bags, scales, weighted, summands, flat(values), flat(exp_avg), flat(exp_avg_sq), *parts)
+    sort = (entries.shape[0].bit_length(), *digits_of(crow.shape[0] - 1))
+    n = threads(grad.numel())
+    scratch = workspace("touched", n, entries.shape[0] * summands.shape[1] + LANES, grad.dtype)
+    _adam_rows(index, columns, *rest, scratch, *sort, n)
+
+
+def row_begin(index, row):
+    """Where the values of a row begin, in either encoding."""
+    raise NotImplementedError
+
+
+def ask_for_row(index, row):
+    """Prefetch what `row_begin` reads."""
+    raise NotImplementedError
+
+
+def sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+    """Sum of entries at the columns that a row stores, to ``out[place:]``."""
+    raise NotImplementedError
+
+
+@overload(row_begin, inline="always")
+def _row_begin(index, row):
+    if index.ndim == 2:
+        return lambda index, row: np.int64(at(index, row * index.shape[1]))
+    return lambda index, row: np.int64(at(index, row))
+
+
+@overload(ask_for_row, inline="always")
+def _ask_for_row(index, row):
+    if index.ndim == 2:
+        return lambda index, row: prefetch(index, row * index.shape[1])
+    return lambda index, row: prefetch(index, row)
+
+
+@overload(sum_row, inline="always")
+def _sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+    def bitmap(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+        pack_row(columns, row * columns.shape[1] + 2, source, weights, step, begin, end, grad, d, out, place)
+
+    def csr(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+        first = np.int64(at(index, row))
+        stored = np.int64(at(index, row + 1)) - first
+        take_row(columns, first, stored, source, weights, step, begin, end, grad, d, out, place)
+
+    return bitmap if index.ndim == 2 else csr
+
+
+@kernel
+def _adam_rows(
+    index, columns, ids, bags, scales, weighted, grad, values, exp_avg, exp_avg_sq,
+    counts, first, second, constants, scratch, shift, passes, digits, n_chunks,
+):  # fmt: skip
+    d, line = grad.shape[1], LINE // grad.itemsize
+    lines = min(MOST_LINES, -(-d // line))
+    for chunk in prange(n_chunks):
+        c = splats(constants)
+        keys, spare = np.empty(ids.shape[0], np.int64), np.empty(ids.shape[0], np.int64)
+        n = 0
+        for e in range(ids.shape[0]):
+            row = np.int64(at(ids, e))
+            if n_chunks == 1 or row % n_chunks == chunk:
+                put(keys, n, (row << shift) | e)
+                ask_for_row(index, row)
+                n += 1
+        keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
+        source, weights = np.empty(n, np.int32), np.empty(n * weighted + 1, grad.dtype)
+        weights[0] = 1
+        rows, begins = np.empty(n, np.int64), np.empty(n, np.int64)
+        starts, places = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
+        found, total, before = 0, 0, np.int64(-1)
+        for e in range(n):
+            row, entry = at(keys, e) >> shift, at(keys, e) & ((1 << shift) - 1)
+            if weighted:
+                put(source, e, np.int32(at(bags, entry)))
+                put(weights, e, at(scales, entry))
+            else:
+                put(source, e, np.int32(entry))
+            if row != before:
+                before = row
+                put(rows, found, row)
+                put(starts, found, e)
+                put(places, found, total)
+                p = row_begin(index, row)
+                put(begins, found, p)
+                total += row_begin(index, row + 1) - p
+                found += 1
+        put(starts, found, n)
+        put(places, found, total)
+        # First all sums, then all updates: in turns, an update would wait for its row's sums.
+        sums = scratch[chunk]
+        for u in range(found):
+            if u + VALUES_AHEAD < found:
+                prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, lines)
+            begin, end = at(starts, u), at(starts, u + 1)
+            sum_row(
+                index,
+                columns,
+                at(rows, u),
+                source,
+                weights,
+                weighted,
+                begin,
+                end,
+                grad,
+                d,
+                sums,
+                at(places, u),
+            )
+        for u in range(found):
+            if u + SPANS_AHEAD < found:
+                p = at(begins, u + SPANS_AHEAD)
+                stored = at(places, u + SPANS_AHEAD + 1) - at(places, u + SPANS_AHEAD)
+                prefetch_span(values, exp_avg, exp_avg_sq, p, p + stored - 1, line)
+            p, i, end = at(begins, u), at(places, u), at(places, u + 1)
+            adam_span(p, i, end, values, sums, exp_avg, exp_avg_sq, counts, first, second, constants, c)
