@@ -49,8 +49,8 @@ def _pairs(ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ids of b, one for each product; where the products of each id of a begin and end; which id of a is whose."""
     n, each = ids_a.numel(), ids_b.shape[1] if ids_b.dim() == 2 else 1
     offsets = torch.arange(n + 1, device=ids_a.device) * each
-    sources = torch.arange(n * each, device=ids_a.device)
-    return ids_b.reshape(-1), offsets, sources if each == 1 else sources // each
+    sources = torch.arange(n, device=ids_a.device).unsqueeze(1).expand(n, each).reshape(-1)
+    return ids_b.reshape(-1), offsets, sources
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

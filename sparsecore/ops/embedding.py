@@ -186,10 +186,10 @@ def _bag(
 ) -> Tensor:
     same_dtype("bag", values=values, weights=weights)
     check_ids(ids, crow.shape[0] - 1)
-    if offsets.device.type == "cpu" and (
-        int(offsets[0]) != 0 or int(offsets[-1]) != ids.numel() or bool((offsets.diff() < 0).any())
-    ):
-        raise SparsecoreError("offsets must begin at 0, never fall, and end within the ids")
+    if offsets.is_cpu:
+        ends = offsets.numpy()  # a fifth of the time of the same in torch
+        if ends[0] != 0 or ends[-1] != ids.numel() or (ends[1:] < ends[:-1]).any():
+            raise SparsecoreError("offsets must begin at 0, never fall, and end within the ids")
     return load(values.device).bag(values, crow, col, ids, offsets, weights, n_cols)
 
 
