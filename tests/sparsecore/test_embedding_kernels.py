@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sparsecore import Pattern
 from sparsecore.backends import numba as kernels
-from sparsecore.backends.numba import grouping, scatter
+from sparsecore.backends.numba import grouping, memory, scatter
 from sparsecore.encoding import encode
 
 WIDTHS = (1, 10, 16, 17, 50, 63, 64, 65, 200, 257)
@@ -172,27 +173,32 @@ def test_the_number_of_threads_changes_no_bit(
     assert torch.equal(several, kernels.touched(*table.index, ids, grad, table.values.numel())[1])
 
 
-def test_memory_of_a_large_gradient_is_used_again_only_when_free() -> None:
-    crow, n = torch.zeros(2, dtype=torch.int32), 3 << 20
-    first = scatter.gradient(crow, n, torch.float32)
+def test_memory_of_a_large_result_is_used_again_only_when_free() -> None:
+    indices, n = [torch.zeros(2, dtype=torch.int32)], 3 << 20
+
+    def result(operation: str = "gradient", dtype: torch.dtype = torch.float32) -> Tensor:
+        return memory.result_of(indices[0], operation, (3, n // 3), dtype)
+
+    first = result()
     place = first.data_ptr()
-    assert not first.any()
-    view = first.fill_(1.0)[10:20]
+    view = first.fill_(1.0)[1, 10:20]
     del first
-    second = scatter.gradient(crow, n, torch.float32)  # beside the view of the first
+    second = result()  # beside the view of the first
     assert second.data_ptr() != place
     assert torch.equal(view, torch.ones(10))
     del second, view
-    third = scatter.gradient(crow, n, torch.float32)
+    assert result("spmm").data_ptr() != place
+    third = result()
     assert third.data_ptr() == place
-    assert not third.any()
+    assert not scatter.gradient(indices[0], n, torch.float32).any()
     shared = third.numpy()
     del third
-    assert scatter.gradient(crow, n, torch.float32).data_ptr() != shared.ctypes.data
-    assert scatter.gradient(crow, n, torch.float64).dtype == torch.float64
-    before = len(scatter._gradients)
-    del crow
-    assert len(scatter._gradients) == before - 1
+    assert result().data_ptr() != shared.ctypes.data
+    assert result(dtype=torch.float64).dtype == torch.float64
+    before = len(memory._results)
+    indices.clear()
+    gc.collect()
+    assert len(memory._results) == before - 1
 
 
 @given(

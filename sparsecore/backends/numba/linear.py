@@ -2,8 +2,9 @@
 
 *small*: one number after the other, where a call costs more than that. *few*: vectors along the columns of W, for a
 handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: torch's
-dense products on expanded blocks of rows. All read either encoding of W (sparsecore.encoding) and keep nothing but
-scratch between calls. ``spmm_t`` adds the threads' sums, in their order: its rounding depends on the number of threads.
+dense products on expanded blocks of rows. All read either encoding of W (sparsecore.encoding) and keep nothing between
+calls but scratch and the memory of large results. ``spmm_t`` adds the threads' sums, in their order: its rounding
+depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sparsecore.backends.numba import (
     turned_spmm_t,
 )
 from sparsecore.backends.numba.jit import array, threads
-from sparsecore.backends.numba.memory import output
+from sparsecore.backends.numba.memory import result_of
 from sparsecore.backends.numba.processor import ZEN_5
 from sparsecore.encoding import has_expand
 
@@ -54,7 +55,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
         return torch.zeros((batch, rows), dtype=x.dtype)
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)
-    y = output((batch, rows), x.dtype)
+    y = result_of(crow, "spmm", (batch, rows), x.dtype)
     module = _algorithm("spmm", panel_spmm, batch, nnz, (rows, cols), col)
     module.spmm(array(values), array(crow), _columns(col), array(x), y.numpy(), threads(batch * nnz))
     return y
@@ -67,7 +68,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
         return torch.zeros((batch, n_cols), dtype=dy.dtype)
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
-    dx = output((batch, n_cols), dy.dtype)
+    dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
     turn = batch >= _TURN and n_cols <= turned_spmm_t.MOST_COLUMNS
     panels = turned_spmm_t if turn else panel_spmm_t
     module = _algorithm("spmm_t", panels, batch, nnz, (rows, n_cols), col)
@@ -82,7 +83,7 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
         return torch.zeros(nnz, dtype=x.dtype)
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.sddmm(crow, col, dy, x, nnz)
-    out = output((nnz,), x.dtype)
+    out = result_of(crow, "gradient", (nnz,), x.dtype)
     module = _algorithm("sddmm", panel_sddmm, batch, nnz, (rows, cols), col)
     module.sddmm(array(crow), _columns(col), array(dy), array(x), out.numpy(), threads(batch * nnz))
     return out

@@ -7,19 +7,16 @@ results are the same on every run and for every number of threads.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.backends.numba import small
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import Groups, group, grouped_in
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
-from sparsecore.backends.numba.memory import output, workspace
+from sparsecore.backends.numba.memory import result_of, workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -52,19 +49,6 @@ __all__ = [
 ]
 
 _NONE = np.empty(0, np.int64)
-_LARGE = 8 << 20  # bytes of a gradient whose memory is kept
-
-_gradients = WeakTensorKeyDictionary()
-
-
-def _references(kept: dict[int, np.ndarray]) -> int:
-    memory = kept.pop(0, None)
-    return sys.getrefcount(memory)
-
-
-_UNUSED = _references(
-    {0: np.empty(0)}
-)  # of an array that only a local name knows: 2 up to Python 3.13, then 1
 
 
 def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
@@ -77,24 +61,8 @@ def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nn
 
 
 def gradient(crow: Tensor, nnz: int, dtype: torch.dtype) -> Tensor:
-    """Zeros for a gradient of all values of the weight that has this index.
-
-    A large one is made in the memory of an earlier one that nothing uses any more: training frees a gradient in every
-    step, and to get 128 MB back from the system costs 8 to 100 ms, to clear them costs 2. One is kept, as long as the
-    index lives.
-    """
-    size = nnz * dtype.itemsize
-    if size < _LARGE:
-        return torch.zeros(nnz, dtype=dtype)
-    memory = _gradients.pop(crow, None)
-    if memory is not None and memory.size == size and sys.getrefcount(memory) <= _UNUSED:
-        chosen = memory
-    else:
-        chosen = output((size,), torch.uint8).numpy()
-    # An earlier one that is in use stays: a second one beside it (zero_grad(set_to_none=False) adds every new gradient
-    # to the one that lies there) is not worth its memory.
-    _gradients[crow] = chosen if memory is None or memory.size != size else memory
-    return torch.from_numpy(chosen).view(dtype).zero_()
+    """Zeros for a gradient of all values of the weight that has this index."""
+    return result_of(crow, "gradient", (nnz,), dtype).zero_()
 
 
 def touched(
