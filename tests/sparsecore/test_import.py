@@ -28,7 +28,7 @@ def check(batch):
         ops.spmm(*arguments, x[:batch]), x[:batch] @ pattern.to_dense(values).T, rtol=1e-4, atol=1e-4
     )
 
-serial, parallel = lambda: check(20), lambda: check(130)  # few enough to be serial, too many for few_csr
+serial, parallel = lambda: check(40), lambda: check(130)  # few enough to be serial, too many for small and few
 
 def report():
     for name in ("_serial", "_parallel"):
