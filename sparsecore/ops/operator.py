@@ -145,6 +145,7 @@ def in_float32(schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_IDS = (torch.int64, torch.int32)
 _OTHERS = frozenset((type(None), bool, int, float))
 
 
@@ -169,6 +170,8 @@ def same_dtype(name: str, **tensors: Tensor) -> None:
 
 def check_ids(ids: Tensor, n_rows: int) -> None:
     """Kernels read without bounds checks; on other devices the check would wait for the device."""
+    if ids.dtype not in _IDS:
+        raise SparsecoreError(f"ids must be int64 or int32, got {ids.dtype}; convert them with .to()")
     if ids.is_cpu and ids.numel():
         low, high = load(ids.device).id_range(ids)
         if low < 0 or high >= n_rows:

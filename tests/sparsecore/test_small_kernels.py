@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, WIDE_WIDTHS, of_numba, patterns, seeds, values_for
 from torch import Tensor
 
-from sparsecore import Pattern
+from sparsecore import Pattern, SparsecoreError, ops
 from sparsecore.backends import numba as kernels
 from sparsecore.backends.numba import linear, small
 from sparsecore.encoding import ENCODINGS, encode
@@ -141,6 +141,12 @@ def test_where_their_range_ends(encoding: str, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
         assert used == expected
         used.clear()
+
+
+def test_ids_of_another_type_are_refused() -> None:
+    pattern = Pattern.random((30, 20), 0.3)
+    with pytest.raises(SparsecoreError, match=r"ids must be int64 or int32, got torch\.int16"):
+        ops.gather(values_for(pattern), pattern.crow, pattern.col, torch.tensor([1], dtype=torch.int16), 20)
 
 
 def test_sixteen_bit_numbers_are_refused_here_too() -> None:
