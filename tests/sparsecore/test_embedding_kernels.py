@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsecore import Pattern
 from sparsecore.backends import numba as kernels
-from sparsecore.backends.numba import grouping, memory, scatter
+from sparsecore.backends.numba import grouping, memory, row_updates, scatter
 from sparsecore.encoding import encode
 
 WIDTHS = (1, 10, 16, 17, 50, 63, 64, 65, 200, 257)
@@ -151,6 +151,27 @@ def test_adam_of_rows_is_adam_of_their_gradient(
     assert n == 0 or not torch.equal(states[0][0], table.values)
     for expected, found in zip(*states, strict=True):
         assert torch.equal(found, expected)
+
+
+@every_encoding
+def test_adam_of_more_rows_than_are_summed_at_a_time(encoding: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern.random((5000, 24), 0.3, generator=generator)
+    index = (
+        (pattern.crow, pattern.col) if encoding == "csr" else (encode(pattern.crow, pattern.col, 24), None)
+    )
+    start = torch.randn(pattern.nnz, generator=generator)
+    ids = torch.randint(5000, (9000,), generator=generator)
+    grad = torch.randn(9000, 24, generator=generator)
+    assert ids.unique().numel() > 2 * 2 * row_updates._ROWS  # for each of two threads
+    rest: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.0}
+    rest |= {"decoupled": False, "step": 1.0}
+    found, expected = ([start.clone(), *torch.zeros(2, pattern.nnz)] for _ in range(2))
+    kernels.adam_rows_(*found, *index, ids, grad, None, None, **rest)
+    spans, summed = kernels.touched_spans(*index, ids, grad, None, None)
+    kernels.adam_(expected[0], summed, *expected[1:], spans=spans, **rest)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 @every_dtype

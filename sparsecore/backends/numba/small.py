@@ -33,9 +33,7 @@ __all__ = [
 # Up to here these kernels were faster on Zen 4, at densities 0.5 and 0.1 and in both encodings: rows from a table that
 # no cache holds, layers of up to 128 x 128 with batches from 1 to 64.
 _MOST_NUMBERS = 4096  # to look up
-_MOST_WORK = (
-    24576  # multiply-adds of a product; to find the columns of the weight takes as long as two examples
-)
+_MOST_WORK = 24576  # multiply-adds of a product; to find a weight's columns takes as long as two examples
 
 # A number of each type, by which a kernel knows what lies at an address.
 _OF = {
