@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsecore.backends import backend_name, load
 
-__all__ = ["GradientSource", "Index", "fill", "grow", "prune", "realign_", "record_"]
+__all__ = ["GradientSource", "Index", "fill", "grow", "overlay_", "prune", "realign_", "record_"]
 
 Index = tuple[Tensor, Tensor | None]
 
@@ -88,6 +88,18 @@ def fill(
         skip_row: a row that stays empty.
     """
     return _load(index[0].device).fill(index, shape, n, generator, skip_row)
+
+
+def overlay_(block: Tensor, values: Tensor, index: Index, rows: Tensor | slice) -> Tensor:
+    """The block, with the numbers of its rows' stored positions in their places; it may be written into.
+
+    Args:
+        block: (len(rows), cols).
+        values: (nnz,).
+        index: what is stored.
+        rows: a slice, or int64 ids.
+    """
+    return _load(values.device).overlay_(block, values, index, rows)
 
 
 def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, shape: tuple[int, int]) -> int:

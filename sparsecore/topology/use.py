@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecore import ops
-from sparsecore.encoding import stored_mask
+from sparsecore.ops.explore import overlay_
 from sparsecore.ops.recording import forget, owned, watch
 from sparsecore.topology.blocks import BLOCK
 
@@ -194,10 +194,7 @@ class Recorder:
         assert total is not None, "a block was asked of a weight that no backward pass has reached"
         if self.stored is None:
             return total
-        if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop, device=total.device)
-        everything = ops.gather(self.stored, *self.index, rows, self.shape[1])
-        return torch.where(stored_mask(self.index, rows, self.shape[1]), everything, total)
+        return overlay_(total, self.stored, self.index, rows)
 
     def _rows_of_stored(self) -> Tensor:
         """Rows with a gradient at a stored position; a part of the rows at a time, to stay small in memory."""

@@ -63,6 +63,23 @@ def assert_same(a: Index, b: Index) -> None:
     assert a[1] is None or b[1] is None or (torch.equal(a[1], b[1]) and a[1].dtype == b[1].dtype)
 
 
+@pytest.mark.parametrize("name", ["numba", "torch"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cols", [1, 16, 61, 700])
+def test_overlay(encoding: str, dtype: torch.dtype, cols: int, n_threads: int, name: str) -> None:
+    pattern = Pattern.random((300, cols), 0.3, generator=torch.Generator().manual_seed(cols))
+    index, values = index_of(pattern, encoding), torch.randn(pattern.nnz, dtype=dtype)
+    weight = torch.zeros(300, cols, dtype=dtype).masked_scatter_(pattern.to_mask(), values)
+    block = torch.randn(300, cols, dtype=dtype)
+    expected = torch.where(pattern.to_mask(), weight, block)
+    with sparsecore.backend(name):
+        for rows in (slice(0, 300), slice(7, 290), slice(5, 5), torch.arange(3, 300, 7)):
+            assert torch.equal(explore.overlay_(block[rows].clone(), values, index, rows), expected[rows])
+        across = block.t().contiguous().t()  # not contiguous
+        assert torch.equal(explore.overlay_(across, values, index, slice(0, 300)), expected)
+
+
 def numbers(kind: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Random numbers: all different, few different ones, all equal, or nearly all zero."""
     x = torch.randn(shape, dtype=dtype, generator=generator)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparsecore.backends.numba.fill import fill
 from sparsecore.backends.numba.index_set import IndexSet, insert, surviving
 from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.overlay import overlay_
 from sparsecore.backends.numba.rewrite import realign_, record_
 from sparsecore.backends.numba.selection import k_largest, k_smallest
 from sparsecore.backends.numba.simd import (
@@ -40,7 +41,7 @@ from sparsecore.backends.numba.simd import (
 from sparsecore.ops.explore import GradientSource, Index
 from sparsecore.topology.blocks import BLOCK, block_height
 
-__all__ = ["fill", "grow", "prune", "realign_", "record_"]
+__all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
 
 _SAMPLED_ROWS = 2048
 

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sparsecore.encoding import decode, encode
+from sparsecore import ops
+from sparsecore.encoding import decode, encode, stored_mask
 from sparsecore.ops.explore import GradientSource, Index
 from sparsecore.pattern import Pattern, entries
 from sparsecore.sampling import sample_ranks
 from sparsecore.topology.blocks import BLOCK, RowBlock, block_height, row_blocks
 from sparsecore.topology.select import largest, smallest_mask
 
-__all__ = ["fill", "grow", "prune", "realign_", "record_"]
+__all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
 
 
 def _pattern(index: Index, shape: tuple[int, int]) -> Pattern:
@@ -80,6 +81,14 @@ def _scored_blocks(rows: Tensor | None, pattern: Pattern) -> Iterator[tuple[Tens
         for ids in rows.split(block_height(pattern.shape, rows.device)):
             which, place = entries(pattern.crow, ids)
             yield ids, ids, which * cols + pattern.col[place]
+
+
+def overlay_(block: Tensor, values: Tensor, index: Index, rows: Tensor | slice) -> Tensor:
+    """The block, with the numbers of its rows' stored positions in their places."""
+    if isinstance(rows, slice):
+        rows = torch.arange(rows.start, rows.stop, device=block.device)
+    cols = block.shape[1]
+    return torch.where(stored_mask(index, rows, cols), ops.gather(values, *index, rows, cols), block)
 
 
 def fill(

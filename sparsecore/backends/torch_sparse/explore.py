@@ -1,5 +1,5 @@
 """Exploration as in the torch backend: torch-sparse has nothing for it."""
 
-from sparsecore.backends.torch.explore import fill, grow, prune, realign_, record_
+from sparsecore.backends.torch.explore import fill, grow, overlay_, prune, realign_, record_
 
-__all__ = ["fill", "grow", "prune", "realign_", "record_"]
+__all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
