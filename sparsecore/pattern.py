@@ -28,7 +28,7 @@ from sparsecore.sizes import column_dtype, default_device, exact_nnz, pointer_dt
 if TYPE_CHECKING:
     import scipy.sparse
 
-__all__ = ["Pattern", "entries"]
+__all__ = ["Pattern"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -330,21 +330,6 @@ class Pattern:
                 )
         if values is not None and (values.dim() != 1 or values.numel() != nnz):
             raise PatternError(f"values must be 1-D with nnz = {nnz} entries, got {tuple(values.shape)}")
-
-
-def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64.
-
-    ``crow`` may be a bitmap index: its first column is the row pointers.
-    """
-    if crow.dim() == 2:
-        crow = crow[:, 0]
-    start = crow[ids].to(torch.int64)
-    length = crow[ids + 1].to(torch.int64) - start
-    which = torch.repeat_interleave(length)
-    before = length.cumsum(0) - length
-    place = torch.arange(which.numel(), device=which.device) + (start - before)[which]
-    return which, place
 
 
 def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:

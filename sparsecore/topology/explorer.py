@@ -20,7 +20,7 @@ from sparsecore.topology.history import EverActive
 from sparsecore.topology.ranks import Ranks, SummedGradient, expect_layout
 from sparsecore.topology.report import ExplorationReport, LayerReport
 from sparsecore.topology.rewrite import Exchange, rewrite
-from sparsecore.topology.schedule import make_schedule
+from sparsecore.topology.schedule import Timetable
 from sparsecore.topology.use import Recorder
 
 __all__ = ["DynamicSparsity"]
@@ -279,49 +279,6 @@ class DynamicSparsity:
 
 
 _RANDOM = "random"
-
-
-class Timetable:
-    """When to explore, and how much to exchange. Shared with the masked-dense reference."""
-
-    def __init__(
-        self, interval: int | None, drop_fraction: float, total_steps: int | None,
-        end_drop_fraction: float, schedule: str, stop_fraction: float, grow: str,
-    ) -> None:  # fmt: skip
-        if interval is not None and (not isinstance(interval, int) or interval < 1):
-            raise TopologyError(f"interval must be a positive number of steps or None, got {interval!r}")
-        if interval is not None and total_steps is None:
-            raise TopologyError("total_steps is needed: the drop fraction falls over the whole run")
-        if not 0.0 <= stop_fraction <= 1.0:
-            raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
-        if grow not in ("gradient", "random"):
-            raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
-        self.interval, self.grow = interval, grow
-        self.total_steps = 1 if total_steps is None else total_steps
-        self.last_step = stop_fraction * self.total_steps
-        self.drop_fraction = make_schedule(schedule, drop_fraction, end_drop_fraction, self.total_steps)
-        self._settings: dict[str, Any] = {
-            "interval": interval, "drop_fraction": drop_fraction, "total_steps": total_steps,
-            "end_drop_fraction": end_drop_fraction, "schedule": schedule, "stop_fraction": stop_fraction,
-            "grow": grow,
-        }  # fmt: skip
-
-    def due(self, step: int) -> bool:
-        """Whether the step with this number (the first is 1) ends with an exploration."""
-        return self.interval is not None and step % self.interval == 0 and step <= self.last_step
-
-    def settings(self) -> dict[str, Any]:
-        """The settings, for a checkpoint."""
-        return dict(self._settings)
-
-    def expect(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other settings."""
-        for key, value in self._settings.items():
-            if saved.get(key) != value:
-                raise TopologyError(
-                    f"the saved explorer has {key}={saved.get(key)!r}, this one {key}={value!r}; "
-                    "build it with the saved settings"
-                )
 
 
 def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

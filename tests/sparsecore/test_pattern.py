@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from strategies import NARROW_WIDTHS, WIDE_WIDTHS, masks, patterns, seeds, values_for
 
 from sparsecore import DensityError, Pattern, PatternError
-from sparsecore.pattern import entries
+from sparsecore.backends.torch.csr import entries
 from sparsecore.sampling import sample_ranks
 from sparsecore.sizes import column_dtype, exact_nnz, pointer_dtype
 

@@ -1,4 +1,4 @@
-"""torch CSR views of our index arrays, and products with them."""
+"""Index arrays as torch sees them: the nonzeros of some rows, CSR views, and products with these."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from torch import Tensor
 
 from sparsecore.encoding import decode
 
-__all__ = ["Product", "csr", "indices", "product"]
+__all__ = ["Product", "csr", "entries", "indices", "product"]
 
 
 def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
     """Row pointers and columns; a bitmap (made for CPU kernels) is decoded for the call."""
     return decode(crow, n_cols) if col is None else (crow, col)
+
+
+def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64.
+
+    ``crow`` may be a bitmap index: its first column is the row pointers.
+    """
+    if crow.dim() == 2:
+        crow = crow[:, 0]
+    start = crow[ids].to(torch.int64)
+    length = crow[ids + 1].to(torch.int64) - start
+    which = torch.repeat_interleave(length)
+    before = length.cumsum(0) - length
+    place = torch.arange(which.numel(), device=which.device) + (start - before)[which]
+    return which, place
 
 
 def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:

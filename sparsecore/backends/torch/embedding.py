@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import indices
-from sparsecore.pattern import entries
+from sparsecore.backends.torch.csr import entries, indices
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "scatter_grad", "touched"]
 

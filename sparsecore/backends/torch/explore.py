@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsecore import ops
+from sparsecore.backends.torch.csr import entries
 from sparsecore.encoding import decode, encode, stored_mask
 from sparsecore.ops.explore import GradientSource, Index
-from sparsecore.pattern import Pattern, entries
+from sparsecore.pattern import Pattern
 from sparsecore.sampling import sample_ranks
 from sparsecore.topology.blocks import BLOCK, RowBlock, block_height, row_blocks
 from sparsecore.topology.select import largest, smallest_mask
