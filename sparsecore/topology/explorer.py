@@ -127,8 +127,9 @@ class DynamicSparsity:
 
         Raises:
             TopologyError: if weights or gradients are NaN or infinite. Then nothing has been rewritten: indices,
-                values, optimizer state and generator are as they were. Also if ranks that train copies of the model
-                came to different index sets.
+                values, optimizer state and generator are as they were; so it is for a gradient that came from the
+                replay of a CUDA graph, which nobody sees. Also if ranks that train copies of the model came to
+                different index sets.
         """
         self.steps += 1
         if not self.timetable.due(self.steps):
@@ -211,6 +212,9 @@ class DynamicSparsity:
         modules = list(self.modules.values())
         found = [getattr(module, "accumulator", None) or module._recorder for module in modules]
         mine = [source if source is not None and source.uses else None for source in found]
+        for name, source in zip(self.modules, found, strict=True):
+            if isinstance(source, Recorder):
+                expect_told(source, self.modules[name].values, name or "the model")
         if self.ranks is None:
             return list(mine)
         used = self.ranks.any([source is not None for source in mine], modules[0].values.device)
@@ -294,6 +298,23 @@ def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
                 "LBFGS keeps a history of whole steps that cannot be realigned; use another optimizer"
             )
     return optimizers
+
+
+def expect_told(recorder: Recorder, values: Tensor, name: str) -> None:
+    """Refuse to take a weight for unused because what used it ran unseen.
+
+    Raises:
+        TopologyError: for a gradient of which neither an operator nor autograd told.
+    """
+    grad = values.grad
+    if recorder.uses or recorder.stored is not None or grad is None or not values.requires_grad:
+        return
+    if bool((grad._values() if grad.is_sparse else grad).any()):
+        raise TopologyError(
+            f"{name} has a gradient, but nothing that computed it ran in this step: a CUDA graph that is replayed "
+            "runs no Python. Take steps that explore without a graph (torch.compile: another mode than "
+            "'reduce-overhead'), or grow='random'; if the gradient is of earlier steps, call optimizer.zero_grad()"
+        )
 
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:

@@ -355,6 +355,27 @@ def test_frozen_full_and_unused_weights_stay() -> None:
     assert {name for name, part in report.layers.items() if part.pruned} == {"used"}
 
 
+def test_a_gradient_that_came_unseen_is_refused() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=1, total_steps=9)
+    one_step(module, optimizer, torch.randn(7, 10))
+    assert explorer.step() is not None
+    before = module.pattern
+    module.values.grad = torch.randn(module.nnz)  # as the replay of a CUDA graph leaves it
+    with pytest.raises(TopologyError, match="CUDA graph"):
+        explorer.step()
+    assert torch.equal(module.pattern.positions(), before.positions())
+    module.values.grad.zero_()  # unused, and zero_grad(set_to_none=False)
+    report = explorer.step()
+    assert report is not None
+    assert report.layers[""].pruned == 0
+    one_step(module, optimizer, torch.randn(7, 10))
+    report = explorer.step()
+    assert report is not None
+    assert report.layers[""].pruned > 0
+
+
 def test_evaluation_between_steps_leaves_no_trace() -> None:
     module = layer()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
