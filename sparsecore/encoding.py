@@ -76,7 +76,7 @@ def encode(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     if nnz >= 2**31:
         raise SparsecoreError(f"a bitmap counts fewer than 2^31 nonzeros, got {nnz}; use the csr encoding")
     pointers, columns = crow.numpy(), col.numpy()
-    stored = ask_huge_pages(torch.empty((rows + 1, words(cols)), dtype=torch.int32)).zero_()
+    stored = ask_huge_pages(torch.empty((rows + 1, words(cols)), dtype=torch.int32, device="cpu")).zero_()
     bitmap = stored.numpy()
     bitmap[:, 0] = pointers
     masks = -(-cols // 32)
@@ -96,7 +96,7 @@ def decode(bitmap: Tensor, cols: int) -> tuple[Tensor, Tensor]:
     source = bitmap.cpu().numpy()
     rows, masks = source.shape[0] - 1, -(-cols // 32)
     crow = np.ascontiguousarray(source[:, 0])
-    col = np.empty(crow[-1], torch.empty(0, dtype=column_dtype(cols)).numpy().dtype)
+    col = np.empty(crow[-1], torch.empty(0, dtype=column_dtype(cols), device="cpu").numpy().dtype)
     height = max(1, _BLOCK // (32 * masks))
     for first in range(0, rows, height):
         last = min(first + height, rows)
@@ -117,7 +117,11 @@ def stored_mask(index: tuple[Tensor, Tensor | None], rows: Tensor, cols: int) ->
     crow, col = index
     if col is None:
         packed = crow[rows, 1 : 1 + -(-cols // 32)].contiguous().view(torch.uint8)  # little-endian machines
-        bits = packed.unsqueeze(2).bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and_(1)
+        bits = (
+            packed.unsqueeze(2)
+            .bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=packed.device))
+            .bitwise_and_(1)
+        )
         return bits.view(len(rows), 8 * packed.shape[1])[:, :cols].bool()
     first, last = crow[rows].to(torch.int64), crow[rows + 1].to(torch.int64)
     count = last - first

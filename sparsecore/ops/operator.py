@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.backends import load
@@ -102,7 +103,10 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
                 differentiable = differentiable or a.requires_grad
             elif kind not in _OTHERS:  # a subclass of tensors
                 return op(*args)
-        return function.apply(*args) if differentiable and torch.is_grad_enabled() else run(*args)
+        if differentiable and torch.is_grad_enabled():
+            return function.apply(*args)
+        # Has no rule for forward-mode tangents, and says so where there are any.
+        return function.apply(*args) if forward_ad._current_level >= 0 else run(*args)
 
     # What torch.library derives has no rule for functional transforms. Here each level of them calls the next one.
     levels = {
@@ -150,11 +154,12 @@ _OTHERS = frozenset((type(None), bool, int, float))
 
 
 def _watched() -> bool:
-    """Whether something besides autograd wants to see every call: a mode, or autocast."""
+    """Whether something besides autograd wants to see every call: a mode, autocast, or torch.jit.trace."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_any_autocast_enabled()
         or torch.overrides._is_torch_function_mode_enabled()
+        or torch._C._get_tracing_state() is not None
     )
 
 

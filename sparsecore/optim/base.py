@@ -154,7 +154,10 @@ class ElementwiseOptimizer(Optimizer):
             and parameter.device.type == "cpu"
             and backend_name(parameter.device) == "numba"
             and parameter.is_contiguous()
-            and all(state[name].is_contiguous() for name in self._kept(state))
+            and all(
+                state[name].is_contiguous() and state[name].dtype == parameter.dtype
+                for name in self._kept(state)
+            )
         )
 
     def _others(self, parameters: Iterable[Tensor], group: State) -> None:

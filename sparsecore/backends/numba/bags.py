@@ -75,7 +75,7 @@ def bag_dot(
     values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, bags: Tensor, grad: Tensor
 ) -> Tensor:
     """``out[e] = table[ids[e]] . grad[bags[e]]``: gradient of the entries' weights."""
-    out = torch.empty(ids.numel(), dtype=values.dtype)
+    out = torch.empty(ids.numel(), dtype=values.dtype, device="cpu")
     n = threads(_work(values, crow, ids))
     rest = (*map(array, (ids, bags, grad)), out.numpy(), lines_of(values, crow, _MOST_LINES), n)
     if col is None:

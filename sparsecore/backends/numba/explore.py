@@ -132,8 +132,8 @@ def _best(
         n_chunks = threads(gradient.size)
         if not found.starts:
             room = limit + min(height, n_rows) * cols + 16 * (torch.get_num_threads() + 1)
-            found.places = torch.empty(room, dtype=torch.int32).numpy()
-            found.scores = torch.empty(room, dtype=torch.from_numpy(gradient[:0]).dtype).numpy()
+            found.places = torch.empty(room, dtype=torch.int32, device="cpu").numpy()
+            found.scores = torch.empty(room, dtype=torch.from_numpy(gradient[:0]).dtype, device="cpu").numpy()
         _append(found, gradient, ids, index, skip_row, threshold, n_chunks)
         if found.end > limit:
             threshold = float(found.reduce(k)) if k else threshold

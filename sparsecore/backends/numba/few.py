@@ -83,7 +83,7 @@ def _on_lines(shape, dtype):
     """Zeros that begin on a cache line (torch's memory does, numpy's not): from a vector across two of them a product
     at density 0.1 took 1.1 times as long.
     """
-    return torch.zeros(shape, dtype=_TYPES[dtype]).numpy()
+    return torch.zeros(shape, dtype=_TYPES[dtype], device="cpu").numpy()
 
 
 # ---------------------------------------------------------------- bitmap

@@ -52,7 +52,7 @@ def gather_dot(
     n_cols: int,
 ) -> Tensor:
     """``a[ids_a[e]] . b[ids_b[e, j]]`` for ids_a (n,) and ids_b (n,) or (n, m): of the shape of ids_b."""
-    out = torch.empty(ids_b.shape, dtype=values_a.dtype)
+    out = torch.empty(ids_b.shape, dtype=values_a.dtype, device="cpu")
     n = threads(ids_b.numel() * n_cols)
     each = ids_b.shape[1] if ids_b.dim() == 2 else 1
     # One number for both: fewer kernels.

@@ -60,7 +60,7 @@ def propagate(
         table: sparse, added to the product.
         scale: factor of the sum.
     """
-    out = torch.empty((crow.numel() - 1, x.shape[1]), dtype=x.dtype)
+    out = torch.empty((crow.numel() - 1, x.shape[1]), dtype=x.dtype, device="cpu")
     if table is None or table[2] is not None:
         _run(crow, col, weight, x, base, None, scale, False, out)
         return out if table is None else add_rows(out, *table, scale)
@@ -82,7 +82,7 @@ def propagate_sample(
     """``scale (A X + base)`` at the nonzeros of a pattern: (nnz,). With a bitmap the dense sum never exists."""
     if t_col is not None:
         return sample(t_crow, t_col, propagate(crow, col, weight, x, base=base, scale=scale), nnz)
-    out = torch.empty(nnz, dtype=x.dtype)
+    out = torch.empty(nnz, dtype=x.dtype, device="cpu")
     _run(crow, col, weight, x, base, (x, t_crow, None), scale, True, out)
     return out
 

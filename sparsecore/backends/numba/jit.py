@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["array", "device_function", "kernel", "serial_kernel", "split", "threads"]
+__all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "split", "threads"]
 
 # Sums may be reassociated (a vectorised dot product needs it), but NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -106,6 +106,23 @@ def threads(work: int) -> int:
     return torch.get_num_threads()
 
 
+def operand(tensor: Tensor) -> Tensor:
+    """What was given beside a weight on the CPU, with its numbers in memory, one after the other.
+
+    Raises:
+        SparsecoreError: if it is on another device.
+    """
+    if not tensor.is_cpu:
+        raise SparsecoreError(
+            f"the weight is on the CPU, what it is used with on {tensor.device}: move one of them with .to()"
+        )
+    if tensor.is_neg():  # torch leaves the sign of the imaginary part of a conjugate for later
+        tensor = tensor.resolve_neg()
+    if tensor._is_zerotensor():  # has no memory
+        tensor = tensor.clone()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def array(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as a C-contiguous numpy array (copied only where it is not contiguous)."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -113,9 +130,7 @@ def array(tensor: Tensor) -> np.ndarray:
             f"the numba backend computes in float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}; "
             "convert the model and its input with .to(torch.float32)"
         )
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return tensor.numpy() if tensor.is_contiguous() else tensor.contiguous().numpy()
+    return operand(tensor.detach() if tensor.requires_grad else tensor).numpy()
 
 
 @device_function

@@ -52,7 +52,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     (batch, cols), rows, nnz = x.shape, crow.shape[0] - 1, values.shape[0]
     if not batch or not nnz:
-        return torch.zeros((batch, rows), dtype=x.dtype)
+        return torch.zeros((batch, rows), dtype=x.dtype, device="cpu")
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)
     y = result_of(crow, "spmm", (batch, rows), x.dtype)
@@ -65,7 +65,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
     (batch, rows), nnz = dy.shape, values.shape[0]
     if not batch or not nnz:
-        return torch.zeros((batch, n_cols), dtype=dy.dtype)
+        return torch.zeros((batch, n_cols), dtype=dy.dtype, device="cpu")
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
     dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
@@ -80,7 +80,7 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
     (batch, cols), rows = x.shape, dy.shape[1]
     if not batch or not nnz:
-        return torch.zeros(nnz, dtype=x.dtype)
+        return torch.zeros(nnz, dtype=x.dtype, device="cpu")
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.sddmm(crow, col, dy, x, nnz)
     out = result_of(crow, "gradient", (nnz,), x.dtype)

@@ -29,8 +29,9 @@ def _references(kept: dict[str, np.ndarray]) -> int:
     return sys.getrefcount(memory)
 
 
-# References to an array that only a local name knows: 2 up to Python 3.13, then 1.
-_UNUSED = _references({"": np.empty(0)})
+# References to an array that only a local name knows: 2 up to Python 3.13, then 1. A debugger's look at the frame would
+# be a third; too few only means that nothing is used again.
+_UNUSED = min(2, _references({"": np.empty(0)}))
 
 
 def output(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -38,7 +39,7 @@ def output(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
     glibc maps large blocks afresh every time. On huge pages their first touch takes a fifth of the time.
     """
-    return ask_huge_pages(torch.empty(shape, dtype=dtype))
+    return ask_huge_pages(torch.empty(shape, dtype=dtype, device="cpu"))
 
 
 def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -50,7 +51,7 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     kept = _results.get(index)
     if kept is None:
         kept = _results[index] = {}
@@ -72,7 +73,7 @@ def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.nda
     row = -(-size // 64) * 64
     buffer = _kept.__dict__.get((name, dtype))
     if buffer is None or buffer.size < n_chunks * row:
-        buffer = torch.empty(n_chunks * row, dtype=dtype).numpy()
+        buffer = torch.empty(n_chunks * row, dtype=dtype, device="cpu").numpy()
         if buffer.nbytes <= _KEPT:
             _kept.__dict__[name, dtype] = buffer
     return buffer[: n_chunks * row].reshape(n_chunks, row)

@@ -79,8 +79,8 @@ def touched(
     With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``.
     """
     groups, spans = grouped_in(crow, ids)
-    positions = torch.empty(int(spans.offsets[-1]), dtype=torch.int64)
-    out = torch.empty(positions.numel(), dtype=grad.dtype)
+    positions = torch.empty(int(spans.offsets[-1]), dtype=torch.int64, device="cpu")
+    out = torch.empty(positions.numel(), dtype=grad.dtype, device="cpu")
     parts = (None, None) if sources is None or weights is None else (array(sources), array(weights))
     sum_groups(crow, col, groups, *parts, grad, out, spans.offsets, positions.numpy())
     return positions, out
@@ -106,7 +106,7 @@ def touched_spans(
 def sum_rows(ids: Tensor, grad: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """Distinct ids, ascending, and the sum of each one's rows of ``grad`` (n, cols)."""
     rows, starts, order = group(ids, n_rows)
-    out = torch.empty((rows.shape[0], grad.shape[1]), dtype=grad.dtype)
+    out = torch.empty((rows.shape[0], grad.shape[1]), dtype=grad.dtype, device="cpu")
     _sum_dense(starts, order, array(grad), out.numpy(), threads(grad.numel()))
     return torch.from_numpy(rows), out
 

@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import device_function, serial_kernel
+from sparsecore.backends.numba.jit import device_function, operand, serial_kernel
 from sparsecore.backends.numba.simd import lowest
 
 __all__ = [
@@ -40,6 +40,7 @@ _OF = {
     torch.float32: np.float32(0),
     torch.float64: np.float64(0),
     torch.uint8: np.uint8(0),
+    torch.int8: np.int8(0),
     torch.int16: np.int16(0),
     torch.int32: np.int32(0),
     torch.int64: np.int64(0),
@@ -61,14 +62,14 @@ def is_small_product(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> boo
 
 def id_range(ids: Tensor) -> tuple[int, int]:
     """Smallest and largest of some ids, at least one. Reads them into the cache, where the lookup wants them next."""
-    ids = _plain(ids)
+    ids = operand(ids)
     return _range(ids.data_ptr(), _OF[ids.dtype], ids.numel())
 
 
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
-    values, crow, col, ids = _plain(values), _plain(crow), _plain(col), _plain(ids)
-    out = torch.empty(ids.shape[0], n_cols, dtype=values.dtype)
+    values, crow, col, ids = _plain(values), _plain(crow), _plain(col), operand(ids)
+    out = torch.empty(ids.shape[0], n_cols, dtype=values.dtype, device="cpu")
     data = (values.data_ptr(), _OF[values.dtype], ids.data_ptr(), _OF[ids.dtype], out.data_ptr())
     _gather(*_index(crow, col), *data, ids.shape[0], n_cols)
     return out
@@ -76,7 +77,7 @@ def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols
 
 def scatter_grad_(out: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor) -> Tensor:
     """``out[k] += sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k."""
-    crow, col, ids, grad = _plain(crow), _plain(col), _plain(ids), _plain(grad)
+    crow, col, ids, grad = _plain(crow), _plain(col), operand(ids), operand(grad)
     data = (ids.data_ptr(), _OF[ids.dtype], grad.data_ptr(), _OF[grad.dtype], out.data_ptr())
     _scatter(*_index(crow, col), *data, ids.shape[0], grad.shape[1])
     return out
@@ -84,9 +85,9 @@ def scatter_grad_(out: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, gr
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
-    values, crow, col, x = _plain(values), _plain(crow), _plain(col), _plain(x)
+    values, crow, col, x = _plain(values), _plain(crow), _plain(col), operand(x)
     (batch, cols), rows = x.shape, crow.shape[0] - 1
-    y = torch.empty(batch, rows, dtype=x.dtype)
+    y = torch.empty(batch, rows, dtype=x.dtype, device="cpu")
     data = (values.data_ptr(), _OF[x.dtype], x.data_ptr(), y.data_ptr())
     _spmm(*_index(crow, col), *data, batch, rows, cols)
     return y
@@ -94,8 +95,8 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
 
 def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
-    values, crow, col, dy = _plain(values), _plain(crow), _plain(col), _plain(dy)
-    dx = torch.zeros(dy.shape[0], n_cols, dtype=dy.dtype)
+    values, crow, col, dy = _plain(values), _plain(crow), _plain(col), operand(dy)
+    dx = torch.zeros(dy.shape[0], n_cols, dtype=dy.dtype, device="cpu")
     data = (values.data_ptr(), _OF[dy.dtype], dy.data_ptr(), dx.data_ptr())
     _spmm_t(*_index(crow, col), *data, *dy.shape, n_cols)
     return dx
@@ -103,15 +104,15 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
 
 def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
-    crow, col, dy, x = _plain(crow), _plain(col), _plain(dy), _plain(x)
-    out = torch.zeros(nnz, dtype=x.dtype)
+    crow, col, dy, x = _plain(crow), _plain(col), operand(dy), operand(x)
+    out = torch.zeros(nnz, dtype=x.dtype, device="cpu")
     data = (dy.data_ptr(), _OF[x.dtype], x.data_ptr(), out.data_ptr())
     _sddmm(*_index(crow, col), *data, *dy.shape, x.shape[1])
     return out
 
 
 def _plain(tensor: Any) -> Any:
-    """The tensor (or None) as kernels here read it, one number after the other. It must outlive its address's use."""
+    """A part of a weight (or None) as kernels here read it. It must outlive its address's use."""
     return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 

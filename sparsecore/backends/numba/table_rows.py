@@ -60,9 +60,9 @@ def propagate_table(
     E is expanded 32 columns at a time into scratch of N x 32: a row that many edges ask for is expanded once. Reading
     the nonzeros at every edge takes 1.3 to 2 times as long at densities 0.1 to 0.5.
     """
-    out = torch.empty((crow.numel() - 1, n_cols), dtype=values.dtype)
+    out = torch.empty((crow.numel() - 1, n_cols), dtype=values.dtype, device="cpu")
     rows, factor = t_crow.shape[0] - 1, number(scale, values)
-    strip = torch.empty((rows, _STRIP), dtype=values.dtype).numpy()
+    strip = torch.empty((rows, _STRIP), dtype=values.dtype, device="cpu").numpy()
     graph, v, index = [*map(array, (crow, col, weight))], array(values), array(t_crow)
     n = threads(col.numel() * n_cols)
     cursor = np.empty(rows if t_col is not None else 0, np.int64)
@@ -94,7 +94,7 @@ def add_rows(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None, scale:
 
 def sample(crow: Tensor, col: Tensor | None, dense: Tensor, nnz: int) -> Tensor:
     """Entries of a dense (rows, cols) matrix at the nonzeros of a pattern: (nnz,)."""
-    out = torch.empty(nnz, dtype=dense.dtype)
+    out = torch.empty(nnz, dtype=dense.dtype, device="cpu")
     rest = array(dense), out.numpy(), threads(nnz)
     if col is None:
         index = array(crow)

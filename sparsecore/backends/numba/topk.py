@@ -62,8 +62,8 @@ def score_topk(
 ) -> tuple[Tensor, Tensor]:
     """Scores (B, k) and row ids (B, k) of the k best rows for each query, best first."""
     n, n_rows, item = queries.shape[0], crow.shape[0] - 1, values.element_size()
-    scores = torch.empty((n, k), dtype=queries.dtype)
-    ids = torch.empty((n, k), dtype=torch.int64)
+    scores = torch.empty((n, k), dtype=queries.dtype, device="cpu")
+    ids = torch.empty((n, k), dtype=torch.int64, device="cpu")
     lanes = 128 if n > 64 and 128 * n_cols * item <= _PANEL_BYTES else 64 if n > 16 else 16
     index, kept = array(crow), min(k, n_rows)
     columns = index.view(np.uint16) if col is None else array(col)
