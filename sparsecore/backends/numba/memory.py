@@ -20,6 +20,9 @@ __all__ = ["output", "result_of", "workspace"]
 _KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
 _LARGE = 8 << 20  # bytes of a result whose memory is kept
 
+# Not torch's default device. (To read its name takes half a microsecond.)
+_CPU = torch.device("cpu")
+
 _kept = threading.local()
 _results = WeakTensorKeyDictionary()
 
@@ -39,7 +42,7 @@ def output(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
     glibc maps large blocks afresh every time. On huge pages their first touch takes a fifth of the time.
     """
-    return ask_huge_pages(torch.empty(shape, dtype=dtype, device="cpu"))
+    return ask_huge_pages(torch.empty(shape, dtype=dtype, device=_CPU))
 
 
 def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -51,7 +54,7 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        return index.new_empty(shape, dtype=dtype)
     kept = _results.get(index)
     if kept is None:
         kept = _results[index] = {}
@@ -73,7 +76,7 @@ def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.nda
     row = -(-size // 64) * 64
     buffer = _kept.__dict__.get((name, dtype))
     if buffer is None or buffer.size < n_chunks * row:
-        buffer = torch.empty(n_chunks * row, dtype=dtype, device="cpu").numpy()
+        buffer = torch.empty(n_chunks * row, dtype=dtype, device=_CPU).numpy()
         if buffer.nbytes <= _KEPT:
             _kept.__dict__[name, dtype] = buffer
     return buffer[: n_chunks * row].reshape(n_chunks, row)

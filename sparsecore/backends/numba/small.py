@@ -61,15 +61,15 @@ def is_small_product(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> boo
 
 
 def id_range(ids: Tensor) -> tuple[int, int]:
-    """Smallest and largest of some ids, at least one. Reads them into the cache, where the lookup wants them next."""
-    ids = operand(ids)
+    """Smallest and largest of some ids on the CPU, at least one. They are in the cache when the lookup wants them."""
+    ids = _plain(ids)
     return _range(ids.data_ptr(), _OF[ids.dtype], ids.numel())
 
 
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
-    values, crow, col, ids = _plain(values), _plain(crow), _plain(col), operand(ids)
-    out = torch.empty(ids.shape[0], n_cols, dtype=values.dtype, device="cpu")
+    values, crow, col, ids = _plain(values), _plain(crow), _plain(col), _numbers(ids)
+    out = values.new_empty(ids.shape[0], n_cols)
     data = (values.data_ptr(), _OF[values.dtype], ids.data_ptr(), _OF[ids.dtype], out.data_ptr())
     _gather(*_index(crow, col), *data, ids.shape[0], n_cols)
     return out
@@ -77,7 +77,7 @@ def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols
 
 def scatter_grad_(out: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor) -> Tensor:
     """``out[k] += sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k."""
-    crow, col, ids, grad = _plain(crow), _plain(col), operand(ids), operand(grad)
+    crow, col, ids, grad = _plain(crow), _plain(col), _numbers(ids), operand(grad)
     data = (ids.data_ptr(), _OF[ids.dtype], grad.data_ptr(), _OF[grad.dtype], out.data_ptr())
     _scatter(*_index(crow, col), *data, ids.shape[0], grad.shape[1])
     return out
@@ -87,7 +87,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     values, crow, col, x = _plain(values), _plain(crow), _plain(col), operand(x)
     (batch, cols), rows = x.shape, crow.shape[0] - 1
-    y = torch.empty(batch, rows, dtype=x.dtype, device="cpu")
+    y = x.new_empty(batch, rows)
     data = (values.data_ptr(), _OF[x.dtype], x.data_ptr(), y.data_ptr())
     _spmm(*_index(crow, col), *data, batch, rows, cols)
     return y
@@ -96,7 +96,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
 def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
     values, crow, col, dy = _plain(values), _plain(crow), _plain(col), operand(dy)
-    dx = torch.zeros(dy.shape[0], n_cols, dtype=dy.dtype, device="cpu")
+    dx = dy.new_zeros(dy.shape[0], n_cols)
     data = (values.data_ptr(), _OF[dy.dtype], dy.data_ptr(), dx.data_ptr())
     _spmm_t(*_index(crow, col), *data, *dy.shape, n_cols)
     return dx
@@ -105,7 +105,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
 def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
     crow, col, dy, x = _plain(crow), _plain(col), operand(dy), operand(x)
-    out = torch.zeros(nnz, dtype=x.dtype, device="cpu")
+    out = x.new_zeros(nnz)
     data = (dy.data_ptr(), _OF[x.dtype], x.data_ptr(), out.data_ptr())
     _sddmm(*_index(crow, col), *data, *dy.shape, x.shape[1])
     return out
@@ -114,6 +114,11 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
 def _plain(tensor: Any) -> Any:
     """A part of a weight (or None) as kernels here read it. It must outlive its address's use."""
     return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+
+
+def _numbers(ids: Tensor) -> Tensor:
+    """`operand` for integers, whose signs are in their place."""
+    return ids if ids.is_cpu and ids.is_contiguous() else operand(ids)
 
 
 def _index(crow: Tensor, col: Tensor | None) -> tuple[Any, ...]:
