@@ -212,12 +212,14 @@ class DynamicSparsity:
         modules = list(self.modules.values())
         found = [getattr(module, "accumulator", None) or module._recorder for module in modules]
         mine = [source if source is not None and source.uses else None for source in found]
-        for name, source in zip(self.modules, found, strict=True):
-            if isinstance(source, Recorder):
+        used = [source is not None for source in mine]
+        if self.ranks is not None:  # one that this rank's batch left out has a gradient from the others
+            used = self.ranks.any(used, modules[0].values.device)
+        for name, source, anyone in zip(self.modules, found, used, strict=True):
+            if isinstance(source, Recorder) and not anyone:
                 expect_told(source, self.modules[name].values, name or "the model")
         if self.ranks is None:
             return list(mine)
-        used = self.ranks.any([source is not None for source in mine], modules[0].values.device)
         return [
             SummedGradient(source, self.ranks, module.values, module.shape[1])
             if anyone and module.row_mesh is None
@@ -307,7 +309,7 @@ def expect_told(recorder: Recorder, values: Tensor, name: str) -> None:
         TopologyError: for a gradient of which neither an operator nor autograd told.
     """
     grad = values.grad
-    if recorder.uses or recorder.stored is not None or grad is None or not values.requires_grad:
+    if recorder.stored is not None or grad is None or not values.requires_grad:
         return
     if bool((grad._values() if grad.is_sparse else grad).any()):
         raise TopologyError(

@@ -150,6 +150,41 @@ def test_a_group_of_one_trains_alone(tmp_path: Path) -> None:
     assert run(_alone, tmp_path) == [1, 1]
 
 
+class Branches(nn.Module):
+    """The second rank's batches leave one of the layers out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.always = sparsecore.SparseLinear(6, 20, density=0.4, generator=draw)
+        self.sometimes = sparsecore.SparseLinear(6, 20, density=0.4, generator=draw)
+
+    def forward(self, x: Tensor, both: bool) -> Tensor:
+        return self.always(x) + self.sometimes(x) if both else self.always(x)
+
+
+def _leaving_out(rank: int, folder: Path) -> Any:
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    explorer = DynamicSparsity(model, optimizer, interval=1, total_steps=9)
+    torch.manual_seed(rank)
+    for _ in range(3):
+        optimizer.zero_grad()
+        parallel(torch.randn(4, 6), both=rank == 0).square().sum().backward()
+        optimizer.step()
+        report = explorer.step()
+    assert report is not None
+    return {name: layer.pruned for name, layer in report.layers.items()}
+
+
+def test_a_rank_may_leave_a_weight_out(tmp_path: Path) -> None:
+    """Its gradient there comes from the other rank; it explores all the same."""
+    first, second = run(_leaving_out, tmp_path)
+    assert first == second
+    assert min(first.values()) > 0
+
+
 def _other_model(rank: int, folder: Path) -> str:
     density = 0.5 if rank == 0 else 0.25
     model = nn.Sequential(sparsecore.SparseLinear(8, 8, density=density))
