@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from recsys.training.trainer import Trainer
 __all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
 
 Listener = Callable[[dict[str, Any]], object]
+_SHORT = 0.5  # seconds of writing that nobody minds at every epoch
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -185,23 +188,43 @@ def _train_epochs(
     quiet: bool,
     on_epoch: Listener | None,
 ) -> None:
+    pace = _Pace()
     while not trainer.finished:
         with _progress(trainer, quiet) as progress:
             title = f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.last_epoch}"
             task = progress.add_task(title, total=trainer.steps_per_epoch)
             record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
         if folder is not None:
-            # Best weights first, checkpoint last: a run cut off between them makes this epoch again,
+            # Best weights first, checkpoint last: a run cut off before it makes the epochs since again,
             # identically.
-            if trainer.best_epoch == trainer.epoch and trainer.best_weights is not None:
-                folder.save_best(trainer.best_weights)
-                trainer.best_weights = None
-            folder.append_log(record)
-            folder.save_checkpoint(trainer.state_dict())
+            with pace.writing(trainer.finished) as due:
+                if due and trainer.best_weights is not None:
+                    folder.save_best(trainer.best_weights)
+                    trainer.best_weights = None
+                folder.append_log(record)
+                if due:
+                    folder.save_checkpoint(trainer.state_dict())
         if curves is not None:
             curves.write(record)
         if on_epoch is not None:
             on_epoch(record)
+
+
+class _Pace:
+    """When to write a checkpoint: at every epoch, unless writing takes long; then a tenth of the time at most."""
+
+    def __init__(self) -> None:
+        self._took, self._ended = 0.0, -math.inf
+
+    @contextmanager
+    def writing(self, always: bool) -> Iterator[bool]:
+        """Whether to write now; what is in the block is timed if so."""
+        begun = time.monotonic()
+        due = always or self._took < _SHORT or begun - self._ended >= 9 * self._took
+        yield due
+        if due:
+            self._ended = time.monotonic()
+            self._took = self._ended - begun
 
 
 def saved_recommender(trainer: Trainer) -> SavedRecommender:

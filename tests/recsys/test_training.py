@@ -421,3 +421,16 @@ def test_sampled_protocol_of_a_run(make_config, tiny, tmp_path):
     assert again == {"validation": metrics["validation"], "test": metrics["test"]}
     full = make_config("dsl", "train.epochs=2", model="bprmf")
     assert session.train(full, dataset=tiny, quiet=True)["test"]["hr@20"] < metrics["test"]["hr@20"]
+
+
+def test_checkpoints_that_take_long_are_written_less_often(monkeypatch):
+    now, written = 0.0, []
+    monkeypatch.setattr(session.time, "monotonic", lambda: now)
+    pace = session._Pace()
+    for epoch in range(30):
+        now += 1.0
+        with pace.writing(epoch == 29) as due:
+            if due:
+                now += 0.1 if epoch < 5 else 2.0
+                written.append(epoch)
+    assert written == [0, 1, 2, 3, 4, 5, 23, 29]
