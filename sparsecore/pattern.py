@@ -12,7 +12,6 @@ plain 1-D tensor, and ``torch.sparse_csr_tensor(crow, col, values)`` is a view o
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from sparsecore.errors import DensityError, PatternError
 from sparsecore.optional import optional
+from sparsecore.quiet import quiet
 from sparsecore.sampling import sample_ranks
 from sparsecore.sizes import column_dtype, default_device, exact_nnz, pointer_dtype
 
@@ -240,13 +240,15 @@ class Pattern:
     def to_coo(self, values: Tensor) -> Tensor:
         """Coalesced ``torch.sparse_coo`` matrix with these values (int64 indices, as torch wants them)."""
         indices = torch.stack((self.row_indices(), self.col.to(torch.int64)))
-        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
+        with quiet():
+            return torch.sparse_coo_tensor(
+                indices, values, self.shape, is_coalesced=True, check_invariants=False
+            )
 
     def to_csr(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit."""
         index = torch.int32 if max(self.nnz, *self.shape) < 2**31 else torch.int64
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        with quiet():
             return torch.sparse_csr_tensor(
                 self.crow.to(index), self.col.to(index), values, self.shape, check_invariants=False
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 import sparsecore
 from recsys.models.base import Recommender, known_users
 from recsys.models.layers import Density, Layers
+from sparsecore.quiet import quiet
 
 __all__ = ["Factors", "catalogue_scores", "pair_scores", "products", "row_scores"]
 
@@ -115,8 +115,7 @@ def _dense_pair_scores(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
     ):  # torch takes no pattern of more places than the matrix has
         # The products of a sparse pattern whose row b stores ids[b], in any order and more than once: no row is copied.
         (batch, each), places = ids.shape, torch.arange(ids.shape[0] + 1) * ids.shape[1]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        with quiet():
             pattern = torch.sparse_csr_tensor(
                 places,
                 ids.long().reshape(-1),

@@ -25,7 +25,7 @@ class Graph(nn.Module):
     ``graph(x)`` is ``A x``. The transpose, needed for gradients, is kept only if the graph is not symmetric.
     """
 
-    def __init__(self, matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         source: Any = matrix
         csr = source.tocsr(copy=True)
@@ -37,6 +37,7 @@ class Graph(nn.Module):
         transpose = csr.T.tocsr()
         transpose.sum_duplicates()
         self.symmetric = bool((csr != transpose).nnz == 0)
+        dtype = dtype or torch.get_default_dtype()
         self._add("", csr, dtype)
         if not self.symmetric:
             self._add("_t", transpose, dtype)
@@ -52,7 +53,7 @@ class Graph(nn.Module):
             self.register_buffer(name + suffix, torch.from_numpy(np.array(data)).to(kind), persistent=False)
 
     @classmethod
-    def from_scipy(cls, matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> Graph:
+    def from_scipy(cls, matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> Graph:
         """From any scipy.sparse matrix; duplicates are added up.
 
         Raises:
@@ -81,7 +82,7 @@ class Graph(nn.Module):
         return f"n_nodes={self.n_nodes}, n_edges={self.n_edges}, symmetric={self.symmetric}"
 
 
-def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype = torch.float32) -> Graph:
+def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> Graph:
     """Graph over users and items of an interaction matrix R, ``D^-1/2 [[0, R], [R^T, 0]] D^-1/2``.
 
     Users come first, then items; D are the degrees. Nodes without interactions keep empty rows. This is the adjacency
@@ -89,7 +90,7 @@ def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype = torc
 
     Args:
         matrix: (users, items), any weights (the degrees are their sums).
-        dtype: of the edge weights.
+        dtype: of the edge weights; None for torch's default.
     """
     import scipy.sparse
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from sparsecore.ops.operator import (
     same_dtype,
 )  # fmt: skip
 from sparsecore.ops.recording import watcher_of
+from sparsecore.quiet import quiet
 
 __all__ = [
     "bag",
@@ -91,9 +93,10 @@ alone that occur: their places (t,), int64 and ascending, and the values there (
 
 def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
     """A gradient of some of the values: ``torch.sparse_coo`` of shape (nnz,)."""
-    return torch.sparse_coo_tensor(
-        places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
-    )
+    with quiet() if values.is_cuda else nullcontext():
+        return torch.sparse_coo_tensor(
+            places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
+        )
 
 
 def deliver(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import pytrec_eval
 import torch
 from scipy.sparse import csr_array
 
 from recsys.data import EvalSet
 from recsys.evaluation import draw_candidates, evaluate, rank_full, rank_sampled
+
+pytrec_eval = pytest.importorskip("pytrec_eval")
 
 KS = (1, 3, 10, 20)
 MEASURES = {f"{name}.{','.join(map(str, KS))}" for name in ("recall", "ndcg_cut", "success", "map_cut")}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparsecore.encoding import decode
+from sparsecore.quiet import quiet
 
 __all__ = ["Product", "csr", "entries", "indices", "product"]
 
@@ -39,10 +39,7 @@ def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
     torch wants one index type for both arrays: narrow columns are widened to the pointers' type for the call. Its
     kernels read all three as contiguous memory without looking at the strides.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        # torch 2.11 says so on CUDA, although checks are declined below.
-        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
+    with quiet():
         return torch.sparse_csr_tensor(
             crow.contiguous(),
             col.to(crow.dtype).contiguous(),
