@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from functools import cache
 from types import ModuleType
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["optional"]
+__all__ = ["has_triton", "optional"]
 
 _INSTALL = {
     "torch_sparse": "pip install --no-build-isolation torch-scatter torch-sparse (built from source, or wheels from "
     "PyTorch Geometric for many versions of torch)",
     "triton": 'pip install "triton>=3.2"',
 }
+
+
+@cache
+def has_triton() -> bool:
+    """Whether kernels for CUDA can be compiled; it comes with torch's builds for CUDA."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def optional(name: str) -> ModuleType:

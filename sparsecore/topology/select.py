@@ -34,10 +34,18 @@ def smallest_mask(scores: Tensor, k: int) -> Tensor:
         return torch.full((n,), k == n, device=scores.device)
     threshold = _kth_smallest(scores, k)
     chosen = scores < threshold
+    if scores.device.type != "cpu":  # nothing there waits for the device
+        return _with_first(chosen, scores == threshold, k)
     wanted = k - int(chosen.sum())
     ties = torch.nonzero(scores == threshold).view(-1)
     chosen[ties[:wanted]] = True
     return chosen
+
+
+def _with_first(chosen: Tensor, ties: Tensor, k: int) -> Tensor:
+    """The mask, and as many of the ties, from the first on, as k takes."""
+    kind = torch.int32 if ties.numel() < 2**31 else torch.int64
+    return chosen.logical_or_(ties.logical_and_(ties.cumsum(0, dtype=kind) <= k - chosen.sum()))
 
 
 def _kth_smallest(scores: Tensor, k: int) -> Tensor:

@@ -23,6 +23,11 @@ def test_round_trip(pattern: Pattern) -> None:
     assert torch.equal(crow, pattern.crow)
     assert torch.equal(col, pattern.col)
     assert col.dtype == pattern.col.dtype
+    assert torch.equal(codec._encode_on_device(pattern.crow, pattern.col, cols), bitmap)
+    crow, col = codec._decode_on_device(bitmap, cols)
+    assert torch.equal(crow, pattern.crow)
+    assert torch.equal(col, pattern.col)
+    assert col.dtype == pattern.col.dtype
 
 
 @given(patterns(max_rows=40, widths=NARROW_WIDTHS + WIDE_WIDTHS), st.randoms())
@@ -65,12 +70,16 @@ def test_too_many_for_int32_pointers() -> None:
 
 @pytest.mark.parametrize("vectors", [True, False])
 def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documented in `choose_encoding`: bitmaps from density 1/16 on, on CPUs that expand them in one instruction."""
+    """Documented in `choose_encoding`: bitmaps from density 1/16 on, where kernels read them fast."""
     monkeypatch.setattr(codec, "has_expand", lambda: vectors)
     dense_enough = "bitmap" if vectors else "csr"
     assert codec.choose_encoding(400, (100, 64)) == dense_enough
     assert codec.choose_encoding(399, (100, 64)) == "csr"
-    assert codec.choose_encoding(400, (100, 64), "cuda") == "csr"
+    for triton in (True, False):
+        monkeypatch.setattr(codec, "has_triton", lambda: triton)  # noqa: B023
+        assert codec.choose_encoding(1000, (100, 64), "cuda") == ("bitmap" if triton else "csr")
+        assert codec.choose_encoding(600, (100, 64), "cuda") == "csr"
+    assert codec.choose_encoding(400, (100, 64), "meta") == "csr"
     assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
     assert SparseLinear(64, 100, density=0.5).encoding == dense_enough
     assert SparseEmbedding(100, 64, density=0.05).encoding == "csr"

@@ -1,87 +1,91 @@
-"""Exploration by torch indexing, in blocks of rows: CUDA, and the CPU reference."""
+"""Exploration by torch's operations on masks of some rows at a time: CUDA, and the CPU reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sparsecore import ops
-from sparsecore.backends.torch.csr import entries
-from sparsecore.encoding import decode, encode, stored_mask
+from sparsecore.backends.torch.masks import Block, Writer, blocks
+from sparsecore.encoding import stored_mask
 from sparsecore.ops.explore import GradientSource, Index
-from sparsecore.pattern import Pattern
 from sparsecore.sampling import sample_ranks
-from sparsecore.topology.blocks import BLOCK, RowBlock, block_height, row_blocks
+from sparsecore.topology.blocks import BLOCK, block_height
 from sparsecore.topology.select import largest, smallest_mask
 
 __all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
-
-
-def _pattern(index: Index, shape: tuple[int, int]) -> Pattern:
-    crow, col = index
-    return Pattern(*(decode(crow, shape[1]) if col is None else (crow, col)), shape)
-
-
-def _encoded(pattern: Pattern, like: Index) -> Index:
-    if like[1] is None:
-        return encode(pattern.crow, pattern.col, pattern.shape[1]), None
-    return pattern.crow, pattern.col
 
 
 def prune(values: Tensor, index: Index, shape: tuple[int, int], k: int) -> Index:
     """Index without the k weights of smallest magnitude."""
     if not bool(torch.isfinite(values).all()):
         raise FloatingPointError
-    stays = smallest_mask(values.abs(), k).logical_not_()
-    pattern = _pattern(index, shape)
-    counts = torch.zeros_like(pattern.crow)
-    for block in row_blocks(pattern):
-        row = block.positions[stays[block.start : block.stop]].div_(shape[1], rounding_mode="floor")
-        counts[block.first + 1 : block.last + 1] = torch.bincount(row, minlength=block.last - block.first)
-    crow = counts.cumsum(0).to(counts.dtype)
-    return _encoded(Pattern(crow, pattern.col[stays], shape), index)
+    stays, new = smallest_mask(values.abs(), k).logical_not_(), Writer(index, shape)
+    for block in blocks(index, shape):
+        new.add(block.first, _spread(block, stays[block.start : block.stop]))
+    return new.index()
+
+
+def _spread(block: Block, numbers: Tensor) -> Tensor:
+    """Numbers of the block's nonzeros, each at its position; zero elsewhere."""
+    return numbers.new_zeros(block.mask.shape).masked_scatter_(block.mask, numbers)
 
 
 def grow(source: GradientSource, index: Index, shape: tuple[int, int], k: int, skip_row: int | None) -> Index:
     """Index with the k positions of largest |gradient| outside it added."""
-    pattern, cols = _pattern(index, shape), shape[1]
-    best = torch.empty(0, dtype=torch.int64, device=pattern.col.device)
-    scores: Tensor | None = None
-    threshold = 0.0
-    for rows, ids, kept in _scored_blocks(source.rows(), pattern):
-        score = source.block(rows).abs_().view(-1)
+    best = _Best(k, shape[1], index[0].device)
+    rows = source.rows()
+    if rows is None:
+        for block in blocks(index, shape):
+            every = slice(block.first, block.last)
+            ids = torch.arange(block.first, block.last, device=block.mask.device)
+            best.offer(source.block(every), ids, block.mask, skip_row)
+    elif rows.numel():
+        for ids in rows.split(block_height(shape, rows.device)):
+            best.offer(source.block(ids), ids, stored_mask(index, ids, shape[1]), skip_row)
+    return _insert(index, shape, best.positions())
+
+
+class _Best:
+    """The k positions of largest score among those offered, in blocks of ascending rows; among equals the first."""
+
+    def __init__(self, k: int, cols: int, device: torch.device) -> None:
+        self.k, self.cols = k, cols
+        self.kept = torch.empty(0, dtype=torch.int64, device=device)
+        self.scores: Tensor | None = None
+        self.threshold: Tensor | float = 0.0
+
+    def offer(self, gradient: Tensor, ids: Tensor, stored: Tensor, skip_row: int | None) -> None:
+        """Rows of the gradient, which is written over, their ids, and which of their positions are no candidates."""
+        score = gradient.abs_()
         if not bool(torch.isfinite(score.max())):  # the maximum of NaN and anything is NaN
             raise FloatingPointError
-        score[kept] = 0  # what stays is no candidate
+        score.masked_fill_(stored, 0)
         if skip_row is not None:
-            score.view(-1, cols)[ids == skip_row] = 0
-        found = torch.nonzero(score > threshold).view(-1)
-        row = found.div(cols, rounding_mode="floor")
-        best = torch.cat((best, ids[row] * cols + (found - row * cols)))
-        scores = score[found] if scores is None else torch.cat((scores, score[found]))
-        if best.numel() > 2 * k or (best.numel() > k and best.numel() >= BLOCK):
+            score.masked_fill_((ids == skip_row).unsqueeze(1), 0)
+        score = score.view(-1)
+        found = torch.nonzero(score > self.threshold).view(-1)
+        row = found.div(self.cols, rounding_mode="floor")
+        self.kept = torch.cat((self.kept, ids[row] * self.cols + (found - row * self.cols)))
+        self.scores = score[found] if self.scores is None else torch.cat((self.scores, score[found]))
+        held = self.kept.numel()
+        if held > 2 * self.k or (held > self.k and held >= BLOCK):
             # A later candidate must beat the worst of the k best: among equals the earlier position stays.
-            chosen = largest(scores, k)
-            best, scores = best[chosen], scores[chosen]
-            threshold = float(scores.min()) if k else float("inf")
-    if scores is not None and best.numel() > k:
-        best = best[largest(scores, k)]
-    return _encoded(_insert(pattern, best), index)
+            self._select()
+            self.threshold = self.scores.min() if self.k else float("inf")
 
+    def _select(self) -> None:
+        assert self.scores is not None
+        chosen = largest(self.scores, self.k)
+        self.kept, self.scores = self.kept[chosen], self.scores[chosen]
 
-def _scored_blocks(rows: Tensor | None, pattern: Pattern) -> Iterator[tuple[Tensor | slice, Tensor, Tensor]]:
-    """Blocks of rows: what a source is asked for, the row ids, and the local positions of what stays in them."""
-    cols = pattern.shape[1]
-    if rows is None:
-        for block in row_blocks(pattern):
-            ids = torch.arange(block.first, block.last, device=pattern.col.device)
-            yield slice(block.first, block.last), ids, block.positions
-    elif rows.numel():
-        for ids in rows.split(block_height(pattern.shape, rows.device)):
-            which, place = entries(pattern.crow, ids)
-            yield ids, ids, which * cols + pattern.col[place]
+    def positions(self) -> Tensor:
+        """Linear positions, ascending; fewer than k where fewer have a score."""
+        if self.kept.numel() > self.k:
+            self._select()
+        return self.kept
 
 
 def overlay_(block: Tensor, values: Tensor, index: Index, rows: Tensor | slice) -> Tensor:
@@ -96,79 +100,68 @@ def fill(
     index: Index, shape: tuple[int, int], n: int, generator: torch.Generator | None, skip_row: int | None
 ) -> Index:
     """Index with n free positions added, every subset equally likely."""
-    pattern = _pattern(index, shape)
-    free = [int((~_taken(block, skip_row)).sum()) for block in row_blocks(pattern)]
-    ends = torch.tensor(free).cumsum(0)
-    total = int(ends[-1])
-    parts = [torch.empty(0, dtype=torch.int64, device=pattern.col.device)]
-    for ranks in sample_ranks(total, min(n, total), generator):
-        # Ranks ascend: those of one block follow each other.
-        cuts = torch.searchsorted(ranks, ends).tolist()
-        height, begin = block_height(shape, pattern.col.device), 0
-        for number, end in enumerate(cuts):
-            if end > begin:
-                first = number * height
-                block = RowBlock(pattern, first, min(first + height, shape[0]))
-                places = torch.nonzero(~_taken(block, skip_row)).view(-1)
-                local = (ranks[begin:end] - (int(ends[number]) - free[number])).to(places.device)
-                parts.append(places[local] + block.base)
-                begin = end
-    return _encoded(_insert(pattern, torch.cat(parts)), index)
+    counts = [_free(block, skip_row).sum() for block in blocks(index, shape)]
+    ends = torch.stack(counts).cumsum(0).cpu()
+    free = [0, *ends.tolist()]
+    # Ranks ascend: those of one block follow each other.
+    ranks = torch.cat(
+        [torch.empty(0, dtype=torch.int64), *sample_ranks(free[-1], min(n, free[-1]), generator)]
+    )
+    cuts = [0, *torch.searchsorted(ranks, ends).tolist()]
+    parts = [torch.empty(0, dtype=torch.int64, device=index[0].device)]
+    for number, block in enumerate(blocks(index, shape)):
+        mine = ranks[cuts[number] : cuts[number + 1]] - free[number]
+        if mine.numel():
+            places = torch.nonzero(_free(block, skip_row).view(-1)).view(-1)
+            parts.append(places[mine.to(places.device)] + block.base)
+    return _insert(index, shape, torch.cat(parts))
 
 
-def _taken(block: RowBlock, skip_row: int | None) -> Tensor:
-    """Bitmap of the block's positions that are not free."""
-    taken = block.mark(block.positions)
+def _free(block: Block, skip_row: int | None) -> Tensor:
+    """Mask of the block's positions that may be filled."""
+    free = ~block.mask
     if skip_row is not None and block.first <= skip_row < block.last:
-        taken.view(block.last - block.first, -1)[skip_row - block.first] = True
-    return taken
+        free[skip_row - block.first] = False
+    return free
 
 
-def _insert(pattern: Pattern, new: Tensor) -> Pattern:
+def _insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:
     """With these linear positions added, which it does not have; ascending."""
     if new.numel() == 0:
-        return pattern
-    cols = pattern.shape[1]
-    col = pattern.col.new_empty(pattern.nnz + new.numel())
-    counts = torch.zeros_like(pattern.crow)
-    begin = 0
-    for block in row_blocks(pattern):
-        edges = torch.tensor([block.base, block.base + block.numel], device=new.device)
-        low, high = torch.searchsorted(new, edges).tolist()
-        merged = torch.nonzero(block.mark(new[low:high] - block.base) | block.mark(block.positions)).view(-1)
-        row = merged.div(cols, rounding_mode="floor")
-        col[begin : begin + merged.numel()] = (merged - row * cols).to(col.dtype)
-        counts[block.first + 1 : block.last + 1] = torch.bincount(row, minlength=block.last - block.first)
-        begin += merged.numel()
-    return Pattern(counts.cumsum(0).to(counts.dtype), col, pattern.shape)
+        return index
+    writer, parts = Writer(index, shape), list(blocks(index, shape))
+    edges = torch.tensor([block.base for block in parts], device=new.device)
+    cuts = [*torch.searchsorted(new, edges).tolist(), new.numel()]
+    for number, block in enumerate(parts):
+        block.mask.view(-1)[new[cuts[number] : cuts[number + 1]] - block.base] = True
+        writer.add(block.first, block.mask)
+    return writer.index()
 
 
 def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, shape: tuple[int, int]) -> int:
     """Move the numbers of the nonzeros of ``old`` to their places in ``new``, by one permutation for all."""
-    before, after = _pattern(old, shape), _pattern(new, shape)
-    kind = torch.int32 if before.nnz < 2**31 else torch.int64
-    source = torch.zeros(before.nnz, dtype=kind, device=before.col.device)
-    is_new = torch.zeros(before.nnz, dtype=torch.bool, device=before.col.device)
-    for was, now in zip(row_blocks(before), row_blocks(after), strict=True):
-        fresh = ~was.mark(was.positions)[now.positions]
-        stays = torch.nonzero(now.mark(now.positions)[was.positions]).view(-1)
-        is_new[now.start : now.stop] = fresh
-        source[now.start : now.stop][~fresh] = (was.start + stays).to(kind)
+    nnz = tensors[0][0].numel()
+    source = torch.empty(nnz, dtype=torch.int32 if nnz < 2**31 else torch.int64, device=old[0].device)
+    for was, now in zip(blocks(old, shape), blocks(new, shape), strict=True):
+        place = was.places().add_(was.start).masked_fill_(~was.mask.view(-1), -1)
+        source[now.start : now.stop] = place[now.mask.view(-1)]
+    fresh = source < 0
+    source.clamp_(min=0)
     for tensor, begun in tensors:
-        tensor.copy_(tensor.index_select(0, source).masked_fill_(is_new, begun))
-    return before.nnz - int(is_new.sum())
+        tensor.copy_(tensor.index_select(0, source).masked_fill_(fresh, begun))
+    return nnz - int(fresh.sum())
 
 
 def record_(history: Tensor, index: Index, shape: tuple[int, int]) -> int:
     """Set the bit of every stored position; returns how many were not set before."""
-    added = 0
-    for block in row_blocks(_pattern(index, shape)):
-        positions = block.positions + block.base
-        byte = positions.div(8, rounding_mode="floor")
-        bit = (positions - byte * 8).to(torch.uint8)
-        unseen = (history[byte] >> bit) & 1 == 0
-        byte, bit = byte[unseen], bit[unseen]
-        # Bits of one byte are distinct and not set: adding them is or-ing them.
-        history.index_add_(0, byte, torch.ones_like(bit) << bit)
-        added += byte.numel()
-    return added
+    weights = torch.arange(8, dtype=torch.uint8, device=history.device)
+    added = torch.zeros((), dtype=torch.int64, device=history.device)
+    for block in blocks(index, shape):
+        lead = block.base % 8
+        bits = torch.zeros(-(-(lead + block.mask.numel()) // 8) * 8, dtype=torch.uint8, device=history.device)
+        bits[lead : lead + block.mask.numel()] = block.mask.view(-1)
+        known = history[block.base // 8 :][: bits.numel() // 8]
+        unseen = bits.view(-1, 8).bitwise_and_(~(known.unsqueeze(1) >> weights))
+        added += unseen.sum()
+        known |= (unseen << weights).sum(1, dtype=torch.uint8)
+    return int(added)
