@@ -1,13 +1,12 @@
 """Which implementation runs an operation: by device, overridable for a block of code or by environment.
 
-CPU tensors go to ``numba``, all others to ``torch``. ``with sparsecore.backend("torch"):`` or the environment variable
-``SPARSECORE_BACKEND``, read at the import, override it. A backend is a module with one function per operation (see
-``sparsecore.ops``).
+CPU tensors go to ``numba``, CUDA tensors to ``triton`` where that package is installed, all others to ``torch``.
+``with sparsecore.backend("torch"):`` or the environment variable ``SPARSECORE_BACKEND``, read at the import, override
+it. A backend is a module with one function per operation (see ``sparsecore.ops``).
 
-Two are options, named as the packages that they need. ``torch_sparse`` is ``torch`` with sparse times dense products by
-torch-sparse. ``triton`` has GPU kernels of our own for what torch indexing does slowly, and torch's functions for
-everything else; it is not what CUDA gets by itself: its results are tested in Triton's interpreter, its time on a GPU
-has not been measured.
+``triton`` has kernels of our own for what torch does slowly on a GPU (results/gpu.md) and torch's functions for
+everything else. An option, named as the package that it needs, is ``torch_sparse``: ``torch`` with sparse times dense
+products by torch-sparse.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from types import ModuleType
 import torch
 
 from sparsecore.errors import SparsecoreError
-from sparsecore.optional import optional
+from sparsecore.optional import has_triton, optional
 
 __all__ = ["backend", "backend_name", "load"]
 
@@ -70,7 +69,9 @@ def backend_name(device: torch.device) -> str:
                 "set TRITON_INTERPRET=1 before sparsecore is imported, or use 'numba' or 'torch'"
             )
         return name
-    return "numba" if device.type == "cpu" else "torch"
+    if device.type == "cpu":
+        return "numba"
+    return "triton" if device.type == "cuda" and has_triton() else "torch"
 
 
 def load(device: torch.device) -> ModuleType:

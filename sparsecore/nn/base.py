@@ -106,16 +106,14 @@ class SparseModule(nn.Module):
     def set_encoding(self, encoding: str) -> None:
         """Store the index set as ``"csr"`` or ``"bitmap"`` from now on; values and their order stay as they are.
 
-        A new module chooses by itself (`sparsecore.encoding.choose_encoding`); one that is moved away from the CPU
-        becomes csr.
+        A module that is new, or moved to another kind of device, chooses by itself
+        (`sparsecore.encoding.choose_encoding`).
 
         Raises:
-            SparsecoreError: for another name, or a bitmap on another device than the CPU.
+            SparsecoreError: for another name.
         """
         if encoding not in ENCODINGS:
             raise SparsecoreError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
-        if encoding == "bitmap" and self.values.device.type != "cpu":
-            raise SparsecoreError(f"bitmaps are read by CPU kernels only, not on {self.values.device.type}")
         if encoding != self.encoding:
             self._store(self.pattern, encoding)
 
@@ -144,19 +142,19 @@ class SparseModule(nn.Module):
         return super().__getattr__(name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        was_meta = self.index[0].is_meta
+        before = self.index[0].device.type
+        was_meta = before == "meta"
         super()._apply(fn, recurse)
         if was_meta and not self.index[0].is_meta:
             for tensor in self.index:  # `to_empty`: kernels must not follow what happened to lie in memory
                 if tensor is not None:
                     tensor.zero_()
-        bitmap = self._buffers.get("bitmap")
-        if bitmap is not None and bitmap.device.type != "cpu":
-            if bitmap.is_meta:  # nothing to decode: only shapes are left
-                empty = Pattern.meta(self.nnz, self._shape)
-                self._store(empty, "csr")
-            else:
-                self.set_encoding("csr")
+        after = self.index[0].device
+        if after.type == "meta":
+            if self.encoding == "bitmap":  # nothing to decode: only shapes are left
+                self._store(Pattern.meta(self.nnz, self._shape), "csr")
+        elif after.type != before and not was_meta:
+            self.set_encoding(choose_encoding(self.nnz, self._shape, after))
         return self
 
     @property
@@ -244,7 +242,7 @@ class SparseModule(nn.Module):
         kept = {key: t for key, t in state.items() if key not in {prefix + name for name in found}}
         kept[prefix + "values"] = found["values"]
         if self.encoding == "bitmap":
-            kept[prefix + "bitmap"] = encode(crow.cpu(), col.cpu(), self._shape[1])
+            kept[prefix + "bitmap"] = encode(crow, col, self._shape[1])
         else:
             kept[prefix + "crow_indices"], kept[prefix + "col_indices"] = crow, col
         return kept

@@ -526,7 +526,10 @@ def test_backend_override_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     cpu = torch.device("cpu")
     monkeypatch.setattr(backends, "_environment", None)
     assert backend_name(cpu) == "numba"
-    assert backend_name(torch.device("cuda")) == "torch"
+    for triton, expected in ((True, "triton"), (False, "torch")):
+        monkeypatch.setattr(backends, "has_triton", lambda: triton)  # noqa: B023
+        assert backend_name(torch.device("cuda")) == expected
+    assert backend_name(torch.device("meta")) == "torch"
     with sparsecore.backend("torch"):
         assert backend_name(cpu) == "torch"
         with sparsecore.backend("numba"):

@@ -179,6 +179,50 @@ def test_products_of_any_pairs(
     check_pairs(a, a, n, each)
 
 
+def check_linear(table: Table, n: int, seed: int = 0) -> None:
+    x = randn(n, table.cols, like=table.values, seed=seed).requires_grad_()
+    dy = randn(n, table.rows, like=table.values, seed=seed + 1).requires_grad_()
+    values = table.values
+    check(lambda: ops.spmm(*table.operand, x), lambda: x @ table.dense().t(), [values, x])
+    check(lambda: ops.spmm_t(*table.operand, dy, table.cols), lambda: dy @ table.dense(), [values, dy])
+
+
+@every_device
+@examples
+@given(patterns(), st.integers(0, 70), encodings, dtypes, seeds)
+def test_linear_products_of_any_weight(
+    device: str, pattern: Pattern, n: int, encoding: str, dtype: torch.dtype, seed: int
+) -> None:
+    check_linear(Table(pattern, device, encoding, dtype, seed), n, seed % 1000)
+
+
+@every_device
+@pytest.mark.parametrize("n", [1, 16, 64, 130] if not FEW else [5, 130])
+@pytest.mark.parametrize(("rows", "cols"), [(129, 65), (64, 200), (300, 32), (1, 600)])
+def test_linear_products_around_the_sizes_of_a_tile(device: str, rows: int, cols: int, n: int) -> None:
+    """Several parts of the sum, several tiles of each side."""
+    pattern = Pattern.random((rows, cols), 0.4, generator=torch.Generator().manual_seed(n))
+    check_linear(Table(pattern, device, "bitmap", torch.float32), n)
+
+
+@every_device
+def test_how_exact_a_product_of_float32_is(device: str) -> None:
+    """As float32 itself; as torch was told that is enough; and no further off where the sums are long."""
+    generator = torch.Generator().manual_seed(0)
+    table = Table(Pattern.random((64, 4000), 0.5, generator=generator), device, "bitmap", torch.float32)
+    x = randn(20, 4000, like=table.values)
+    exact = x.double() @ table.dense().detach().double().t()
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, worst in (("highest", 1e-6), ("high", 3e-5), ("medium", 1e-2)):
+            torch.set_float32_matmul_precision(precision)
+            with sparsecore.backend("triton"), torch.no_grad():
+                found = ops.spmm(*table.operand, x).double()
+            assert torch.linalg.vector_norm(found - exact) < worst * torch.linalg.vector_norm(exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @every_device
 @every_encoding
 @pytest.mark.parametrize("cols", [33, 300] if FEW else [31, 32, 33, 64, 128, 129, 300])
@@ -234,6 +278,20 @@ def test_second_derivatives_and_memory_layouts(device: str, encoding: str) -> No
 def test_16_bits(device: str, dtype: torch.dtype) -> None:
     table = Table(Pattern.random((9, 20), 0.5), device, dtype=torch.float32)
     ids, values = table.ids(12), table.values.detach().to(dtype)
+    dense = table.pattern.to_dense(values)
+    x, dy = (randn(17, n, like=values) for n in (20, 9))
+    bitmap = encode(table.pattern.crow, table.pattern.col, 20)
+    if device == "cuda" or dtype == torch.float16:  # the interpreter takes bfloat16 for integers
+        with sparsecore.backend("triton"):
+            products = ops.spmm(values, bitmap, None, x), ops.spmm_t(values, bitmap, None, dy, 20)
+            gradient = ops.sddmm(bitmap, None, dy, x, table.nnz)
+        wide = x.double(), dy.double(), dense.double()
+        for ours, theirs in zip(
+            (*products, gradient),
+            (wide[0] @ wide[2].t(), wide[1] @ wide[2],
+             (wide[1].t() @ wide[0]).view(-1)[table.pattern.positions()]), strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
     with sparsecore.backend("triton"):
         found = ops.gather(values, *table.index, ids, 20)
         sparse = ops.gather_touched(values.requires_grad_(), *table.index, ids, 20)
@@ -323,7 +381,7 @@ def test_topk_over_parts_and_blocks(
 ) -> None:
     """Several tiles in a part, several parts; several blocks for a k that is not kept in registers."""
     topk = importlib.import_module("sparsecore.backends.triton.topk")
-    monkeypatch.setattr(topk, "_PROGRAMS", 3)
+    monkeypatch.setattr(topk, "_programs", lambda device: 3)
     monkeypatch.setattr(topk, "_SCORES", 2000)
     pattern = Pattern.random((500, 40), 0.2, generator=torch.Generator().manual_seed(0))
     for n, share in ((1, 0.0), (17, 0.05)):
@@ -400,12 +458,15 @@ def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not (HAS_TRITON and torch.cuda.is_available()), reason="needs triton and a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_kernels_do_not_wait_for_the_device() -> None:
     table = Table(Pattern.random((300, 64), 0.3), "cuda", dtype=torch.float32)
     ids, (offsets, bag) = table.ids(50), bags(50, 0, "cuda")
     weights, queries = randn(50, like=table.values), randn(20, 64, like=table.values)
     grad = randn(50, 64, like=table.values)
     seen = torch.arange(21, device="cuda"), torch.arange(20, device="cuda")
+    dense_enough = Table(Pattern.random((300, 64), 0.3), "cuda", "bitmap", torch.float32)
+    products = randn(20, 300, like=table.values)
 
     def everything() -> None:
         with sparsecore.backend("triton"), torch.no_grad():
@@ -417,6 +478,9 @@ def test_kernels_do_not_wait_for_the_device() -> None:
             backends.load(ids.device).bag_dot(*table.operand, ids, bag, grad)
             ops.score_topk(queries, *table.operand, 10, *seen)
             ops.score_topk(queries, *table.operand, 100, *seen)
+            ops.spmm(*dense_enough.operand, queries)
+            ops.spmm_t(*dense_enough.operand, products, 64)
+            ops.sddmm(*dense_enough.index, products, queries, dense_enough.nnz)
 
     everything()  # compiles
     torch.cuda.set_sync_debug_mode("error")
@@ -463,6 +527,12 @@ for dtype in (torch.float32, torch.float64):
             kernels.scatter_grad(*index, ids, rows, table.nnz)
             kernels.touched(*index, ids, rows, table.nnz, ids, weights)
             kernels.gather_dot(values, *index, ids, values, *index, ids, cols)
+            if dtype == torch.float32 and index[1] is None:
+                for precision in ("highest", "medium"):
+                    torch.set_float32_matmul_precision(precision)
+                    kernels.spmm(values, *index, rows)
+                    kernels.spmm_t(values, *index, rows[:, :5].contiguous(), cols)
+                    kernels.sddmm(*index, rows[:, :5].contiguous(), rows, table.nnz)
             for k in (10, 100):
                 for seen in ((None, None), (torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1]))):
                     kernels.score_topk(rows, values, *index, k, *seen, cols)
@@ -481,5 +551,6 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "_add_up_rows", "_bag", "_bag_dot", "_best_of_part", "_gather", "_gather_dot", "_score_block"
+        "_add_up_rows", "_bag", "_bag_dot", "_best_of_part", "_gather", "_gather_dot", "_score_block", "_sddmm",
+        "_split", "_spmm", "_spmm_t", "_starts",
     ]  # fmt: skip

@@ -1,10 +1,11 @@
-"""Triton kernels for looked-up rows, their gradients, their products and top-k; torch's functions for everything else.
+"""Triton kernels for looked-up rows, their gradients, their products, top-k and linear layers; torch's functions for
+everything else.
 
-They read either encoding as it is stored, never wait for the device, add up in a fixed order (no atomics: the same bits
-every time), and hold no dense form of the weight. An id outside the table is not noticed on a GPU.
+They read either encoding as it is stored (those of linear layers bitmaps alone), never wait for the device but for the
+size of a sparse gradient, add up in a fixed order (no atomics: the same bits every time), and hold no dense form of the
+weight. An id outside the table is not noticed on a GPU.
 
-Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU) and compiled for a GPU; their time on one
-has not been measured. Hence they run only where they are asked for: ``with sparsecore.backend("triton"):``.
+Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU), compiled for a GPU without one, and on one.
 """
 
 from sparsecore.backends.torch import (
@@ -14,12 +15,10 @@ from sparsecore.backends.torch import (
     propagate_sample,
     propagate_table,
     sample,
-    sddmm,
-    spmm,
-    spmm_t,
 )
 from sparsecore.backends.triton.dots import bag_dot, gather_dot
 from sparsecore.backends.triton.embedding import bag, gather
+from sparsecore.backends.triton.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.triton.scatter import bag_grad, scatter_grad, touched
 from sparsecore.backends.triton.topk import score_topk
 

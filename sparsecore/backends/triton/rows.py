@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["index_of", "launches_on", "lower_bound", "places", "tile"]
+__all__ = ["index_of", "launches_on", "lower_bound", "ones", "places", "spread", "tile"]
 
 _WIDEST = 128  # columns of a tile
 _NARROWEST = 32  # a tile begins where a bitmap's word does
@@ -58,14 +58,9 @@ def places(
     first = tl.load(crow + row * stride, mask=live, other=0)
     if col is None:
         words = crow + row * stride + 1
-        earlier = 0
-        while earlier < begin // 32:
-            first += _ones(tl.load(words + earlier, mask=live, other=0))
-            earlier += 1
-        word = tl.load(words[:, None] + (column // 32)[None, :], mask=inside, other=0)
-        bit = (word >> (column % 32)[None, :]) & 1
-        place = first[:, None] + tl.cumsum(bit, 1) - bit
-        stored = bit != 0
+        for earlier in range(begin // 32):
+            first += ones(tl.load(words + earlier, mask=live, other=0))
+        place, stored = spread(words + begin // 32, live, first, N_COLS - begin, COLS)
     else:
         last = tl.load(crow + row * stride + stride, mask=live, other=0)
         low = first[:, None] + tl.zeros((1, COLS), tl.int32)
@@ -74,6 +69,26 @@ def places(
         found = tl.load(col + place, mask=place < high, other=0).to(tl.int32)
         stored = (place < high) & (found == column[None, :])
     return place, stored
+
+
+@triton.jit
+def spread(words, live, first, left, COLS: tl.constexpr):
+    """`places` for bits that lie together: the next COLS columns of some rows, of which ``left`` exist.
+
+    Args:
+        words: (R,), pointers to the first of the words.
+        live: (R,), nothing of the others is stored.
+        first: (R,), place of the first of the bits that are set.
+    """
+    column = tl.arange(0, COLS)[None, :]
+    word = tl.zeros((1, COLS), tl.int32)
+    place, zero = first[:, None], tl.zeros_like(first)
+    for number in tl.static_range(COLS // 32):
+        its = tl.load(words + number, mask=live & (32 * number + zero < left), other=0)[:, None]
+        word = tl.where(column // 32 == number, its, word)
+        place += tl.where(column // 32 > number, ones(its), 0)
+    bit = column % 32
+    return place + ones(word & ((1 << bit) - 1)), ((word >> bit) & 1) != 0
 
 
 @triton.jit
@@ -92,11 +107,10 @@ def lower_bound(ascending, low, high, wanted, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _ones(word):
-    """How many bits of each int32 are set."""
+def ones(word):
+    """How many bits of each int32 are set, in a form that compilers know an instruction for."""
     x = word.to(tl.uint32, bitcast=True)
-    x = (x & 0x55555555) + ((x >> 1) & 0x55555555)
+    x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x & 0x0F0F0F0F) + ((x >> 4) & 0x0F0F0F0F)
-    x = (x & 0x00FF00FF) + ((x >> 8) & 0x00FF00FF)
-    return ((x & 0x0000FFFF) + (x >> 16)).to(tl.int32)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)

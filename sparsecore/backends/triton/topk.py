@@ -5,6 +5,7 @@ in registers: neither rows nor scores are ever written. What the parts kept is s
 scores of a block of items are written and sorted, block by block.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from sparsecore.backends.triton.rows import index_of, launches_on, lower_bound, 
 __all__ = ["score_topk"]
 
 _MOST_KEPT = 64
-_PROGRAMS = 512  # some for every multiprocessor; what they keep is to be sorted
 _SCORES = 1 << 22  # of a block
 _WARPS = 8
 
@@ -57,11 +57,17 @@ def _tiles(n_queries: int, n_items: int, n_cols: int, dtype: torch.dtype) -> dic
     return shape | {"QUERIES": queries, "ITEMS": 64, "COLS": min(64, shape["COLS"])}
 
 
+@cache
+def _programs(device: torch.device) -> int:
+    """One for each multiprocessor: with more, each begins anew to find what is worth keeping."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
 def _by_parts(operands: tuple[Any, ...], shape: dict[str, int], k: int) -> tuple[Tensor, Tensor]:
     queries, n_queries, n_items = operands[0], *operands[-2:]
     groups = triton.cdiv(n_queries, shape["QUERIES"])
     tiles = triton.cdiv(n_items, shape["ITEMS"])
-    each = triton.cdiv(tiles, triton.cdiv(_PROGRAMS, max(1, groups)))  # tiles of a part
+    each = triton.cdiv(tiles, triton.cdiv(_programs(queries.device), max(1, groups)))  # tiles of a part
     parts, kept = triton.cdiv(tiles, each), triton.next_power_of_2(k)
     scores = queries.new_empty(n_queries, parts * kept)
     ids = torch.empty(n_queries, parts * kept, dtype=torch.int32, device=queries.device)

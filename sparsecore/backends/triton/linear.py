@@ -1,0 +1,293 @@
+"""Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations, from bitmaps.
+
+A tile of W is spread out in registers, zeros included, and multiplied on the tensor cores: a pass over W reads what is
+stored, and no dense form of it is ever written. What is multiplied in vain costs less there than to look for what need
+not be. With csr torch.sparse multiplies, and float64 it does too.
+
+Tensor cores multiply 16-bit numbers. A float32 is the sum of three bfloat16 (8 bits of its 24 each), and of the nine
+products of two of them the six largest are summed: as exact as float32's own product. Where torch was told that less is
+enough (``torch.set_float32_matmul_precision``), it is the sum of two, or one. Tensor cores cut off what they add up
+where an ordinary addition rounds: each tile's sum begins at 0, and is added to the others by the latter. Infinite
+numbers may become NaN: what is not stored is multiplied as a 0.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsecore.backends.torch import linear as by_torch
+from sparsecore.backends.triton.rows import launches_on, ones, places, spread
+
+__all__ = ["sddmm", "spmm", "spmm_t"]
+
+_PARTS = {"highest": 3, "high": 2, "medium": 1}
+_OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 wants to be told
+_PROGRAMS = 512  # some for every multiprocessor
+_WIDTH = 64  # columns of most tiles
+# The interpreter takes the bits of a bfloat16 for an integer's when it multiplies.
+_WIDEN = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _here(dtype: torch.dtype, col: Tensor | None, examples: int, rows: int) -> bool:
+    """Whether these kernels take it: places within a tile of activations are counted by 32 bits."""
+    return col is None and dtype != torch.float64 and examples > 0 and rows < 1 << 24
+
+
+def _examples(n: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(n)))
+
+
+def _parts(x: Tensor, multiple: int) -> tuple[Tensor, int]:
+    """The parts of a matrix, (parts, rows, columns), with zeros up to a multiple of columns; and their number."""
+    split = x.dtype == torch.float32
+    rows, cols = x.shape
+    width = triton.cdiv(cols, multiple) * multiple
+    number = _PARTS[torch.get_float32_matmul_precision()] if split else 1
+    if width == cols and not split:
+        return x.contiguous().view(1, rows, cols), 1
+    out = x.new_empty((number, rows, width), dtype=torch.bfloat16 if split else x.dtype)
+    _split[rows, triton.cdiv(width, 1024)](
+        out, x.contiguous(), cols, width, rows * width, PARTS=number, **_OPTIONS
+    )
+    return out, number
+
+
+@triton.jit
+def _split(out, x, cols, width, apart, PARTS: tl.constexpr):
+    """A program splits up to 1024 numbers of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * 1024 + tl.arange(0, 1024)
+    left = tl.load(x + row * cols + column, mask=column < cols, other=0)
+    for _ in tl.static_range(PARTS):
+        part = left.to(out.dtype.element_ty)
+        tl.store(out + row * width + column, part, mask=column < width)
+        left -= part.to(left.dtype)
+        out += apart.to(tl.int64)
+
+
+@triton.jit
+def _dot(a, b, total, WIDEN: tl.constexpr):
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    return tl.dot(a, b, total)
+
+
+def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
+    """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
+    if not _here(values.dtype, col, x.shape[0], crow.shape[0]):
+        return by_torch.spmm(values, crow, col, x)
+    (n, n_cols), n_rows, crow = x.shape, crow.shape[0] - 1, crow.contiguous()
+    out = x.new_empty(n, n_rows)
+    height, width, examples = 64, 32, _examples(n, 128)
+    with launches_on(values):
+        parts, number = _parts(x, _WIDTH)
+        _spmm[triton.cdiv(n, examples), triton.cdiv(n_rows, height)](
+            out, values.contiguous(), crow, crow.stride(0), parts, parts.stride(1), parts.stride(0), n, n_rows,
+            N_COLS=n_cols, COLS=width, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN, num_stages=2,
+            **_OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _spmm(
+    out, values, bitmap, stride, x, pitch, apart, n, n_rows,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, EXAMPLES: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A program computes ROWS outputs of EXAMPLES examples, COLS columns of W at a time."""
+    low = tl.program_id(0) * EXAMPLES
+    example = tl.arange(0, EXAMPLES)[None, :]
+    live = low + example < n
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    exists = row < n_rows
+    words = bitmap + row.to(tl.int64) * stride
+    first = tl.load(words, mask=exists, other=0)
+    words += 1
+    total = tl.zeros((ROWS, EXAMPLES), tl.float32)
+    given, apart = x + low.to(tl.int64) * pitch, apart.to(tl.int64)
+    offset = example * pitch + tl.arange(0, COLS)[:, None]
+    for begin in range(0, N_COLS, COLS):
+        place, stored = spread(words, exists, first, N_COLS - begin, COLS)
+        weight = tl.load(values + place, mask=stored, other=0)
+        for number in tl.static_range(COLS // 32):
+            first += ones(tl.load(words + number, mask=exists & (begin + 32 * number < N_COLS), other=0))
+        words += COLS // 32
+        of_x = tl.load(given + offset, mask=live, other=0)
+        large = weight.to(x.dtype.element_ty)
+        added = tl.zeros((ROWS, EXAMPLES), tl.float32)
+        if PARTS > 1:
+            left = weight - large.to(tl.float32)
+            middle = left.to(x.dtype.element_ty)
+            second = tl.load(given + apart + offset, mask=live, other=0)
+            if PARTS > 2:
+                small = (left - middle.to(tl.float32)).to(x.dtype.element_ty)
+                third = tl.load(given + 2 * apart + offset, mask=live, other=0)
+                added = _dot(large, third, added, WIDEN)
+                added = _dot(small, of_x, added, WIDEN)
+                added = _dot(middle, second, added, WIDEN)
+            added = _dot(large, second, added, WIDEN)
+            added = _dot(middle, of_x, added, WIDEN)
+        total += _dot(large, of_x, added, WIDEN)
+        given += COLS
+    target = out + low.to(tl.int64) * n_rows + example * n_rows + row[:, None]
+    tl.store(target, total.to(out.dtype.element_ty), mask=exists[:, None] & live)
+
+
+def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
+    """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
+    if not _here(values.dtype, col, *dy.shape):
+        return by_torch.spmm_t(values, crow, col, dy, n_cols)
+    (n, n_rows), crow = dy.shape, crow.contiguous()
+    examples, height = _examples(n, 128), 32
+    tiles = triton.cdiv(n_cols, _WIDTH), triton.cdiv(n, examples)
+    # The sum over the rows is cut into parts, that enough programs run; they are added in their order.
+    steps = triton.cdiv(n_rows, height)
+    each = max(4, triton.cdiv(steps, triton.cdiv(_PROGRAMS, tiles[0] * tiles[1])))
+    cuts = triton.cdiv(steps, each)
+    out = dy.new_empty(cuts, n, n_cols, dtype=torch.float32)
+    with launches_on(values):
+        parts, number = _parts(dy, 128)
+        _spmm_t[(*tiles, cuts)](
+            out, values.contiguous(), crow, crow.stride(0), _starts_of(crow, n_rows, n_cols),
+            parts, parts.stride(1), parts.stride(0), n, n_rows, each * height,
+            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
+            **_OPTIONS,
+        )  # fmt: skip
+    return (out[0] if cuts == 1 else out.sum(0)).to(dy.dtype)
+
+
+def _starts_of(bitmap: Tensor, n_rows: int, n_cols: int) -> Tensor:
+    """Place of the first nonzero of each tile of columns in each row: (tiles, rows)."""
+    starts = bitmap.new_empty(triton.cdiv(n_cols, _WIDTH), n_rows)
+    _starts[triton.cdiv(n_rows, 128),](
+        starts, bitmap, bitmap.stride(0), n_rows, N_COLS=n_cols, COLS=_WIDTH, **_OPTIONS
+    )
+    return starts
+
+
+@triton.jit
+def _starts(out, bitmap, stride, n_rows, N_COLS: tl.constexpr, COLS: tl.constexpr):
+    """A program writes those of 128 rows."""
+    row = tl.program_id(0) * 128 + tl.arange(0, 128)
+    exists = row < n_rows
+    words = bitmap + row.to(tl.int64) * stride
+    first = tl.load(words, mask=exists, other=0)
+    for begin in range(0, N_COLS, COLS):
+        tl.store(out + row, first, mask=exists)
+        for number in tl.static_range(COLS // 32):
+            words += 1
+            first += ones(tl.load(words, mask=exists & (begin + 32 * number < N_COLS), other=0))
+        out += n_rows
+
+
+@triton.jit
+def _spmm_t(
+    out, values, bitmap, stride, starts, dy, pitch, apart, n, n_rows, part,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, EXAMPLES: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A program adds up ``part`` rows of W for COLS inputs of EXAMPLES examples, ROWS at a time."""
+    begin = tl.program_id(0) * COLS
+    low = tl.program_id(1) * EXAMPLES
+    example = tl.arange(0, EXAMPLES)[:, None]
+    live = low + example < n
+    start = tl.program_id(2) * part
+    end = tl.minimum(start + part, n_rows)
+    row = start + tl.arange(0, ROWS)
+    bitmap += 1 + begin // 32
+    starts += tl.program_id(0).to(tl.int64) * n_rows
+    first = tl.load(starts + row, mask=row < end, other=0)
+    place, stored = spread(bitmap + row.to(tl.int64) * stride, row < end, first, N_COLS - begin, COLS)
+    weight = tl.load(values + place, mask=stored, other=0)
+    total = tl.zeros((EXAMPLES, COLS), tl.float32)
+    given, apart = dy + low.to(tl.int64) * pitch + start, apart.to(tl.int64)
+    offset = example * pitch + tl.arange(0, ROWS)[None, :]
+    for _ in range(start, end, ROWS):
+        # The next tile's weights are under way while this one's are multiplied.
+        row += ROWS
+        first = tl.load(starts + row, mask=row < end, other=0)
+        place, stored = spread(bitmap + row.to(tl.int64) * stride, row < end, first, N_COLS - begin, COLS)
+        following = tl.load(values + place, mask=stored, other=0)
+        of_dy = tl.load(given + offset, mask=live, other=0)
+        large = weight.to(dy.dtype.element_ty)
+        added = tl.zeros((EXAMPLES, COLS), tl.float32)
+        if PARTS > 1:
+            left = weight - large.to(tl.float32)
+            middle = left.to(dy.dtype.element_ty)
+            second = tl.load(given + apart + offset, mask=live, other=0)
+            if PARTS > 2:
+                small = (left - middle.to(tl.float32)).to(dy.dtype.element_ty)
+                third = tl.load(given + 2 * apart + offset, mask=live, other=0)
+                added = _dot(third, large, added, WIDEN)
+                added = _dot(of_dy, small, added, WIDEN)
+                added = _dot(second, middle, added, WIDEN)
+            added = _dot(second, large, added, WIDEN)
+            added = _dot(of_dy, middle, added, WIDEN)
+        total += _dot(of_dy, large, added, WIDEN)
+        given += ROWS
+        weight = following
+    column = (begin + tl.arange(0, COLS))[None, :]
+    target = out + (tl.program_id(2).to(tl.int64) * n + low) * N_COLS + example * N_COLS + column
+    tl.store(target, total, mask=live & (column < N_COLS))
+
+
+def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
+    """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
+    if not _here(x.dtype, col, *dy.shape):
+        return by_torch.sddmm(crow, col, dy, x, nnz)
+    (n, n_cols), n_rows, crow = x.shape, dy.shape[1], crow.contiguous()
+    out = x.new_empty(nnz)
+    height, examples = 64, 32
+    with launches_on(x):
+        outputs, number = _parts(dy, 128)
+        inputs, _ = _parts(x, _WIDTH)
+        _sddmm[triton.cdiv(n_cols, _WIDTH), triton.cdiv(n_rows, height)](
+            out, crow, crow.stride(0), outputs, outputs.stride(1), outputs.stride(0),
+            inputs, inputs.stride(1), inputs.stride(0), n, n_rows,
+            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
+            **_OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _sddmm(
+    out, bitmap, stride, dy, dy_pitch, dy_apart, x, x_pitch, x_apart, n, n_rows,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, EXAMPLES: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A program computes the products of ROWS outputs and COLS inputs, and writes those of stored weights."""
+    begin = tl.program_id(0) * COLS
+    top = tl.program_id(1) * ROWS
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    example = tl.arange(0, EXAMPLES)
+    outputs, inputs = dy + top, x + begin
+    dy_apart, x_apart = dy_apart.to(tl.int64), x_apart.to(tl.int64)
+    of_output = example[None, :] * dy_pitch + tl.arange(0, ROWS)[:, None]
+    of_input = example[:, None] * x_pitch + tl.arange(0, COLS)[None, :]
+    for low in range(0, n, EXAMPLES):
+        live = low + example < n
+        left = tl.load(outputs + of_output, mask=live[None, :], other=0)
+        right = tl.load(inputs + of_input, mask=live[:, None], other=0)
+        added = tl.zeros((ROWS, COLS), tl.float32)
+        if PARTS > 1:
+            left2 = tl.load(outputs + dy_apart + of_output, mask=live[None, :], other=0)
+            right2 = tl.load(inputs + x_apart + of_input, mask=live[:, None], other=0)
+            if PARTS > 2:
+                left3 = tl.load(outputs + 2 * dy_apart + of_output, mask=live[None, :], other=0)
+                right3 = tl.load(inputs + 2 * x_apart + of_input, mask=live[:, None], other=0)
+                added = _dot(left, right3, added, WIDEN)
+                added = _dot(left3, right, added, WIDEN)
+                added = _dot(left2, right2, added, WIDEN)
+            added = _dot(left, right2, added, WIDEN)
+            added = _dot(left2, right, added, WIDEN)
+        total += _dot(left, right, added, WIDEN)
+        outputs += EXAMPLES * dy_pitch
+        inputs += EXAMPLES * x_pitch
+    row = top + tl.arange(0, ROWS)
+    place, stored = places(bitmap, None, stride, row.to(tl.int64), row < n_rows, begin, N_COLS, COLS, 1)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
