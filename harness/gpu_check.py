@@ -15,7 +15,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ import typer
 from rich.console import Console
 
 import sparsecore
-from harness.gpu_forms import OPERATIONS, Run
+from harness.gpu_forms import OPERATIONS, Operation, Run, only_csr
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, run_jobs, time_calls, watch
 from recsys.results import save_results
@@ -58,8 +59,25 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
         ``dense ms``, ``others`` (time / ours), relative ``deviation`` from the reference, ``syncs``. Or ``error``.
     """
     operation = OPERATIONS[job.name]
-    forms = operation.build(job.density, device, **(operation.quick if quick else operation.size))
-    others = {**forms.others, **(_by_triton(forms.ours, device) if operation.triton else {})}
+    with _precision(operation.tf32):
+        return _measure(job, operation, device, quick)
+
+
+@contextmanager
+def _precision(tf32: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _measure(job: Job, operation: Operation, device: str, quick: bool) -> list[Row]:
+    size = operation.quick if quick else operation.size
+    torch.manual_seed(0)
+    forms = operation.build(job.density, device, **size)
+    others = {**forms.others, **(_by_torch(operation, job.density, device, size) if operation.rival else {})}
     row, failed = job.row(), {}
     ours = forms.ours(0)
     name, reference = next(iter(forms.dense.items()))
@@ -99,23 +117,30 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
     ]
 
 
-def _by_triton(run: Run, device: str) -> Mapping[str, Run]:
-    """Our form on the triton backend, where that runs: on a CUDA device, with triton installed."""
-    if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None:
+def _by_torch(
+    operation: Operation, density: float | None, device: str, size: Mapping[str, int]
+) -> Mapping[str, Run]:
+    """Our form on the torch backend with csr weights and the same inputs; on CUDA alone, elsewhere it is ours."""
+    if torch.device(device).type != "cuda":
         return {}
+    torch.manual_seed(0)
+    with only_csr():
+        run = operation.build(density, device, **size).ours
 
-    def by_triton(i: int) -> Any:
-        with sparsecore.backend("triton"):
+    def by_torch(i: int) -> Any:
+        with sparsecore.backend("torch"):
             return run(i)
 
-    return {"ours, triton": by_triton}
+    return {"torch backend, csr": by_torch}
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """The tests marked ``gpu``: outcomes by number, exit code, and the end of the output if something is wrong."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
     # A test file whose imports are missing here must not keep the others from running.
-    command.append("--continue-on-collection-errors")
+    command += ["--continue-on-collection-errors", "-p", "no:benchmark"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", "4"]  # most of the time kernels are compiled
     root, begin = Path(__file__).parents[1], time.monotonic()
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=seconds)
@@ -140,9 +165,10 @@ def _density(row: Row) -> str:
 def _operations(rows: list[Row]) -> list[str]:
     lines = [
         "Ratio: time of the fastest dense form / ours, minima of interleaved samples (*of medians* beside it); above 1",
-        "sparse is faster. Float32, TF32 off. Each call is timed between two events, behind a kernel that overwrites",
-        "the cache. Others: time / ours. Deviation: relative error against dense, before timing. Syncs: how often a",
-        "call makes the host wait for the device, as far as torch tells.",
+        "sparse is faster. Float32; TF32, and for ours the sum of two bfloat16, only where the name says so. Each call",
+        "is timed between two events, behind a kernel that overwrites the cache. Others: time / ours. Deviation:",
+        "relative error against dense, before timing. Syncs: how often a call makes the host wait for the device, as",
+        "far as torch tells.",
         "",
         "| operation | density | ratio | of medians | dense | ms (min / median) | dense ms | others | deviation "
         "| syncs |",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,18 @@ from torch import Tensor, nn
 
 import sparsecore
 from sparsecore import Pattern, ops
+from sparsecore.encoding import choose_encoding, decode, encode
 
-__all__ = ["DENSITIES", "OPERATIONS", "Forms", "Operation", "Run", "forget_weights", "relative_error"]
+__all__ = [
+    "DENSITIES",
+    "OPERATIONS",
+    "Forms",
+    "Operation",
+    "Run",
+    "forget_weights",
+    "only_csr",
+    "relative_error",
+]
 
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 _INPUTS = 8  # drawn for each operand that changes from call to call
@@ -58,26 +70,31 @@ class Forms:
 class Operation:
     """Something to measure: ``build(density, device, **size)`` makes its forms; ``quick`` is a size that only runs.
 
-    With ``triton``, our form is also run by that backend, which has kernels for it.
+    With ``rival``, our form is also run by the torch backend over csr. With ``tf32``, dense and sparse products of
+    float32 may be as exact as TF32's.
     """
 
     build: Callable[..., Forms]
     size: Mapping[str, int]
     quick: Mapping[str, int]
     densities: tuple[float | None, ...] = DENSITIES
-    triton: bool = False
+    rival: bool = False
+    tf32: bool = False
 
 
 class Weight:
-    """A sparse weight on a device in the csr encoding, which is what modules have there, and its dense form."""
+    """A sparse weight on a device in the encoding that modules have there, or csr; and its dense form."""
 
-    def __init__(self, rows: int, cols: int, density: float, device: str) -> None:
+    def __init__(self, rows: int, cols: int, density: float, device: str, csr: bool) -> None:
         generator = torch.Generator().manual_seed(0)
         self.shape, self.device = (rows, cols), device
         self.pattern = Pattern.random(self.shape, density, generator=generator).to(device)
         self.values = torch.randn(self.pattern.nnz, generator=generator).to(device)
         self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
         self.nnz = self.pattern.nnz
+        # On the CPU csr too: what the torch backend, which runs there, reads as it is.
+        if not csr and choose_encoding(self.nnz, self.shape, device) == "bitmap" and device != "cpu":
+            self.index = encode(*self.index, cols), None
 
     @functools.cached_property
     def positions(self) -> Tensor:
@@ -93,13 +110,30 @@ class Weight:
 
 
 @functools.cache
+def _made(rows: int, cols: int, density: float, device: str, csr: bool) -> Weight:
+    return Weight(rows, cols, density, device, csr)
+
+
+_csr: ContextVar[bool] = ContextVar("csr", default=False)
+
+
 def _weight(rows: int, cols: int, density: float, device: str) -> Weight:
-    return Weight(rows, cols, density, device)
+    return _made(rows, cols, density, device, _csr.get())
+
+
+@contextmanager
+def only_csr() -> Iterator[None]:
+    """Forms that are built here have csr weights."""
+    token = _csr.set(True)
+    try:
+        yield
+    finally:
+        _csr.reset(token)
 
 
 def forget_weights() -> None:
     """Free the operands that operations share."""
-    _weight.cache_clear()
+    _made.cache_clear()
 
 
 def _inputs(draw: Callable[[], Tensor]) -> Callable[[int], Tensor]:
@@ -274,8 +308,10 @@ def explore(density: float, device: str, rows: int, cols: int) -> Forms:
             tensor[grow.indices] = 0
         return chosen
 
-    def error(ours: tuple[Tensor, Tensor], reference: Tensor) -> float:
-        found = Pattern(*ours, weight.shape).to_mask().view(-1)
+    def error(ours: tuple[Tensor, Tensor | None], reference: Tensor) -> float:
+        crow, col = ours
+        crow, columns = decode(crow, cols) if col is None else (crow, col)
+        found = Pattern(crow, columns, weight.shape).to_mask().view(-1)
         return float((found != reference).sum()) / max(1, k)
 
     return Forms(ours=run, dense={"topk on masks": dense}, error=error)
@@ -319,7 +355,7 @@ def adam(density: float, device: str, rows: int, cols: int) -> Forms:
 _TABLE, _SMALL_TABLE = {"rows": 1_000_000, "cols": 64}, {"rows": 300, "cols": 20}
 _LAYER, _SMALL_LAYER = {"rows": 20_000, "cols": 600}, {"rows": 60, "cols": 33}
 _BATCH, _SMALL_BATCH = {"batch": 65_536}, {"batch": 7}
-_lookup = functools.partial(Operation, size=_TABLE | _BATCH, quick=_SMALL_TABLE | _SMALL_BATCH, triton=True)
+_lookup = functools.partial(Operation, size=_TABLE | _BATCH, quick=_SMALL_TABLE | _SMALL_BATCH, rival=True)
 
 OPERATIONS: dict[str, Operation] = {
     "gather 1M x 64, 65536 random rows": _lookup(gather),
@@ -327,16 +363,22 @@ OPERATIONS: dict[str, Operation] = {
     "scatter_grad 1M x 64, B = 65536": _lookup(scatter_grad),
     **{
         f"{build.__name__} 20000 x 600, B = {batch}": Operation(
-            build, _LAYER | {"batch": batch}, _SMALL_LAYER | {"batch": 5}
+            build, _LAYER | {"batch": batch}, _SMALL_LAYER | {"batch": 5}, rival=True
         )
         for build in (spmm, spmm_t, sddmm)
         for batch in (64, 512)
+    },
+    **{
+        f"{build.__name__} 20000 x 600, B = 512, TF32": Operation(
+            build, _LAYER | {"batch": 512}, _SMALL_LAYER | {"batch": 5}, densities=(0.5, 0.1), tf32=True
+        )
+        for build in (spmm, spmm_t, sddmm)
     },
     "score_topk 256 users x 100k items x 64": Operation(
         score_topk,
         {"rows": 100_000, "cols": 64, "batch": 256, "k": 20},
         _SMALL_TABLE | {"batch": 9, "k": 5},
-        triton=True,
+        rival=True,
     ),
     "explore 6.4M positions": Operation(explore, {"rows": 100_000, "cols": 64}, _SMALL_TABLE),
     "Adam 1M x 64, all values": Operation(adam, _TABLE, _SMALL_TABLE),

@@ -56,7 +56,8 @@ class Training:
         self.explorer: sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None = None
         sparse = [m for m in model.modules() if isinstance(m, sparsecore.SparseModule)]
         for module in sparse:
-            module.set_encoding("csr")  # on the CPU too: what a device has
+            if module.values.device.type == "cpu":
+                module.set_encoding("csr")  # what the torch backend reads as it is
         if masked is not None:
             self.explorer = sparsecore.MaskedSparsity(
                 model, optimizer, density=masked, interval=_INTERVAL, total_steps=10**9

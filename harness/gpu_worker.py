@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -203,8 +204,8 @@ def serve(jobs: Sequence[Job], device: str, quick: bool, results: Connection) ->
     modules = {job.module: importlib.import_module(job.module) for job in jobs}
     gc.freeze()  # what is imported stays: it need not be looked through after every job
     results.send(Reply([], facts=device_facts(device)))
-    # On the CPU this is the code path of CUDA; on CUDA nothing compiles kernels for what is built on the CPU.
-    with sparsecore.backend("torch"):
+    # On the CPU the code path of a GPU without triton; there what it has by itself.
+    with nullcontext() if cuda else sparsecore.backend("torch"):
         for job in jobs:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,18 +97,17 @@ def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
     assert row["failed forms"]["other"].startswith("RuntimeError: no such kernel at ")
 
 
-def test_the_triton_backend_is_a_form_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backend(i: int) -> str:
-        return backend_name(torch.device("cuda"))
+def test_the_torch_backend_is_a_rival_where_it_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(density: float, device: str) -> gpu_forms.Forms:
+        return gpu_forms.Forms(lambda i: (backend_name(torch.device("cuda")), gpu_forms._csr.get()), {})
 
-    monkeypatch.setitem(
-        sparsecore.backends._loaded, "triton", ModuleType("triton")
-    )  # as if it were installed
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert gpu_check._by_triton(backend, "cpu") == {}
-    assert gpu_check._by_triton(backend, "cuda")["ours, triton"](0) == "triton"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert gpu_check._by_triton(backend, "cuda") == {}
+    operation = gpu_forms.Operation(build, {}, {}, rival=True)
+    monkeypatch.setattr(sparsecore.backends, "has_triton", lambda: True)
+    assert build(0.5, "cuda").ours(0) == ("triton", False)
+    assert gpu_check._by_torch(operation, 0.5, "cpu", {}) == {}
+    assert gpu_check._by_torch(operation, 0.5, "cuda", {})["torch backend, csr"](0) == ("torch", False)
+    with gpu_forms.only_csr():
+        assert build(0.5, "cuda").ours(0) == ("triton", True)
 
 
 def test_nan_and_other_shapes_are_wrong() -> None:
