@@ -17,6 +17,7 @@ from scipy.stats import chi2, hypergeom
 import sparsecore
 from sparsecore import sampling
 from sparsecore.backends.numba import fill as kernels
+from sparsecore.backends.torch.draw import members
 from sparsecore.encoding import ENCODINGS, encode
 from sparsecore.ops import explore
 from sparsecore.pattern import Pattern
@@ -31,6 +32,21 @@ def unlikely(counts: np.ndarray, expected: np.ndarray | float, freedom: int) -> 
     """A chi-square test at one in a million."""
     statistic = float(((counts - expected) ** 2 / expected).sum())
     return not chi2.ppf(1e-6, freedom) < statistic < chi2.ppf(1 - 1e-6, freedom)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700) | st.integers(BLOCK - 2, BLOCK + 2) | st.integers(2 * BLOCK, 3 * BLOCK), st.data())
+def test_torch_draws_what_numpy_draws(total: int, data: st.DataObject) -> None:
+    """All of it, and any part."""
+    count = data.draw(st.integers(0, total) | st.sampled_from(sorted({0, 1, total // 2, total - 1, total})))
+    expected = torch.zeros(total, dtype=torch.bool)
+    for ranks in sample_ranks(total, count, generator(total)):
+        expected[ranks] = True
+    first = data.draw(st.integers(0, total))
+    last = data.draw(st.integers(first, total))
+    draw, cpu = plan_draw(total, count, generator(total)), torch.device("cpu")
+    assert torch.equal(members(draw, 0, total, cpu), expected)
+    assert torch.equal(members(draw, first, last, cpu), expected[first:last])
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsecore import ops
-from sparsecore.backends.torch.masks import Block, Writer, blocks
+from sparsecore.backends.torch.draw import members
+from sparsecore.backends.torch.masks import Block, Writer, blocks, bounds
 from sparsecore.encoding import stored_mask
 from sparsecore.ops.explore import GradientSource, Index
-from sparsecore.sampling import sample_ranks
+from sparsecore.sampling import plan_draw
 from sparsecore.topology.blocks import BLOCK, block_height
 from sparsecore.topology.select import largest, smallest_mask
 
@@ -100,29 +101,25 @@ def fill(
     index: Index, shape: tuple[int, int], n: int, generator: torch.Generator | None, skip_row: int | None
 ) -> Index:
     """Index with n free positions added, every subset equally likely."""
-    counts = [_free(block, skip_row).sum() for block in blocks(index, shape)]
-    ends = torch.stack(counts).cumsum(0).cpu()
-    free = [0, *ends.tolist()]
-    # Ranks ascend: those of one block follow each other.
-    ranks = torch.cat(
-        [torch.empty(0, dtype=torch.int64), *sample_ranks(free[-1], min(n, free[-1]), generator)]
-    )
-    cuts = [0, *torch.searchsorted(ranks, ends).tolist()]
-    parts = [torch.empty(0, dtype=torch.int64, device=index[0].device)]
-    for number, block in enumerate(blocks(index, shape)):
-        mine = ranks[cuts[number] : cuts[number + 1]] - free[number]
-        if mine.numel():
-            places = torch.nonzero(_free(block, skip_row).view(-1)).view(-1)
-            parts.append(places[mine.to(places.device)] + block.base)
-    return _insert(index, shape, torch.cat(parts))
-
-
-def _free(block: Block, skip_row: int | None) -> Tensor:
-    """Mask of the block's positions that may be filled."""
-    free = ~block.mask
-    if skip_row is not None and block.first <= skip_row < block.last:
-        free[skip_row - block.first] = False
-    return free
+    cols = shape[1]
+    writer, parts = Writer(index, shape), list(bounds(index, shape))
+    free = [(last - first) * cols - (stop - start) for (first, last), (start, stop) in parts]
+    if skip_row is not None:
+        free[skip_row // block_height(shape, index[0].device)] -= cols  # it stores nothing
+    total = sum(free)
+    if min(n, total) == 0:
+        return index
+    draw, rank = plan_draw(total, min(n, total), generator), 0
+    for part, own in zip(parts, free, strict=True):
+        block = Block(index, cols, *part)
+        places = ~block.mask
+        if skip_row is not None and block.first <= skip_row < block.last:
+            places[skip_row - block.first] = False
+        new = torch.zeros_like(places)
+        new.masked_scatter_(places, members(draw, rank, rank + own, places.device))
+        writer.add(block.first, block.mask.logical_or_(new))
+        rank += own
+    return writer.index()
 
 
 def _insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:

@@ -7,6 +7,7 @@ that the host must know there is one for each block.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from sparsecore.ops.explore import Index
 from sparsecore.sizes import column_dtype
 from sparsecore.topology.blocks import block_height
 
-__all__ = ["Block", "Writer", "blocks"]
+__all__ = ["Block", "Writer", "blocks", "bounds"]
 
 
 class Block:
@@ -45,15 +46,21 @@ class Block:
         return flat.cumsum(0, dtype=kind).sub_(flat)
 
 
-def blocks(index: Index, shape: tuple[int, int]) -> Iterator[Block]:
-    """All rows of an index set, in order. The device is waited for once."""
+def bounds(index: Index, shape: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """First and last rows and nonzeros of every block, in order. The device is waited for once."""
     crow, col = index
     height = block_height(shape, crow.device)
     edges = [*range(0, shape[0], height), shape[0]]
     pointers = crow[:, 0] if col is None else crow
-    bounds = pointers[torch.tensor(edges, device=crow.device)].tolist()
-    for n in range(len(edges) - 1):
-        yield Block(index, shape[1], (edges[n], edges[n + 1]), (bounds[n], bounds[n + 1]))
+    return zip(
+        pairwise(edges), pairwise(pointers[torch.tensor(edges, device=crow.device)].tolist()), strict=True
+    )
+
+
+def blocks(index: Index, shape: tuple[int, int]) -> Iterator[Block]:
+    """All rows of an index set, in order."""
+    for part in bounds(index, shape):
+        yield Block(index, shape[1], *part)
 
 
 class Writer:
