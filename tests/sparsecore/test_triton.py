@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from devices import HAS_TRITON, devices
 from hypothesis import given, settings
@@ -203,6 +204,28 @@ def test_linear_products_around_the_sizes_of_a_tile(device: str, rows: int, cols
     """Several parts of the sum, several tiles of each side."""
     pattern = Pattern.random((rows, cols), 0.4, generator=torch.Generator().manual_seed(n))
     check_linear(Table(pattern, device, "bitmap", torch.float32), n)
+
+
+@every_device
+@examples
+@given(patterns(), st.integers(1, 3), st.booleans(), encodings, dtypes, column_types, seeds)
+def test_propagation_of_any_table(
+    device: str, pattern: Pattern, hops: int, symmetric: bool, encoding: str, dtype: torch.dtype,
+    columns: torch.dtype | None, seed: int,
+) -> None:  # fmt: skip
+    table = Table(pattern, device, encoding, dtype, seed, columns=columns)
+    edges = scipy.sparse.random_array((table.rows, table.rows), density=0.3, rng=seed % 1000)
+    graph = sparsecore.Graph.from_scipy(edges + edges.T if symmetric else edges, dtype).to(device)
+    adjacency = torch.from_numpy((edges + edges.T if symmetric else edges).toarray()).to(table.values)
+
+    def mean() -> Tensor:
+        hop = total = table.dense()
+        for _ in range(hops):
+            hop = adjacency @ hop
+            total = total + hop
+        return total / (hops + 1)
+
+    check(lambda: ops.propagate_mean(*graph.arrays(), *table.operand, table.cols, hops), mean, [table.values])
 
 
 @every_device
@@ -533,6 +556,8 @@ for dtype in (torch.float32, torch.float64):
                     kernels.spmm(values, *index, rows)
                     kernels.spmm_t(values, *index, rows[:, :5].contiguous(), cols)
                     kernels.sddmm(*index, rows[:, :5].contiguous(), rows, table.nnz)
+            kernels.add_rows_(torch.zeros(5, cols, dtype=dtype), values, *index)
+            kernels.sample(*index, torch.zeros(5, cols, dtype=dtype), table.nnz)
             for k in (10, 100):
                 for seen in ((None, None), (torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1]))):
                     kernels.score_topk(rows, values, *index, k, *seen, cols)
@@ -551,6 +576,6 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "_add_up_rows", "_bag", "_bag_dot", "_best_of_part", "_gather", "_gather_dot", "_score_block", "_sddmm",
-        "_split", "_spmm", "_spmm_t", "_starts",
+        "_add_rows", "_add_up_rows", "_bag", "_bag_dot", "_best_of_part", "_gather", "_gather_dot", "_sample",
+        "_score_block", "_sddmm", "_split", "_spmm", "_spmm_t", "_starts",
     ]  # fmt: skip

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from sparsecore.backends.torch.csr import Product, indices, product
 from sparsecore.pattern import Pattern
+
+Add = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # `add_rows_`
+Pick = Callable[[Tensor, Tensor | None, Tensor, int], Tensor]  # `sample`
 
 __all__ = ["add_rows_", "propagate", "propagate_sample", "propagate_table", "sample"]
 
@@ -20,13 +25,14 @@ def propagate(
     table: tuple[Tensor, Tensor, Tensor | None] | None = None,
     scale: float = 1.0,
     product: Product = product,
+    add_rows: Add | None = None,
 ) -> Tensor:
     """``scale (A X + base + E)`` for a graph A in CSR and a sparse table E (values, crow, col): X (N, d) -> (M, d)."""
     out = product(weight, crow, col, x.shape[0], x)
     if base is not None:
         out.add_(base)
     if table is not None:
-        add_rows_(out, *table)
+        (add_rows or add_rows_)(out, *table)
     return out if scale == 1.0 else out.mul_(scale)
 
 
@@ -42,11 +48,12 @@ def propagate_table(
     add: bool = False,
     scale: float = 1.0,
     product: Product = product,
+    add_rows: Add | None = None,
 ) -> Tensor:
     """``scale (A E)`` for a sparse table E, with ``add`` ``scale (A E + E)``. torch has no such product: hop 0, an
     activation, is expanded.
     """
-    hop = add_rows_(values.new_zeros((t_crow.shape[0] - 1, n_cols)), values, t_crow, t_col)
+    hop = (add_rows or add_rows_)(values.new_zeros((t_crow.shape[0] - 1, n_cols)), values, t_crow, t_col)
     return propagate(crow, col, weight, hop, base=hop if add else None, scale=scale, product=product)
 
 
@@ -62,10 +69,11 @@ def propagate_sample(
     scale: float = 1.0,
     *,
     product: Product = product,
+    pick: Pick | None = None,
 ) -> Tensor:
     """``scale (A X + base)`` at the nonzeros of a pattern: (nnz,)."""
     out = propagate(crow, col, weight, x, base=base, scale=scale, product=product)
-    return sample(t_crow, t_col, out, nnz)
+    return (pick or sample)(t_crow, t_col, out, nnz)
 
 
 def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:

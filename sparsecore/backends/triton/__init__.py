@@ -9,15 +9,11 @@ Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU), com
 """
 
 from sparsecore.backends.torch import (
-    add_rows_,
     id_range,
-    propagate,
-    propagate_sample,
-    propagate_table,
-    sample,
 )
 from sparsecore.backends.triton.dots import bag_dot, gather_dot
 from sparsecore.backends.triton.embedding import bag, gather
+from sparsecore.backends.triton.graph import add_rows_, propagate, propagate_sample, propagate_table, sample
 from sparsecore.backends.triton.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.triton.scatter import bag_grad, scatter_grad, touched
 from sparsecore.backends.triton.topk import score_topk

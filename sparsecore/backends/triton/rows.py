@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = ["index_of", "launches_on", "lower_bound", "ones", "places", "spread", "tile"]
 
+_HERE = nullcontext()
 _WIDEST = 128  # columns of a tile
 _NARROWEST = 32  # a tile begins where a bitmap's word does
 
@@ -34,7 +35,9 @@ def index_of(crow: Tensor, col: Tensor | None) -> tuple[Tensor, Tensor | None, i
 
 def launches_on(tensor: Tensor) -> AbstractContextManager[None]:
     """Triton launches on torch's current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return _HERE  # to change the device, even to the same one, takes microseconds
+    return torch.cuda.device(tensor.device)
 
 
 @triton.jit
