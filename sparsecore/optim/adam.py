@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
@@ -104,13 +104,20 @@ class Adam(ElementwiseOptimizer):
             return
         first, second = group["betas"]
         run = adamw if self._decoupled else adam
+        fused, steps = all(map(_in_one_kernel, parameters)), [state["step"] for state in states]
+        if fused:  # that kernel reads the count on the device, and counts there
+            steps = [
+                torch.full((), float(n), dtype=torch.float32, device=p.device)
+                for p, n in zip(parameters, steps, strict=True)
+            ]
         run(
             parameters,
             grads,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            [state["step"] for state in states],
+            steps,
+            fused=fused,
             amsgrad=False,
             beta1=first,
             beta2=second,
@@ -119,6 +126,9 @@ class Adam(ElementwiseOptimizer):
             eps=group["eps"],
             maximize=False,
         )
+        if fused:
+            for state in states:
+                state["step"] += 1
 
     def _counted(self, parameter: Tensor, grad: Tensor, group: State, state: State) -> None:
         (first, second), lr = group["betas"], group["lr"]
@@ -134,6 +144,11 @@ class Adam(ElementwiseOptimizer):
         v.mul_(second).addcmul_(grad, grad, value=1 - second)
         scale = v.div((1 - second**steps).to(v.dtype)).sqrt_().add_(group["eps"])
         parameter.sub_(m.div((1 - first**steps).to(m.dtype)).div_(scale).mul_(lr))
+
+
+def _in_one_kernel(parameter: Tensor) -> bool:
+    """Whether torch's fused kernel takes it; several functions instead would each pass over all numbers."""
+    return parameter.is_cuda and type(parameter) in (Tensor, nn.Parameter)
 
 
 class AdamW(Adam):

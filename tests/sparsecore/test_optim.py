@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sparsecore
 from sparsecore import DynamicSparsity, SparsecoreError, SparseLinear, optim
+from sparsecore.ops.embedding import sparse_vector
 
 pytestmark = pytest.mark.feature("our optimizers")
 
@@ -73,6 +74,46 @@ def test_equals_torch(name: str, options: dict[str, Any], dtype: torch.dtype, th
                 torch.testing.assert_close(
                     a.state[p][key], state, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
                 )
+
+
+FUSED = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", FUSED)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_torchs_fused_kernel_which_cuda_runs(
+    name: str, sparse: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All numbers, and those that a sparse gradient names; the state stays as it is elsewhere."""
+    torch.manual_seed(0)
+    results = []
+    places = torch.tensor([0, 3, 7])
+    gradients = [torch.randn(3 if sparse else 9, dtype=torch.float64) for _ in range(4)]
+    for fused in (True, False):
+        monkeypatch.setattr("sparsecore.optim.adam._in_one_kernel", lambda p: fused)  # noqa: B023
+        values = nn.Parameter(torch.arange(9, dtype=torch.float64, device=device))
+        optimizer = getattr(optim, name)([values], lr=0.1, weight_decay=0.1)
+        for gradient in gradients:
+            gradient = gradient.to(device)
+            values.grad = sparse_vector(places.to(device), gradient, 9) if sparse else gradient
+            with sparsecore.backend("torch"):
+                optimizer.step()
+        assert optimizer.state[values]["step"].device.type == "cpu"
+        results.append(
+            (values.detach(), *(optimizer.state[values][key] for key in ("step", "exp_avg", "exp_avg_sq")))
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @every_case
