@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsecore.backends import backend_name
 from sparsecore.errors import PatternError, SparsecoreError
-from sparsecore.optional import has_triton
 from sparsecore.pages import ask_huge_pages
 from sparsecore.sizes import column_dtype
 
@@ -47,18 +47,25 @@ _BLOCK = 1 << 22  # positions that are spread out as bytes at a time
 _GPU_BLOCK = 1 << 24
 
 
-def choose_encoding(nnz: int, shape: tuple[int, int], device: torch.device | str = "cpu") -> str:
+def choose_encoding(
+    nnz: int,
+    shape: tuple[int, int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """The encoding that a weight gets that is new, or new on a device.
 
-    ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on; on CUDA, where triton is
-    installed, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide rows, 0.11 in rows of 64): then
-    training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of what dense training does. Else ``"csr"``.
+    ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on; on CUDA, where triton
+    runs and not for float64, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide rows, 0.11 in rows
+    of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of what dense training does. Else
+    ``"csr"``.
     """
-    kind = torch.device(device).type
-    if kind == "cpu":
+    device = torch.device(device)
+    if device.type == "cpu":
         good = has_expand() and nnz >= _BITMAP_DENSITY * shape[0] * shape[1]
     else:
-        good = kind == "cuda" and has_triton() and 4 * words(shape[1]) * shape[0] <= _GPU_BYTES * nnz
+        small = 4 * words(shape[1]) * shape[0] <= _GPU_BYTES * nnz
+        good = small and dtype != torch.float64 and backend_name(device) == "triton"
     return "bitmap" if good and nnz < 2**31 else "csr"
 
 

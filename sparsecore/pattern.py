@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sparsecore.errors import DensityError, PatternError
 from sparsecore.optional import optional
-from sparsecore.quiet import quiet
+from sparsecore.quiet import hush
 from sparsecore.sampling import sample_ranks
 from sparsecore.sizes import column_dtype, default_device, exact_nnz, pointer_dtype
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 __all__ = ["Pattern"]
+
+hush()
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -240,18 +242,14 @@ class Pattern:
     def to_coo(self, values: Tensor) -> Tensor:
         """Coalesced ``torch.sparse_coo`` matrix with these values (int64 indices, as torch wants them)."""
         indices = torch.stack((self.row_indices(), self.col.to(torch.int64)))
-        with quiet():
-            return torch.sparse_coo_tensor(
-                indices, values, self.shape, is_coalesced=True, check_invariants=False
-            )
+        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
 
     def to_csr(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit."""
         index = torch.int32 if max(self.nnz, *self.shape) < 2**31 else torch.int64
-        with quiet():
-            return torch.sparse_csr_tensor(
-                self.crow.to(index), self.col.to(index), values, self.shape, check_invariants=False
-            )
+        return torch.sparse_csr_tensor(
+            self.crow.to(index), self.col.to(index), values, self.shape, check_invariants=False
+        )
 
     def to_dense(self, values: Tensor) -> Tensor:
         """Dense matrix with these values, zero elsewhere; differentiable in ``values``."""

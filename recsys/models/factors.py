@@ -17,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 import sparsecore
 from recsys.models.base import Recommender, known_users
 from recsys.models.layers import Density, Layers
-from sparsecore.quiet import quiet
 
 __all__ = ["Factors", "catalogue_scores", "pair_scores", "products", "row_scores"]
 
@@ -115,14 +114,13 @@ def _dense_pair_scores(rows: Tensor, table: Tensor, ids: Tensor) -> Tensor:
     ):  # torch takes no pattern of more places than the matrix has
         # The products of a sparse pattern whose row b stores ids[b], in any order and more than once: no row is copied.
         (batch, each), places = ids.shape, torch.arange(ids.shape[0] + 1) * ids.shape[1]
-        with quiet():
-            pattern = torch.sparse_csr_tensor(
-                places,
-                ids.long().reshape(-1),
-                rows.new_zeros(batch * each),
-                (batch, table.shape[0]),
-                check_invariants=False,
-            )
+        pattern = torch.sparse_csr_tensor(
+            places,
+            ids.long().reshape(-1),
+            rows.new_zeros(batch * each),
+            (batch, table.shape[0]),
+            check_invariants=False,
+        )
         return torch.sparse.sampled_addmm(pattern, rows, table.t(), beta=0.0).values().view(batch, each)
     scores = rows.new_empty(ids.shape)
     step = max(1, _BLOCK // max(1, ids.shape[1] * table.shape[1]))

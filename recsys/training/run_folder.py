@@ -28,10 +28,11 @@ class RunFolder:
     """A run on disk.
 
     config.toml: all settings. log.jsonl: one line per epoch. checkpoint.pt: everything that `--resume` needs,
-    after the last complete epoch. best.safetensors: the weights of the best epoch by validation. At the end
-    also metrics.json, per_user.npz (what the test metrics are the means of) and recommender/, a
-    `recsys.recommender.SavedRecommender`. Every file is replaced in one move, so whatever interrupts a run, the files
-    are those of the last complete epoch. Where it was asked for, tensorboard/ holds the log once more, as curves.
+    after an epoch: the last complete one, or where to write it takes long, one of the last. best.safetensors: the
+    weights of the best epoch by validation. At the end also metrics.json, per_user.npz (what the test metrics are the
+    means of) and recommender/, a `recsys.recommender.SavedRecommender`. Every file is replaced in one move, so whatever
+    interrupts a run, it goes on from its checkpoint. Where it was asked for, tensorboard/ holds the log once more, as
+    curves.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -28,7 +28,7 @@ from recsys.training.trainer import Trainer
 __all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
 
 Listener = Callable[[dict[str, Any]], object]
-_SHORT = 0.5  # seconds of writing that nobody minds at every epoch
+_LARGE = 64 << 20  # bytes: a smaller file is written at every epoch, however slow the machine is just then
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -72,7 +72,8 @@ def train(
     Raises:
         OutputExistsError: the folder is there and not to be overwritten.
         RecsysError: bad settings or data; training diverged.
-        KeyboardInterrupt: on Ctrl-C; the folder then holds the last complete epoch, for `resume`.
+        KeyboardInterrupt: on Ctrl-C; the folder then holds the last epoch that was written, for `resume`: the last
+            complete one, unless to write one takes long.
     """
     if output is not None:
         RunFolder.check_free(output, overwrite)
@@ -100,7 +101,7 @@ def resume(
     quiet: bool = False,
     on_epoch: Listener | None = None,
 ) -> dict[str, Any]:
-    """Continue an interrupted run exactly where its last complete epoch ended; arguments as in `train`.
+    """Continue an interrupted run exactly where its last written epoch ended; arguments as in `train`.
 
     `data_dir` says where the data is now, if it has moved, `device` where to go on, if it is another one.
 
@@ -188,13 +189,13 @@ def _train_epochs(
     quiet: bool,
     on_epoch: Listener | None,
 ) -> None:
-    pace = _Pace()
+    pace = None if folder is None else _Pace(folder.path / "checkpoint.pt")
     while not trainer.finished:
         with _progress(trainer, quiet) as progress:
             title = f"{trainer.config.sparsity.method} epoch {trainer.epoch + 1}/{trainer.last_epoch}"
             task = progress.add_task(title, total=trainer.steps_per_epoch)
             record = trainer.run_epoch(lambda: progress.advance(task))  # noqa: B023
-        if folder is not None:
+        if folder is not None and pace is not None:
             # Best weights first, checkpoint last: a run cut off before it makes the epochs since again,
             # identically.
             with pace.writing(trainer.finished) as due:
@@ -211,16 +212,16 @@ def _train_epochs(
 
 
 class _Pace:
-    """When to write a checkpoint: at every epoch, unless writing takes long; then a tenth of the time at most."""
+    """When to write a checkpoint: at every epoch, or a large one such that it takes a tenth of the time at most."""
 
-    def __init__(self) -> None:
-        self._took, self._ended = 0.0, -math.inf
+    def __init__(self, file: Path) -> None:
+        self._file, self._took, self._ended = file, 0.0, -math.inf
 
     @contextmanager
     def writing(self, always: bool) -> Iterator[bool]:
         """Whether to write now; what is in the block is timed if so."""
         begun = time.monotonic()
-        due = always or self._took < _SHORT or begun - self._ended >= 9 * self._took
+        due = always or self._file.stat().st_size < _LARGE or begun - self._ended >= 9 * self._took
         yield due
         if due:
             self._ended = time.monotonic()

@@ -56,7 +56,9 @@ class SparseModule(nn.Module):
         device = default_device() if device is None else device
         pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
-        self._store(pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device))
+        self._store(
+            pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device, self.values.dtype)
+        )
 
     def _from_values(self, pattern: Pattern, values: Tensor) -> None:
         """Initialise with these values; for the ``from_*`` constructors."""
@@ -154,7 +156,7 @@ class SparseModule(nn.Module):
             if self.encoding == "bitmap":  # nothing to decode: only shapes are left
                 self._store(Pattern.meta(self.nnz, self._shape), "csr")
         elif after.type != before and not was_meta:
-            self.set_encoding(choose_encoding(self.nnz, self._shape, after))
+            self.set_encoding(choose_encoding(self.nnz, self._shape, after, self.values.dtype))
         return self
 
     @property

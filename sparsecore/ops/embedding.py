@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from sparsecore.ops.operator import (
     same_dtype,
 )  # fmt: skip
 from sparsecore.ops.recording import watcher_of
-from sparsecore.quiet import quiet
 
 __all__ = [
     "bag",
@@ -93,10 +91,9 @@ alone that occur: their places (t,), int64 and ascending, and the values there (
 
 def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
     """A gradient of some of the values: ``torch.sparse_coo`` of shape (nnz,)."""
-    with quiet() if values.is_cuda else nullcontext():
-        return torch.sparse_coo_tensor(
-            places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
-        )
+    return torch.sparse_coo_tensor(
+        places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
+    )
 
 
 def deliver(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 
@@ -423,14 +425,53 @@ def test_sampled_protocol_of_a_run(make_config, tiny, tmp_path):
     assert session.train(full, dataset=tiny, quiet=True)["test"]["hr@20"] < metrics["test"]["hr@20"]
 
 
-def test_checkpoints_that_take_long_are_written_less_often(monkeypatch):
+@pytest.mark.parametrize("size", [1000, 100 << 20])
+def test_large_checkpoints_are_written_less_often(size, tmp_path, monkeypatch):
     now, written = 0.0, []
     monkeypatch.setattr(session.time, "monotonic", lambda: now)
-    pace = session._Pace()
+    file = tmp_path / "checkpoint.pt"
+    with file.open("wb") as sparse:
+        sparse.truncate(size)
+    pace = session._Pace(file)
     for epoch in range(30):
         now += 1.0
         with pace.writing(epoch == 29) as due:
             if due:
-                now += 0.1 if epoch < 5 else 2.0
+                now += 2.0
                 written.append(epoch)
-    assert written == [0, 1, 2, 3, 4, 5, 23, 29]
+    assert written == (list(range(30)) if size == 1000 else [0, 18, 29])
+
+
+def test_a_run_with_large_checkpoints_goes_on_from_one_and_keeps_its_best(
+    make_config, tiny, tmp_path, monkeypatch
+):
+    config = make_config("dsl", "train.epochs=6")
+    whole = session.train(config, tmp_path / "whole", dataset=tiny, quiet=True)
+    monkeypatch.setattr(session, "_LARGE", 0)
+    monkeypatch.setattr(session._Pace, "writing", _every_fourth())
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "cut", dataset=tiny, quiet=True, on_epoch=_stop_at(4))
+    assert RunFolder(tmp_path / "cut").load_checkpoint()["epoch"] == 1
+    assert len(RunFolder(tmp_path / "cut").log()) == 4
+    resumed = session.resume(tmp_path / "cut", dataset=tiny, quiet=True)
+    assert resumed["test"] == whole["test"]
+    assert resumed["best_epoch"] == whole["best_epoch"]
+    assert [r["epoch"] for r in RunFolder(tmp_path / "cut").log()] == [1, 2, 3, 4, 5, 6]
+
+
+def _every_fourth():
+    epochs = itertools.count()
+
+    @contextlib.contextmanager
+    def writing(self, always):
+        yield always or next(epochs) % 4 == 0
+
+    return writing
+
+
+def _stop_at(epoch):
+    def listener(record):
+        if record["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return listener

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import NARROW_WIDTHS, WIDE_WIDTHS, patterns
 
-from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear
+import sparsecore
+from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear, backends
 from sparsecore import encoding as codec
 
 
@@ -72,13 +73,18 @@ def test_too_many_for_int32_pointers() -> None:
 def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documented in `choose_encoding`: bitmaps from density 1/16 on, where kernels read them fast."""
     monkeypatch.setattr(codec, "has_expand", lambda: vectors)
+    monkeypatch.setattr(backends, "_environment", None)
     dense_enough = "bitmap" if vectors else "csr"
     assert codec.choose_encoding(400, (100, 64)) == dense_enough
     assert codec.choose_encoding(399, (100, 64)) == "csr"
     for triton in (True, False):
-        monkeypatch.setattr(codec, "has_triton", lambda: triton)  # noqa: B023
+        monkeypatch.setattr(backends, "has_triton", lambda: triton)  # noqa: B023
         assert codec.choose_encoding(1000, (100, 64), "cuda") == ("bitmap" if triton else "csr")
         assert codec.choose_encoding(600, (100, 64), "cuda") == "csr"
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    assert codec.choose_encoding(1000, (100, 64), "cuda", torch.float64) == "csr"
+    with sparsecore.backend("torch"):
+        assert codec.choose_encoding(1000, (100, 64), "cuda") == "csr"
     assert codec.choose_encoding(400, (100, 64), "meta") == "csr"
     assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
     assert SparseLinear(64, 100, density=0.5).encoding == dense_enough

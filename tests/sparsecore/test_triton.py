@@ -441,6 +441,23 @@ def test_topk_of_scores_that_are_not_finite(device: str, encoding: str, missing:
 
 
 @needs_triton
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_torchs_newer_setting_of_tf32() -> None:
+    """In a process of its own: torch refuses its older setting ever after."""
+    code = """
+import torch
+from sparsecore.backends.triton.linear import _parts_of_float32 as parts
+assert parts() == 3
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert parts() == 2
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+assert parts() == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_triton
 def test_it_offers_what_the_torch_backend_offers() -> None:
     for part in ("", ".explore"):
         ours, theirs = (

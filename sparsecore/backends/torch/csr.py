@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sparsecore.encoding import decode
-from sparsecore.quiet import quiet
 
 __all__ = ["Product", "csr", "entries", "indices", "product"]
 
@@ -39,14 +38,13 @@ def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
     torch wants one index type for both arrays: narrow columns are widened to the pointers' type for the call. Its
     kernels read all three as contiguous memory without looking at the strides.
     """
-    with quiet():
-        return torch.sparse_csr_tensor(
-            crow.contiguous(),
-            col.to(crow.dtype).contiguous(),
-            values.contiguous(),
-            (crow.numel() - 1, n_cols),
-            check_invariants=False,
-        )
+    return torch.sparse_csr_tensor(
+        crow.contiguous(),
+        col.to(crow.dtype).contiguous(),
+        values.contiguous(),
+        (crow.numel() - 1, n_cols),
+        check_invariants=False,
+    )
 
 
 class Product(Protocol):

@@ -126,10 +126,11 @@ def _insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:
     """With these linear positions added, which it does not have; ascending."""
     if new.numel() == 0:
         return index
-    writer, parts = Writer(index, shape), list(blocks(index, shape))
-    edges = torch.tensor([block.base for block in parts], device=new.device)
+    writer, parts = Writer(index, shape), list(bounds(index, shape))
+    edges = torch.tensor([first * shape[1] for (first, _), _ in parts], device=new.device)
     cuts = [*torch.searchsorted(new, edges).tolist(), new.numel()]
-    for number, block in enumerate(parts):
+    for number, part in enumerate(parts):
+        block = Block(index, shape[1], *part)
         block.mask.view(-1)[new[cuts[number] : cuts[number + 1]] - block.base] = True
         writer.add(block.first, block.mask)
     return writer.index()
@@ -140,7 +141,7 @@ def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, sh
     nnz = tensors[0][0].numel()
     source = torch.empty(nnz, dtype=torch.int32 if nnz < 2**31 else torch.int64, device=old[0].device)
     for was, now in zip(blocks(old, shape), blocks(new, shape), strict=True):
-        place = was.places().add_(was.start).masked_fill_(~was.mask.view(-1), -1)
+        place = was.places().to(source.dtype).add_(was.start).masked_fill_(~was.mask.view(-1), -1)
         source[now.start : now.stop] = place[now.mask.view(-1)]
     fresh = source < 0
     source.clamp_(min=0)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsecore.backends.torch import linear as by_torch
-from sparsecore.backends.triton.rows import launches_on, ones, places, spread
+from sparsecore.backends.triton.rows import launches_on, ones, spread
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
@@ -31,9 +31,16 @@ _WIDTH = 64  # columns of most tiles
 _WIDEN = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _here(dtype: torch.dtype, col: Tensor | None, examples: int, rows: int) -> bool:
+def _here(dtype: torch.dtype, col: Tensor | None, examples: int, rows: int, cols: int) -> bool:
     """Whether these kernels take it: places within a tile of activations are counted by 32 bits."""
-    return col is None and dtype != torch.float64 and examples > 0 and rows < 1 << 24
+    return col is None and dtype != torch.float64 and examples > 0 and max(rows, cols) < 1 << 23
+
+
+def _parts_of_float32() -> int:
+    try:
+        return _PARTS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # so says torch where TF32 was allowed by way of its newer setting
+        return 3 if torch.backends.cuda.matmul.fp32_precision == "ieee" else 2
 
 
 def _examples(n: int, most: int) -> int:
@@ -45,7 +52,7 @@ def _parts(x: Tensor, multiple: int) -> tuple[Tensor, int]:
     split = x.dtype == torch.float32
     rows, cols = x.shape
     width = triton.cdiv(cols, multiple) * multiple
-    number = _PARTS[torch.get_float32_matmul_precision()] if split else 1
+    number = _parts_of_float32() if split else 1
     if width == cols and not split:
         return x.contiguous().view(1, rows, cols), 1
     out = x.new_empty((number, rows, width), dtype=torch.bfloat16 if split else x.dtype)
@@ -77,14 +84,14 @@ def _dot(a, b, total, WIDEN: tl.constexpr):
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
-    if not _here(values.dtype, col, x.shape[0], crow.shape[0]):
+    if not _here(values.dtype, col, x.shape[0], crow.shape[0], x.shape[1]):
         return by_torch.spmm(values, crow, col, x)
     (n, n_cols), n_rows, crow = x.shape, crow.shape[0] - 1, crow.contiguous()
     out = x.new_empty(n, n_rows)
     height, width, examples = 64, 32, _examples(n, 128)
     with launches_on(values):
         parts, number = _parts(x, _WIDTH)
-        _spmm[triton.cdiv(n, examples), triton.cdiv(n_rows, height)](
+        _spmm[triton.cdiv(n, examples) * triton.cdiv(n_rows, height),](
             out, values.contiguous(), crow, crow.stride(0), parts, parts.stride(1), parts.stride(0), n, n_rows,
             N_COLS=n_cols, COLS=width, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN, num_stages=2,
             **_OPTIONS,
@@ -99,10 +106,11 @@ def _spmm(
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A program computes ROWS outputs of EXAMPLES examples, COLS columns of W at a time."""
-    low = tl.program_id(0) * EXAMPLES
+    groups = tl.cdiv(n, EXAMPLES)  # on one axis with the rows: CUDA's others end at 65,535
+    low = tl.program_id(0) % groups * EXAMPLES
     example = tl.arange(0, EXAMPLES)[None, :]
     live = low + example < n
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) // groups * ROWS + tl.arange(0, ROWS)
     exists = row < n_rows
     words = bitmap + row.to(tl.int64) * stride
     first = tl.load(words, mask=exists, other=0)
@@ -139,7 +147,7 @@ def _spmm(
 
 def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
-    if not _here(values.dtype, col, *dy.shape):
+    if not _here(values.dtype, col, *dy.shape, n_cols):
         return by_torch.spmm_t(values, crow, col, dy, n_cols)
     (n, n_rows), crow = dy.shape, crow.contiguous()
     examples, height = _examples(n, 128), 32
@@ -151,7 +159,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     out = dy.new_empty(cuts, n, n_cols, dtype=torch.float32)
     with launches_on(values):
         parts, number = _parts(dy, 128)
-        _spmm_t[(*tiles, cuts)](
+        _spmm_t[tiles[0] * tiles[1], cuts](
             out, values.contiguous(), crow, crow.stride(0), _starts_of(crow, n_rows, n_cols),
             parts, parts.stride(1), parts.stride(0), n, n_rows, each * height,
             N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
@@ -191,15 +199,17 @@ def _spmm_t(
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A program adds up ``part`` rows of W for COLS inputs of EXAMPLES examples, ROWS at a time."""
-    begin = tl.program_id(0) * COLS
-    low = tl.program_id(1) * EXAMPLES
+    strips = tl.cdiv(N_COLS, COLS)
+    strip = tl.program_id(0) % strips
+    begin = strip * COLS
+    low = tl.program_id(0) // strips * EXAMPLES
     example = tl.arange(0, EXAMPLES)[:, None]
     live = low + example < n
-    start = tl.program_id(2) * part
+    start = tl.program_id(1) * part
     end = tl.minimum(start + part, n_rows)
     row = start + tl.arange(0, ROWS)
     bitmap += 1 + begin // 32
-    starts += tl.program_id(0).to(tl.int64) * n_rows
+    starts += strip.to(tl.int64) * n_rows
     first = tl.load(starts + row, mask=row < end, other=0)
     place, stored = spread(bitmap + row.to(tl.int64) * stride, row < end, first, N_COLS - begin, COLS)
     weight = tl.load(values + place, mask=stored, other=0)
@@ -231,13 +241,13 @@ def _spmm_t(
         given += ROWS
         weight = following
     column = (begin + tl.arange(0, COLS))[None, :]
-    target = out + (tl.program_id(2).to(tl.int64) * n + low) * N_COLS + example * N_COLS + column
+    target = out + (tl.program_id(1).to(tl.int64) * n + low) * N_COLS + example * N_COLS + column
     tl.store(target, total, mask=live & (column < N_COLS))
 
 
 def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
-    if not _here(x.dtype, col, *dy.shape):
+    if not _here(x.dtype, col, *dy.shape, x.shape[1]):
         return by_torch.sddmm(crow, col, dy, x, nnz)
     (n, n_cols), n_rows, crow = x.shape, dy.shape[1], crow.contiguous()
     out = x.new_empty(nnz)
@@ -245,8 +255,8 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     with launches_on(x):
         outputs, number = _parts(dy, 128)
         inputs, _ = _parts(x, _WIDTH)
-        _sddmm[triton.cdiv(n_cols, _WIDTH), triton.cdiv(n_rows, height)](
-            out, crow, crow.stride(0), outputs, outputs.stride(1), outputs.stride(0),
+        _sddmm[triton.cdiv(n_cols, _WIDTH) * triton.cdiv(n_rows, height),](
+            out, crow, crow.stride(0), _starts_of(crow, n_rows, n_cols), outputs, outputs.stride(1), outputs.stride(0),
             inputs, inputs.stride(1), inputs.stride(0), n, n_rows,
             N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
             **_OPTIONS,
@@ -256,13 +266,15 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
 
 @triton.jit
 def _sddmm(
-    out, bitmap, stride, dy, dy_pitch, dy_apart, x, x_pitch, x_apart, n, n_rows,
+    out, bitmap, stride, starts, dy, dy_pitch, dy_apart, x, x_pitch, x_apart, n, n_rows,
     N_COLS: tl.constexpr, COLS: tl.constexpr, EXAMPLES: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A program computes the products of ROWS outputs and COLS inputs, and writes those of stored weights."""
-    begin = tl.program_id(0) * COLS
-    top = tl.program_id(1) * ROWS
+    strips = tl.cdiv(N_COLS, COLS)
+    strip = tl.program_id(0) % strips
+    begin = strip * COLS
+    top = tl.program_id(0) // strips * ROWS
     total = tl.zeros((ROWS, COLS), tl.float32)
     example = tl.arange(0, EXAMPLES)
     outputs, inputs = dy + top, x + begin
@@ -289,5 +301,7 @@ def _sddmm(
         outputs += EXAMPLES * dy_pitch
         inputs += EXAMPLES * x_pitch
     row = top + tl.arange(0, ROWS)
-    place, stored = places(bitmap, None, stride, row.to(tl.int64), row < n_rows, begin, N_COLS, COLS, 1)
+    first = tl.load(starts + strip.to(tl.int64) * n_rows + row, mask=row < n_rows, other=0)
+    words = bitmap + 1 + begin // 32 + row.to(tl.int64) * stride
+    place, stored = spread(words, row < n_rows, first, N_COLS - begin, COLS)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)

@@ -84,7 +84,8 @@ def _by_blocks(operands: tuple[Any, ...], shape: dict[str, int], k: int) -> tupl
     groups = triton.cdiv(n_queries, shape["QUERIES"])
     best = queries.new_full((n_queries, k), -torch.inf)
     ids = torch.full((n_queries, k), -1, dtype=torch.int64, device=queries.device)
-    width = max(shape["ITEMS"], _SCORES // max(1, n_queries))
+    # CUDA's second axis ends at 65,535 programs.
+    width = min(max(shape["ITEMS"], _SCORES // max(1, n_queries)), 65_535 * shape["ITEMS"])
     for first in range(0, n_items, width):
         items = torch.arange(first, min(first + width, n_items), device=queries.device)
         scores = queries.new_empty(n_queries, items.numel())
