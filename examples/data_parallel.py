@@ -14,9 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsecore
 
 
-def main() -> None:
+def train() -> None:
     """Train a layer on each rank's own batches; print what it holds at the end."""
-    torch.distributed.init_process_group("gloo")  # "nccl" on GPUs
     rank = torch.distributed.get_rank()
     model = nn.Sequential(nn.Linear(64, 500), nn.ReLU(), nn.Linear(500, 10))
     sparsecore.sparsify(model, density=0.1, exclude="2")
@@ -34,6 +33,12 @@ def main() -> None:
         explorer.step()  # a TopologyError, on all ranks, if their index sets differ
     if rank == 0:
         print(f"loss {loss.item():.2f}, {model[0].nnz} weights of {500 * 64} stored on every rank")
+
+
+def main() -> None:
+    """Train with a process group, which ends after everything that holds on to it."""
+    torch.distributed.init_process_group("gloo")  # "nccl" on GPUs
+    train()
     torch.distributed.destroy_process_group()
 
 
