@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,26 +172,53 @@ def test_memory_layouts(encoding, batch, n_threads):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (7, 5000), (1000, 600), (20_000, 600), (64, 64)])
-def test_tiles_cover_a_weight_once_and_never_at_once(shape):
-    seen = np.zeros(shape, np.int64)
-    for top, bottom, left, right, tile, _ in blockwise._tiles(*shape, torch.float32):
-        seen[top:bottom, left:right] += 1
-        assert tile.shape == (bottom - top, right - left)
-        assert 2 * tile.size <= shape[0] * shape[1] + shape[1]
-        assert tile.size <= 1 << 20
-    assert (seen == 1).all()
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
 def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
-    monkeypatch.setattr(blockwise, "_POSITIONS", 16 * 32)
-    monkeypatch.setattr(blockwise, "_COLS", 32)
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
-    for shape in ((53, 77), (16, 16), (1, 60), (33, 64)):
+    for shape in ((53, 77), (16, 16), (1, 60), (60, 1), (129, 270), (330, 128)):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
+    for batch in (1, 6, 130, 515, 1025):  # a term's examples, and a part's, and a few more
+        check(random_pattern((20, 33), density, seed=6), encoding, batch, dtype)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_blockwise_does_not_depend_on_the_number_of_threads(encoding, monkeypatch):
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    pattern = random_pattern((300, 170), 0.6, seed=7)
+    values, index = values_for(pattern, dtype=torch.float32), index_of(pattern, encoding)
+    x, dy = torch.randn(140, 170), torch.randn(140, 300)
+
+    def results(n):
+        torch.set_num_threads(n)  # put back by the fixture of conftest.py
+        products = (
+            linear.spmm(values, *index, x),
+            linear.spmm_t(values, *index, dy, 170),
+            linear.sddmm(*index, dy, x, pattern.nnz),
+        )
+        return [product.clone() for product in products]
+
+    for one, two in zip(results(1), results(2), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_blockwise_spreads_out_the_same_few_blocks_whatever_the_weight(monkeypatch):
+    sizes = {}
+    workspace = blockwise.workspace
+
+    def recorded(name, n_chunks, size, dtype):
+        sizes.setdefault(name, []).append(size)
+        return workspace(name, n_chunks, size, dtype)
+
+    monkeypatch.setattr(blockwise, "workspace", recorded)
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    for shape in ((40, 50), (1500, 1400)):
+        check(random_pattern(shape, 0.3, seed=8), "csr", 20, torch.float32)
+    for name in ("block", "slabs", "results", "rest"):
+        small, large = sizes[name][: len(sizes[name]) // 2], sizes[name][len(sizes[name]) // 2 :]
+        assert small == large
+    assert max(sizes["block"] + sizes["slabs"]) <= 128 * 128
 
 
 @pytest.mark.parametrize("processor", ["Zen 5", "AVX-512", "portable"])
@@ -207,8 +233,10 @@ def test_which_algorithm(processor, monkeypatch):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
         assert (chosen(operation, 16, 0.5, col) is few) is (operation != "sddmm")
         assert chosen(operation, 17, 0.5, col) is panel_spmm
-        assert chosen(operation, 64, 1.0, None) is panel_spmm
-        assert chosen(operation, 512, 0.4, None) is panel_spmm
+        assert (chosen(operation, 64, 1.0, None) is blockwise) is (
+            operation == "spmm_t" and processor != "Zen 5"
+        )
+        assert chosen(operation, 512, 0.3, None) is panel_spmm
         assert (chosen(operation, 512, 1.0, None) is blockwise) is (processor != "Zen 5")
     assert linear._algorithm("spmm_t", panel_spmm, 512, 90_000, (10, 10_000), None) is blockwise
 

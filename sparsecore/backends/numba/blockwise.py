@@ -1,7 +1,9 @@
-"""Products through torch's dense ones, a tile of W at a time: for dense weights and large batches.
+"""Dense products of blocks of W that are spread out in scratch, zeros included: for dense weights and large batches.
 
-A tile is expanded into scratch of at most 4 MiB, and at most half of W: it is never expanded as a whole.
-``spmm_t`` adds the products of the tiles in the order of their rows.
+A block is at most 128 rows or columns by 128: 64 KiB of scratch for float32, which a core's second-level cache holds,
+whatever the size of W. Its *slabs* are 16 wide, and one of them, (terms, 16), stays in the first-level cache while all
+examples are multiplied with it (`multiply`). Results are summed in scratch too: threads own columns of them, so that
+they do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -9,188 +11,210 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import prange
-from numba.extending import overload
 
-from sparsecore.backends.numba.jit import kernel
+from sparsecore.backends.numba.jit import device_function, kernel
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.multiply import ROWS, multiply
 from sparsecore.backends.numba.panels import pointer
 from sparsecore.backends.numba.simd import (
-    at,
-    bits,
-    compress,
-    count,
     first_lanes,
     load,
     load_masked,
     prefetch,
-    put,
-    spread,
     store,
     store_masked,
+    transpose,
 )
+from sparsecore.backends.numba.stored_rows import ask, collect_rows, reach, spread_rows
 
-# Every tile costs a switch between numba's parallel regions and torch's: half as many positions are up to 8 % slower at
-# 600 x 20000 and 2000 x 2000, twice as many are slower at 20000 x 600 (Zen 4, one and two threads).
-_POSITIONS = 1 << 20  # of a tile
-_COLS = 2048  # of a tile, at most; a multiple of 16
-
-
-def _parts(size: int, longest: int, unit: int) -> list[tuple[int, int]]:
-    """Parts of equal size, a multiple of the unit."""
-    n = -(-size // longest)
-    step = -(-size // (n * unit)) * unit
-    return [(first, min(first + step, size)) for first in range(0, size, step)]
-
-
-def _tiles(rows: int, cols: int, dtype: torch.dtype):
-    """First and last row, first and last column and scratch of every tile; row blocks outside, so that a row's
-    columns are read in order: ``places`` are those reached."""
-    across = _parts(cols, _COLS, 16)
-    down = _parts(rows, max(1, min(_POSITIONS // across[0][1], -(-rows // 2))), 1)
-    scratch = workspace("tile", 1, down[0][1] * across[0][1], dtype)[0]
-    places = workspace("places", 1, down[0][1], torch.int64)[0]
-    for top, bottom in down:
-        for left, right in across:
-            tile = scratch[: (bottom - top) * (right - left)].reshape(bottom - top, right - left)
-            yield top, bottom, left, right, tile, places
+_TERMS = 128  # of a sum at a time
+_GROUP = 128  # columns of a result at a time; a multiple of 16
+_EXAMPLES = 85 * ROWS  # at a time: their results, _GROUP wide, take 264 KiB
+_ACROSS = 64  # columns of W whose gradient is summed at a time; a multiple of 16
+_SUMMED = 1 << 17  # numbers of dY that are turned for it at a time, at most
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    x, y = torch.from_numpy(x), torch.from_numpy(y)
-    rows, cols = y.shape[1], x.shape[1]
-    for top, bottom, left, right, tile, places in _tiles(rows, cols, x.dtype):
-        _spread(values, crow, col, top, left, tile, places, n_chunks)
-        part, out = x[:, left:right], y[:, top:bottom]
-        if left == 0:
-            torch.mm(part, torch.from_numpy(tile).t(), out=out)
-        else:
-            out.addmm_(part, torch.from_numpy(tile).t())
+    _spmm(values, crow, col, x, y, *_scratch(n_chunks, _GROUP, torch.from_numpy(x).dtype), n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
-    dy, dx = torch.from_numpy(dy), torch.from_numpy(dx)
-    rows, cols = dy.shape[1], dx.shape[1]
-    for top, bottom, left, right, tile, places in _tiles(rows, cols, dy.dtype):
-        _spread(values, crow, col, top, left, tile, places, n_chunks)
-        part, out = dy[:, top:bottom], dx[:, left:right]
-        if top == 0:
-            torch.mm(part, torch.from_numpy(tile), out=out)
-        else:
-            out.addmm_(part, torch.from_numpy(tile))
+    _spmm_t(values, crow, col, dy, dx, *_scratch(n_chunks, dy.shape[1], torch.from_numpy(dy).dtype), n_chunks)
+
+
+def _scratch(n_chunks: int, rows: int, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
+    """Room for a block, its slabs, results, the last examples, and the nonzeros that were reached in the rows of W."""
+    return (
+        workspace("block", n_chunks, _TERMS * _GROUP, dtype),
+        workspace("slabs", n_chunks, _TERMS * _GROUP, dtype),
+        workspace("results", n_chunks, (_EXAMPLES + ROWS) * _GROUP, dtype),
+        workspace("rest", n_chunks, ROWS * _TERMS, dtype),
+        workspace("places", n_chunks, rows, torch.int64),
+    )
 
 
 def sddmm(crow, col, dy, x, out, n_chunks):
-    dy, x = torch.from_numpy(dy), torch.from_numpy(x)
-    rows, cols = dy.shape[1], x.shape[1]
-    for top, bottom, left, right, tile, places in _tiles(rows, cols, x.dtype):
-        torch.mm(dy[:, top:bottom].t(), x[:, left:right], out=torch.from_numpy(tile))
-        _collect(crow, col, top, left, tile, places, out, n_chunks)
+    dtype = torch.from_numpy(x).dtype
+    batch = x.shape[0]
+    height = max(1, min(192, _SUMMED // batch) // ROWS) * ROWS
+    turned = workspace("turned dY", n_chunks, height * batch + 16, dtype)
+    slabs = workspace("slabs", n_chunks, _TERMS * _ACROSS, dtype)
+    sums = workspace("results", n_chunks, height * _ACROSS, dtype)
+    places = workspace("places", n_chunks, height, torch.int64)
+    _sddmm(crow, col, dy, x, out, height, turned, slabs, sums, places, n_chunks)
 
 
 @kernel
-def _spread(values, crow, col, top, left, tile, places, n_chunks):
-    """Columns ``left`` .. of rows ``top`` .. of W, with the zeros, to the tile."""
-    rows, wide = tile.shape
-    flat = tile.reshape(-1)
+def _spmm(values, crow, col, x, y, blocks, slabs_, results_, rests, places_, n_chunks):
+    batch, cols = x.shape
+    rows = y.shape[1]
+    numbers = x.reshape(-1)
     for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            k = pointer(crow, top + i) if left == 0 else places[i]
-            ahead = (pointer(crow, top + i + 1) if left == 0 else places[min(i + 1, rows - 1)]) - k
-            places[i] = spread_row(values, crow, col, top + i, left, wide, k, ahead, flat, i * wide)
+        block, slabs, results, rest, places = (
+            blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
+        )  # fmt: skip
+        first, last = _share(rows, n_chunks, chunk)
+        for p in range(0, batch, _EXAMPLES):
+            examples = min(_EXAMPLES, batch - p)
+            for r in range(first, last, _GROUP):
+                n = min(_GROUP, last - r)
+                results[: (examples + ROWS) * _GROUP] = 0
+                for i in range(n):
+                    places[i] = pointer(crow, r + i)
+                for c in range(0, cols, _TERMS):
+                    terms = min(_TERMS, cols - c)
+                    spread_rows(values, crow, col, r, n, c, terms, places, block, _TERMS)
+                    for u in range(0, n, 16):
+                        for j in range(0, terms, 16):
+                            transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
+                    _multiply_all(
+                        numbers, p * cols + c, cols, examples, terms, n, slabs, rest, results,
+                        values, col, places, n, terms,
+                    )  # fmt: skip
+                _write(results, examples, n, y, p, r)
 
 
 @kernel
-def _collect(crow, col, top, left, tile, places, out, n_chunks):
-    """The tile's numbers at the nonzeros of W to their places in ``out``."""
-    rows, wide = tile.shape
-    flat = tile.reshape(-1)
+def _spmm_t(values, crow, col, dy, dx, blocks, slabs_, results_, rests, places_, n_chunks):
+    batch, rows = dy.shape
+    cols = dx.shape[1]
+    numbers = dy.reshape(-1)
     for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            k = pointer(crow, top + i) if left == 0 else places[i]
-            ahead = (pointer(crow, top + i + 1) if left == 0 else places[min(i + 1, rows - 1)]) - k
-            places[i] = collect_row(crow, col, top + i, left, wide, k, ahead, flat, i * wide, out)
+        block, slabs, results, rest, places = (
+            blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
+        )  # fmt: skip
+        first, last = _share(cols, n_chunks, chunk)
+        for p in range(0, batch, _EXAMPLES):
+            examples = min(_EXAMPLES, batch - p)
+            reach(crow, col, first, places)
+            for c in range(first, last, _GROUP):
+                n = min(_GROUP, last - c)
+                results[: (examples + ROWS) * _GROUP] = 0
+                for r in range(0, rows, _TERMS):
+                    terms = min(_TERMS, rows - r)
+                    spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
+                    for i in range(terms):
+                        for u in range(0, n, 16):
+                            store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
+                    below = places[r + terms : r + terms + _TERMS]
+                    _multiply_all(
+                        numbers, p * rows + r, rows, examples, terms, n, slabs, rest, results,
+                        values, col, below, min(_TERMS, rows - r - terms), n,
+                    )  # fmt: skip
+                _write(results, examples, n, dx, p, c)
 
 
-def spread_row(values, crow, col, row, left, wide, k, ahead, out, place):
-    """Columns left .. left + wide of a row, whose first nonzero there is k, to ``out[place:]``: the k after them."""
-    raise NotImplementedError
+@device_function
+def _share(size, n_chunks, chunk):
+    """First and last of a chunk's columns of a result: whole slabs."""
+    slabs = (size + 15) // 16
+    return min(size, slabs * chunk // n_chunks * 16), min(size, slabs * (chunk + 1) // n_chunks * 16)
 
 
-def collect_row(crow, col, row, left, wide, k, ahead, source, place, out):
-    """The numbers of ``source[place:]`` at those nonzeros to ``out[k:]``: the k after them."""
-    raise NotImplementedError
+@device_function
+def _up_to_16(array, place, there):
+    return load(array, place) if there >= 16 else load_masked(array, place, first_lanes(there))
 
 
-@overload(spread_row)
-def _spread_row(values, crow, col, row, left, wide, k, ahead, out, place):
-    def bitmap(values, crow, col, row, left, wide, k, ahead, out, place):
-        masks = crow.view(np.uint16).reshape(-1)
-        word = row * 2 * crow.shape[1] + 2 + left // 16
-        for j in range(0, wide // 16 * 16, 16):
-            mask = bits(masks, word)
-            n = count(mask)
-            store(out, place + j, spread(load_masked(values, k, first_lanes(n)), mask))
-            k += n
-            word += 1
-        if wide % 16:
-            mask = bits(masks, word)
-            n = count(mask)
-            v = spread(load_masked(values, k, first_lanes(n)), mask)
-            store_masked(out, place + wide // 16 * 16, v, first_lanes(wide % 16))
-            k += n
-        return k
+@device_function
+def _multiply_all(
+    numbers, start, step, examples, terms, n, slabs, rest, results, values, col, upcoming, n_upcoming, wide
+):  # fmt: skip
+    """Add the examples' products with n columns of slabs. Example e's numbers begin at ``start + e * step``.
 
-    def csr(values, crow, col, row, left, wide, k, ahead, out, place):
-        out[place : place + wide] = 0
-        end, beyond, start = np.intp(crow[row + 1]), left + wide, place - left
-        while k + 15 < end and np.intp(at(col, k + 15)) < beyond:
-            prefetch(col, k + ahead)
-            prefetch(values, k + ahead)
-            for n in range(k, k + 16):
-                put(out, start + np.intp(at(col, n)), at(values, n))
-            k += 16
-        while k < end and np.intp(at(col, k)) < beyond:
-            put(out, start + np.intp(at(col, k)), at(values, k))
-            k += 1
-        return k
-
-    return bitmap if crow.ndim == 2 else csr
+    Meanwhile, ``wide`` values from each of the first ``n_upcoming`` upcoming nonzeros on are fetched.
+    """
+    whole = examples // ROWS * ROWS
+    for e in range(whole, examples):
+        for k in range(terms):
+            rest[(e - whole) * _TERMS + k] = numbers[start + e * step + k]
+    done, share = 0, n_upcoming / (n * examples)  # of upcoming rows, for an example and a column
+    for u in range(0, n, 16):
+        for e in range(0, whole, ROWS):
+            multiply(
+                numbers, start + e * step, step, 1, slabs, u * _TERMS, results, e * _GROUP + u, _GROUP, terms
+            )  # fmt: skip
+            due = min(n_upcoming, int(share * (u * examples + 16 * e)) + 1)
+            ask(values, col, upcoming, done, due, wide)
+            done = due
+        if whole < examples:
+            multiply(rest, 0, _TERMS, 1, slabs, u * _TERMS, results, whole * _GROUP + u, _GROUP, terms)
 
 
-@overload(collect_row)
-def _collect_row(crow, col, row, left, wide, k, ahead, source, place, out):
-    def bitmap(crow, col, row, left, wide, k, ahead, source, place, out):
-        masks = crow.view(np.uint16).reshape(-1)
-        word = row * 2 * crow.shape[1] + 2 + left // 16
-        # A whole vector where the row has room for it: what is too much is overwritten by the columns to the right.
-        end = pointer(crow, row + 1) - 16
-        for j in range(0, wide // 16 * 16, 16):
-            mask = bits(masks, word)
-            v = compress(load(source, place + j), mask)
-            if k <= end:
-                store(out, k, v)
-            else:
-                store_masked(out, k, v, first_lanes(count(mask)))
-            k += count(mask)
-            word += 1
-        if wide % 16:
-            mask = bits(masks, word)
-            v = load_masked(source, place + wide // 16 * 16, first_lanes(wide % 16))
-            store_masked(out, k, compress(v, mask), first_lanes(count(mask)))
-            k += count(mask)
-        return k
+@device_function
+def _write(results, examples, n, out, p, first):
+    """The results of n columns to columns ``first`` .. of examples p .."""
+    flat, width = out.reshape(-1), out.shape[1]
+    for e in range(examples):
+        t = (p + e) * width + first
+        for u in range(0, n // 16 * 16, 16):
+            store(flat, t + u, load(results, e * _GROUP + u))
+        if n % 16:
+            u = n // 16 * 16
+            store_masked(flat, t + u, load(results, e * _GROUP + u), first_lanes(n % 16))
 
-    def csr(crow, col, row, left, wide, k, ahead, source, place, out):
-        end, beyond, start = np.intp(crow[row + 1]), left + wide, place - left
-        while k + 15 < end and np.intp(at(col, k + 15)) < beyond:
-            prefetch(col, k + ahead)
-            prefetch(out, k + ahead)
-            for n in range(k, k + 16):
-                put(out, n, at(source, start + np.intp(at(col, n))))
-            k += 16
-        while k < end and np.intp(at(col, k)) < beyond:
-            put(out, k, at(source, start + np.intp(at(col, k))))
-            k += 1
-        return k
 
-    return bitmap if crow.ndim == 2 else csr
+@kernel
+def _sddmm(crow, col, dy, x, out, height, turned_, slabs_, sums_, places_, n_chunks):
+    batch, cols = x.shape
+    rows = dy.shape[1]
+    left, right = dy.reshape(-1), x.reshape(-1)
+    for chunk in prange(n_chunks):
+        turned, slabs, sums, places = turned_[chunk], slabs_[chunk], sums_[chunk], places_[chunk]
+        last = rows * (chunk + 1) // n_chunks
+        for r in range(rows * chunk // n_chunks, last, height):
+            n = min(height, last - r)
+            for i in range(n):
+                places[i] = pointer(crow, r + i)
+            for i in range(0, n, ROWS):
+                for e in range(batch):
+                    # What a vector has too much is overwritten by the next one.
+                    place = e * rows + r + i
+                    store(turned, i * batch + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
+            for c in range(0, cols, _ACROSS):
+                wide = min(_ACROSS, cols - c)
+                sums[:] = 0
+                for p in range(0, batch, _TERMS):
+                    terms = min(_TERMS, batch - p)
+                    for e in range(terms):
+                        for u in range(0, wide, 16):
+                            j = (p + e) * cols + c + u
+                            store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
+                    done, share = (
+                        0,
+                        terms / (wide * n),
+                    )  # of the next columns' examples, for a row and a column
+                    for u in range(0, wide, 16):
+                        for i in range(0, n, ROWS):
+                            multiply(
+                                turned, i * batch + p * ROWS, 1, ROWS, slabs, u * _TERMS, sums, i * _ACROSS + u,
+                                _ACROSS, terms,
+                            )  # fmt: skip
+                            due = min(terms, int(share * (u * n + 16 * i)) + 1)
+                            for e in range(p + done, p + due):
+                                for j in range(0, _ACROSS, 16):
+                                    prefetch(right, e * cols + c + _ACROSS + j)
+                            done = due
+                            if p == 0 and u == 0:
+                                ask(out, col, places, i, min(i + ROWS, n), 2 * _ACROSS)
+                collect_rows(crow, col, r, n, c, wide, places, sums, _ACROSS, out)

@@ -1,10 +1,10 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
 *small*: one number after the other, where a call costs more than that. *few*: vectors along the columns of W, for a
-handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: torch's
-dense products on expanded blocks of rows. All read either encoding of W (sparsecore.encoding) and keep nothing between
-calls but scratch and the memory of large results. ``spmm_t`` adds the threads' sums, in their order: its rounding
-depends on the number of threads.
+handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: dense
+products of blocks that are spread out. All read either encoding of W (sparsecore.encoding) and keep nothing between
+calls but scratch and the memory of large results. Panels of ``spmm_t`` add the threads' sums, in their order: its
+rounding depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 # Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
 # faster for sddmm) and for CSR (one vector of `few_csr`).
 _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
-# Density from which a batch of _LARGE or more runs blockwise, where panels would take longer: of layers with up to
-# WIDE inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Zen 5 multiplies
-# and stores whole AVX-512 vectors, of which MKL uses half; Zen 4 has half of that. Its limits hold for processors that
-# were not measured: blockwise loses least against dense there (results/floors.md).
-_LARGE = 128
+# Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
+# inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
+# 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 4, whose limits hold for processors that were not measured. Those of
+# Zen 5, where panels are faster than MKL, are from when MKL did what blockwise does.
+_BLOCKWISE = {"spmm": 128, "spmm_t": 32, "sddmm": 128}
 _DENSE = {
     "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
-    "AVX-512": {"spmm": (0.93, 0.57), "spmm_t": (0.68, 0.44), "sddmm": (0.82, 0.55)},
-    "portable": {"spmm": (0.65, 0.38), "spmm_t": (0.5, 0.33), "sddmm": (0.5, 0.32)},
+    "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
+    "portable": {"spmm": (0.6, 0.35), "spmm_t": (0.5, 0.3), "sddmm": (0.55, 0.32)},
 }
 # Batch from which ``spmm_t`` turns W: Zen 4 stores half a vector a cycle, Zen 5 a whole one.
 _TURN = 512 if ZEN_5 else 128
@@ -95,7 +95,7 @@ def _algorithm(
     if batch <= _FEW[operation][col is not None]:
         return few
     limit = _DENSE[_processor()][operation][shape[1] > panel_spmm.WIDE]
-    if batch >= _LARGE and nnz >= limit * shape[0] * shape[1]:
+    if batch >= _BLOCKWISE[operation] and nnz >= limit * shape[0] * shape[1]:
         return blockwise
     return panels
 
