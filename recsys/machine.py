@@ -1,4 +1,4 @@
-"""Which machine and which versions a measurement was made on."""
+"""The machine, and which versions a measurement was made on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from pathlib import Path
 import torch
 from llvmlite.binding import get_host_cpu_name
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_machine", "usable_cores"]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recsys.errors import OutputExistsError, RecsysError
+from recsys.machine import usable_cores
 from recsys.sweep.grid import Cell
 from recsys.sweep.workers import Event, Task, run_tasks
 from recsys.training.run_folder import RunFolder
@@ -88,8 +88,7 @@ class Plan:
 
 def threads_for(jobs: int) -> int:
     """Threads of each of some runs at a time, so that together they use the cores that we may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, usable_cores() // jobs)
 
 
 def run_cells(

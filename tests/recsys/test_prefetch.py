@@ -94,9 +94,9 @@ def weights(trainer):
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_training_is_the_same_to_the_bit(make_config, tiny, monkeypatch, model):
     found = []
-    for made in (prefetch, lambda iterator, depth: (item for item in iterator)):
+    for cores in (torch.get_num_threads() + 1, torch.get_num_threads()):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer_module, "prefetch", made)
+            patch.setattr(trainer_module, "usable_cores", lambda cores=cores: cores)
             trainer = Trainer(make_config("dsl", model=model), tiny)
             losses = [trainer.run_epoch()["loss"] for _ in range(2)]
         found.append((losses, weights(trainer), trainer.order.get_state()))
@@ -105,9 +105,19 @@ def test_training_is_the_same_to_the_bit(make_config, tiny, monkeypatch, model):
     assert torch.equal(found[0][2], found[1][2])
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_thread_makes_batches_where_a_core_is_left(make_config, tiny, monkeypatch, spare):
+    monkeypatch.setattr(trainer_module, "usable_cores", lambda: torch.get_num_threads() + spare)
+    with Trainer(make_config("dense", model="bprmf"), tiny).batches() as batches:
+        next(batches)
+        assert len(running()) == spare
+
+
+@pytest.mark.parametrize("spare", [0, 1])
 @pytest.mark.parametrize("step", [1, 4])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_epoch_leaves_the_order_as_it_was(make_config, tiny, error, step):
+def test_interrupted_epoch_leaves_the_order_as_it_was(make_config, tiny, monkeypatch, error, step, spare):
+    monkeypatch.setattr(trainer_module, "usable_cores", lambda: torch.get_num_threads() + spare)
     trainer = Trainer(make_config("dsl", model="bprmf"), tiny)
     trainer.run_epoch()
     before, steps = trainer.order.get_state(), []
