@@ -16,13 +16,14 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from sparsecore.backends.numba.multiply import ROWS, multiply
 from sparsecore.measure import interleaved
 
 __all__ = ["Ceilings", "measure_ceilings"]
 
 _ROW = 64  # float32: 256 bytes
 _AHEAD = 16
-_TERMS = 16
+_TERMS = 128
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Ceilings:
     """Rates that nothing exceeds, for one number of threads.
 
     Attributes:
-        fma: float32 operations a second (two for each multiply-add) of a polynomial on data in the nearest cache.
+        fma: float32 operations a second (two for each multiply-add) of a small dense product in the nearest cache.
         read: bytes a second, from the beginning to the end of memory far larger than the caches.
         copy: bytes a second, read and written, by torch's copy.
         rows: bytes a second of rows of 256 bytes at random places, each asked for ahead of time.
@@ -59,17 +60,11 @@ def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
-def _polynomial(x: Any, repeats: int, n_chunks: int) -> Any:
+def _multiply(a: Any, b: Any, c: Any, repeats: int, n_chunks: int) -> Any:
     for chunk in prange(n_chunks):
-        mine = x[chunk].copy()
+        left, right, sums = a[chunk], b[chunk], c[chunk]
         for _ in range(repeats):
-            for i in range(mine.shape[0]):
-                y = mine[i]
-                z = y
-                for _ in range(_TERMS):
-                    z = z * y + np.float32(0.25)
-                mine[i] = z * np.float32(0.5)
-        x[chunk] = mine
+            multiply(left, 0, _TERMS, 1, right, 0, sums, 0, 16, _TERMS)
 
 
 @numba.njit(nogil=True, fastmath=True)
@@ -112,9 +107,11 @@ def measure_ceilings(n_threads: int, quick: bool = False) -> Ceilings:
     drawn = np.random.default_rng(0).integers(0, elements // _ROW, 1 << (10 if quick else 17))
     near_ids = drawn % min(elements // _ROW, (1 << 24) // (4 * _ROW))
     source, target = torch.from_numpy(memory), torch.empty(elements)
-    near, repeats = np.full((n_threads, 2048), 0.5, np.float32), 10 if quick else 500
+    # torch's memory, which begins on a cache line.
+    near = [torch.zeros(n_threads, size).numpy() for size in (ROWS * _TERMS, 16 * _TERMS, ROWS * 16)]
+    repeats = 10 if quick else 4000
     candidates = {
-        "fma": lambda: _polynomial(near, repeats, n_threads),
+        "fma": lambda: _multiply(*near, repeats, n_threads),
         "read": lambda: _sum(memory, n_threads),
         "copy": lambda: target.copy_(source),
         "rows": lambda: _sum_rows(memory, drawn, n_threads),
@@ -130,7 +127,7 @@ def measure_ceilings(n_threads: int, quick: bool = False) -> Ceilings:
     finally:
         torch.set_num_threads(before)
     return Ceilings(
-        fma=2 * (_TERMS + 0.5) * repeats * near.size / times["fma"],
+        fma=2 * 16 * ROWS * _TERMS * repeats * n_threads / times["fma"],
         read=memory.nbytes / times["read"],
         copy=2 * memory.nbytes / times["copy"],
         rows=4 * _ROW * drawn.size / times["rows"],
