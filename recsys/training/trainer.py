@@ -186,9 +186,9 @@ class Trainer:
     def batches(self) -> closing[Generator[Batch, None, None]]:
         """One epoch of batches; closing them ends it.
 
-        They are made in a thread of their own where training leaves it a core, or runs on another device. Where
-        torch's threads fill the cores, a step takes up to 1.8 times as long beside one more thread (two cores, two
-        threads, ml-100k): every operation waits for the one that has none.
+        They are made in a thread of their own where training leaves it a core (as if nothing else were running), or
+        runs on another device. Where torch's threads fill the cores, a step takes up to 1.8 times as long beside one
+        more thread (two cores, two threads, ml-100k): every operation waits for the one that has none.
 
         `order` is ahead of the batches until they are exhausted. If they are left before, it is put back to where it
         was: an epoch counts as a whole or not at all.

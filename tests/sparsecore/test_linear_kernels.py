@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,8 +180,33 @@ def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape in ((53, 77), (16, 16), (1, 60), (60, 1), (129, 270), (330, 128)):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
-    for batch in (1, 6, 130, 515, 1025):  # a term's examples, and a part's, and a few more
+    for batch in (1, 6, 130, 516, 517, 1033):  # a slab's terms, and a part's examples, and a few more
         check(random_pattern((20, 33), density, seed=6), encoding, batch, dtype)
+    check(random_pattern((200, 70), density, seed=7), encoding, 600, dtype)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_blockwise_reads_no_scratch_that_it_has_not_written(encoding, monkeypatch, n_threads):
+    workspace = blockwise.workspace
+
+    def poisoned(name, n_chunks, size, dtype):
+        scratch = workspace(name, n_chunks, size, dtype)
+        scratch[:] = np.nan if dtype.is_floating_point else -1
+        return scratch
+
+    monkeypatch.setattr(blockwise, "workspace", poisoned)
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    for shape, batch in (((53, 77), 9), ((1, 1), 1), ((130, 33), 517), ((7, 129), 131)):
+        check(random_pattern(shape, 0.6, seed=9), encoding, batch, torch.float32)
+
+
+def test_blockwise_sums_in_parts(monkeypatch):
+    """One number after the other, ten thousand times 0.1 in float32 is off by 1e-4."""
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    pattern = Pattern.random((16, 16), 1.0)
+    x, dy = torch.full((20_000, 16), 0.1), torch.ones(20_000, 16)
+    found = linear.sddmm(pattern.crow, pattern.col, dy, x, pattern.nnz)
+    torch.testing.assert_close(found, torch.full_like(found, 2000.0), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -199,8 +225,9 @@ def test_blockwise_does_not_depend_on_the_number_of_threads(encoding, monkeypatc
         )
         return [product.clone() for product in products]
 
-    for one, two in zip(results(1), results(2), strict=True):
-        assert torch.equal(one, two)
+    one = results(1)
+    for n in (2, 7, 25):  # more than there are slabs
+        assert all(torch.equal(a, b) for a, b in zip(one, results(n), strict=True))
 
 
 def test_blockwise_spreads_out_the_same_few_blocks_whatever_the_weight(monkeypatch):
@@ -218,6 +245,8 @@ def test_blockwise_spreads_out_the_same_few_blocks_whatever_the_weight(monkeypat
     for name in ("block", "slabs", "results", "rest"):
         small, large = sizes[name][: len(sizes[name]) // 2], sizes[name][len(sizes[name]) // 2 :]
         assert small == large
+    check(random_pattern((20, 20), 0.3, seed=8), "csr", 5000, torch.float32)
+    assert max(sizes["turned dY"]) <= 192 * 516 + 16  # and of the batch
     assert max(sizes["block"] + sizes["slabs"]) <= 128 * 128
 
 
@@ -227,7 +256,7 @@ def test_which_algorithm(processor, monkeypatch):
     col = torch.zeros(1)
 
     def chosen(operation, batch, density, col):
-        return linear._algorithm(operation, panel_spmm, batch, int(1000 * density), (10, 100), col)
+        return linear._algorithm(operation, panel_spmm, batch, int(10_000 * density), (100, 100), col)
 
     for operation in ("spmm", "spmm_t", "sddmm"):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
@@ -239,6 +268,8 @@ def test_which_algorithm(processor, monkeypatch):
         assert chosen(operation, 512, 0.3, None) is panel_spmm
         assert (chosen(operation, 512, 1.0, None) is blockwise) is (processor != "Zen 5")
     assert linear._algorithm("spmm_t", panel_spmm, 512, 90_000, (10, 10_000), None) is blockwise
+    # Threads share out 16 columns of a result at a time.
+    assert linear._algorithm("spmm", panel_spmm, 512, 90_000, (10, 10_000), None) is panel_spmm
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

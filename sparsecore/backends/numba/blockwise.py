@@ -1,9 +1,9 @@
 """Dense products of blocks of W that are spread out in scratch, zeros included: for dense weights and large batches.
 
-A block is at most 128 rows or columns by 128: 64 KiB of scratch for float32, which a core's second-level cache holds,
-whatever the size of W. Its *slabs* are 16 wide, and one of them, (terms, 16), stays in the first-level cache while all
-examples are multiplied with it (`multiply`). Results are summed in scratch too: threads own columns of them, so that
-they do not depend on the number of threads.
+A block has at most 128 rows and columns, 64 KiB of float32, which a core's second-level cache holds. Its *slabs* are 16
+wide, and one of them, (terms, 16), stays in the first-level cache while up to 516 examples are multiplied with it
+(`multiply`). Results are summed in scratch too: threads own columns of them, and rows of the gradient, so that they do
+not depend on the number of threads. An infinite number times a zero of a block is NaN, as in a dense product.
 """
 
 from __future__ import annotations
@@ -29,43 +29,51 @@ from sparsecore.backends.numba.stored_rows import ask, collect_rows, reach, spre
 
 _TERMS = 128  # of a sum at a time
 _GROUP = 128  # columns of a result at a time; a multiple of 16
-_EXAMPLES = 85 * ROWS  # at a time: their results, _GROUP wide, take 264 KiB
+_EXAMPLES = 86 * ROWS  # at a time: their results, _GROUP wide, take 258 KiB of float32
 _ACROSS = 64  # columns of W whose gradient is summed at a time; a multiple of 16
-_SUMMED = 1 << 17  # numbers of dY that are turned for it at a time, at most
+_HEIGHT = 32 * ROWS  # ... and rows
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    _spmm(values, crow, col, x, y, *_scratch(n_chunks, _GROUP, torch.from_numpy(x).dtype), n_chunks)
+    part = _part(len(x))
+    scratch = _scratch(n_chunks, part, _GROUP, torch.from_numpy(x).dtype)
+    _spmm(values, crow, col, x, y, part, *scratch, n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
-    _spmm_t(values, crow, col, dy, dx, *_scratch(n_chunks, dy.shape[1], torch.from_numpy(dy).dtype), n_chunks)
+    part = _part(len(dy))
+    scratch = _scratch(n_chunks, part, dy.shape[1], torch.from_numpy(dy).dtype)
+    _spmm_t(values, crow, col, dy, dx, part, *scratch, n_chunks)
 
 
-def _scratch(n_chunks: int, rows: int, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
+def sddmm(crow, col, dy, x, out, n_chunks):
+    dtype, part = torch.from_numpy(x).dtype, _part(len(x))
+    turned = workspace("turned dY", n_chunks, _HEIGHT * part + 16, dtype)
+    slabs = workspace("slabs", n_chunks, _TERMS * _ACROSS, dtype)
+    sums = workspace("results", n_chunks, _HEIGHT * _ACROSS, dtype)
+    places = workspace("places", n_chunks, _HEIGHT, torch.int64)
+    _sddmm(crow, col, dy, x, out, part, turned, slabs, sums, places, n_chunks)
+
+
+def _part(batch: int) -> int:
+    """Examples at a time, a multiple of ROWS: parts of a batch that are about equal."""
+    parts = -(-batch // _EXAMPLES)
+    return -(-batch // (parts * ROWS)) * ROWS
+
+
+def _scratch(n_chunks: int, part: int, rows: int, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
     """Room for a block, its slabs, results, the last examples, and the nonzeros that were reached in the rows of W."""
     return (
         workspace("block", n_chunks, _TERMS * _GROUP, dtype),
         workspace("slabs", n_chunks, _TERMS * _GROUP, dtype),
-        workspace("results", n_chunks, (_EXAMPLES + ROWS) * _GROUP, dtype),
+        workspace("results", n_chunks, part * _GROUP, dtype),
         workspace("rest", n_chunks, ROWS * _TERMS, dtype),
         workspace("places", n_chunks, rows, torch.int64),
     )
 
 
-def sddmm(crow, col, dy, x, out, n_chunks):
-    dtype = torch.from_numpy(x).dtype
-    batch = x.shape[0]
-    height = max(1, min(192, _SUMMED // batch) // ROWS) * ROWS
-    turned = workspace("turned dY", n_chunks, height * batch + 16, dtype)
-    slabs = workspace("slabs", n_chunks, _TERMS * _ACROSS, dtype)
-    sums = workspace("results", n_chunks, height * _ACROSS, dtype)
-    places = workspace("places", n_chunks, height, torch.int64)
-    _sddmm(crow, col, dy, x, out, height, turned, slabs, sums, places, n_chunks)
-
-
 @kernel
-def _spmm(values, crow, col, x, y, blocks, slabs_, results_, rests, places_, n_chunks):
+def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places_, n_chunks):
     batch, cols = x.shape
     rows = y.shape[1]
     numbers = x.reshape(-1)
@@ -74,11 +82,12 @@ def _spmm(values, crow, col, x, y, blocks, slabs_, results_, rests, places_, n_c
             blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
         )  # fmt: skip
         first, last = _share(rows, n_chunks, chunk)
-        for p in range(0, batch, _EXAMPLES):
-            examples = min(_EXAMPLES, batch - p)
+        rest[:] = 0
+        for p in range(0, batch, part):
+            examples = min(part, batch - p)
             for r in range(first, last, _GROUP):
                 n = min(_GROUP, last - r)
-                results[: (examples + ROWS) * _GROUP] = 0
+                results[:] = 0
                 for i in range(n):
                     places[i] = pointer(crow, r + i)
                 for c in range(0, cols, _TERMS):
@@ -95,7 +104,7 @@ def _spmm(values, crow, col, x, y, blocks, slabs_, results_, rests, places_, n_c
 
 
 @kernel
-def _spmm_t(values, crow, col, dy, dx, blocks, slabs_, results_, rests, places_, n_chunks):
+def _spmm_t(values, crow, col, dy, dx, part, blocks, slabs_, results_, rests, places_, n_chunks):
     batch, rows = dy.shape
     cols = dx.shape[1]
     numbers = dy.reshape(-1)
@@ -104,12 +113,13 @@ def _spmm_t(values, crow, col, dy, dx, blocks, slabs_, results_, rests, places_,
             blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
         )  # fmt: skip
         first, last = _share(cols, n_chunks, chunk)
-        for p in range(0, batch, _EXAMPLES):
-            examples = min(_EXAMPLES, batch - p)
+        rest[:] = 0
+        for p in range(0, batch, part):
+            examples = min(part, batch - p)
             reach(crow, col, first, places)
             for c in range(first, last, _GROUP):
                 n = min(_GROUP, last - c)
-                results[: (examples + ROWS) * _GROUP] = 0
+                results[:] = 0
                 for r in range(0, rows, _TERMS):
                     terms = min(_TERMS, rows - r)
                     spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
@@ -175,46 +185,48 @@ def _write(results, examples, n, out, p, first):
 
 
 @kernel
-def _sddmm(crow, col, dy, x, out, height, turned_, slabs_, sums_, places_, n_chunks):
+def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunks):
     batch, cols = x.shape
     rows = dy.shape[1]
     left, right = dy.reshape(-1), x.reshape(-1)
     for chunk in prange(n_chunks):
         turned, slabs, sums, places = turned_[chunk], slabs_[chunk], sums_[chunk], places_[chunk]
         last = rows * (chunk + 1) // n_chunks
-        for r in range(rows * chunk // n_chunks, last, height):
-            n = min(height, last - r)
-            for i in range(n):
-                places[i] = pointer(crow, r + i)
-            for i in range(0, n, ROWS):
-                for e in range(batch):
-                    # What a vector has too much is overwritten by the next one.
-                    place = e * rows + r + i
-                    store(turned, i * batch + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
-            for c in range(0, cols, _ACROSS):
-                wide = min(_ACROSS, cols - c)
-                sums[:] = 0
-                for p in range(0, batch, _TERMS):
-                    terms = min(_TERMS, batch - p)
-                    for e in range(terms):
+        for p in range(0, batch, part):
+            examples = min(part, batch - p)
+            for r in range(rows * chunk // n_chunks, last, _HEIGHT):
+                n = min(_HEIGHT, last - r)
+                for i in range(n):
+                    places[i] = pointer(crow, r + i)
+                for i in range(0, n, ROWS):
+                    for e in range(examples):
+                        # What a vector has too much is overwritten by the next one.
+                        place = (p + e) * rows + r + i
+                        store(turned, i * examples + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
+                for c in range(0, cols, _ACROSS):
+                    wide = min(_ACROSS, cols - c)
+                    sums[:] = 0
+                    for f in range(0, examples, _TERMS):
+                        terms = min(_TERMS, examples - f)
+                        for e in range(terms):
+                            for u in range(0, wide, 16):
+                                j = (p + f + e) * cols + c + u
+                                store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
+                        done, share = (
+                            0,
+                            terms / (wide * n),
+                        )  # of the next columns' examples, for a row and a column
                         for u in range(0, wide, 16):
-                            j = (p + e) * cols + c + u
-                            store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
-                    done, share = (
-                        0,
-                        terms / (wide * n),
-                    )  # of the next columns' examples, for a row and a column
-                    for u in range(0, wide, 16):
-                        for i in range(0, n, ROWS):
-                            multiply(
-                                turned, i * batch + p * ROWS, 1, ROWS, slabs, u * _TERMS, sums, i * _ACROSS + u,
-                                _ACROSS, terms,
-                            )  # fmt: skip
-                            due = min(terms, int(share * (u * n + 16 * i)) + 1)
-                            for e in range(p + done, p + due):
-                                for j in range(0, _ACROSS, 16):
-                                    prefetch(right, e * cols + c + _ACROSS + j)
-                            done = due
-                            if p == 0 and u == 0:
-                                ask(out, col, places, i, min(i + ROWS, n), 2 * _ACROSS)
-                collect_rows(crow, col, r, n, c, wide, places, sums, _ACROSS, out)
+                            for i in range(0, n, ROWS):
+                                multiply(
+                                    turned, i * examples + f * ROWS, 1, ROWS, slabs, u * _TERMS,
+                                    sums, i * _ACROSS + u, _ACROSS, terms,
+                                )  # fmt: skip
+                                due = min(terms, int(share * (u * n + 16 * i)) + 1)
+                                for e in range(p + f + done, p + f + due):
+                                    for j in range(0, _ACROSS, 16):
+                                        prefetch(right, e * cols + c + _ACROSS + j)
+                                done = due
+                                if f == 0 and u == 0:
+                                    ask(out, col, places, i, min(i + ROWS, n), 2 * _ACROSS)
+                    collect_rows(crow, col, r, n, c, wide, places, sums, _ACROSS, out, p > 0)

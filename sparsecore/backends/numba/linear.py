@@ -38,7 +38,7 @@ _FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
 # 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 4, whose limits hold for processors that were not measured. Those of
 # Zen 5, where panels are faster than MKL, are from when MKL did what blockwise does.
-_BLOCKWISE = {"spmm": 128, "spmm_t": 32, "sddmm": 128}
+_BLOCKWISE = {"spmm": 128, "spmm_t": 128 if ZEN_5 else 32, "sddmm": 128}
 _DENSE = {
     "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
     "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
@@ -95,9 +95,10 @@ def _algorithm(
     if batch <= _FEW[operation][col is not None]:
         return few
     limit = _DENSE[_processor()][operation][shape[1] > panel_spmm.WIDE]
-    if batch >= _BLOCKWISE[operation] and nnz >= limit * shape[0] * shape[1]:
-        return blockwise
-    return panels
+    if batch < _BLOCKWISE[operation] or nnz < limit * shape[0] * shape[1]:
+        return panels
+    # Threads share out whole slabs.
+    return blockwise if shape[operation == "spmm_t"] >= 16 * torch.get_num_threads() else panels
 
 
 def _processor() -> str:

@@ -18,11 +18,12 @@ from sparsecore.backends.numba.simd_types import (
     place_of,
     suffix,
 )
+from sparsecore.backends.numba.tuples import add_each, zero_each
 
 __all__ = ["ROWS", "multiply"]
 
 # Rows of which sums are held at a time. A term reads one vector, and one number for each row: with six rows, AVX2 (a
-# vector takes two registers) and AVX-512 both multiply as fast as they can (Zen 4).
+# vector of float32 takes two registers) and AVX-512 both multiply as fast as they can (Zen 4).
 ROWS = 6
 _PLACES = (0,) * ROWS
 
@@ -31,13 +32,15 @@ _PLACES = (0,) * ROWS
 def multiply(a, i, a_row, a_term, b, j, c, t, c_row, terms):
     """``c[t + r * c_row + l] += sum over k < terms of a[i + r * a_row + k * a_term] * b[j + 16 k + l]`` for ROWS rows
     r and 16 columns l. Places count from the start of each array.
+
+    The terms are summed by themselves: a long sum in parts rounds less than one number after the other.
     """
-    sums = _rows(_PLACES, c, t, c_row)
+    sums = zero_each(_PLACES, c)
     for _ in range(terms):
         sums = _term(sums, a, i, a_row, b, j)
         i += a_term
         j += 16
-    _put_rows(sums, c, t, c_row)
+    _put_rows(add_each(sums, _rows(_PLACES, c, t, c_row)), c, t, c_row)
 
 
 @intrinsic

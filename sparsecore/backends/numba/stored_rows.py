@@ -16,6 +16,7 @@ from numba.extending import overload
 from sparsecore.backends.numba.jit import device_function
 from sparsecore.backends.numba.panels import pointer
 from sparsecore.backends.numba.simd import (
+    add,
     at,
     bits,
     compress,
@@ -40,12 +41,12 @@ def reach(crow, col, left, reached):
 
 
 def spread_rows(values, crow, col, first, n, left, wide, reached, out, step):
-    """The block to ``out``. Whole vectors are written: behind the last column is something or other."""
+    """The block to ``out``, in whole vectors: behind the last column are zeros."""
     raise NotImplementedError
 
 
-def collect_rows(crow, col, first, n, left, wide, reached, source, step, out):
-    """The numbers of ``source`` at the block's nonzeros to their places in ``out``."""
+def collect_rows(crow, col, first, n, left, wide, reached, source, step, out, more):
+    """The numbers of ``source`` at the block's nonzeros to their places in ``out``, or added to what lies there."""
     raise NotImplementedError
 
 
@@ -120,8 +121,8 @@ def _spread_rows(values, crow, col, first, n, left, wide, reached, out, step):
 
 
 @overload(collect_rows)
-def _collect_rows(crow, col, first, n, left, wide, reached, source, step, out):
-    def bitmap(crow, col, first, n, left, wide, reached, source, step, out):
+def _collect_rows(crow, col, first, n, left, wide, reached, source, step, out, more):
+    def bitmap(crow, col, first, n, left, wide, reached, source, step, out, more):
         masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
         vectors = (wide + 15) // 16
         for i in range(n):
@@ -130,23 +131,27 @@ def _collect_rows(crow, col, first, n, left, wide, reached, source, step, out):
             end = pointer(crow, first + i + 1) - 16
             for v in range(vectors):
                 mask = bits(masks, word + v)
-                numbers = compress(load(source, place + v * 16), mask)
-                if k <= end:
+                numbers, lanes = compress(load(source, place + v * 16), mask), first_lanes(count(mask))
+                if more:
+                    store_masked(out, k, add(numbers, load_masked(out, k, lanes)), lanes)
+                elif k <= end:
                     store(out, k, numbers)
                 else:
-                    store_masked(out, k, numbers, first_lanes(count(mask)))
+                    store_masked(out, k, numbers, lanes)
                 k += count(mask)
             reached[i] = k
 
-    def csr(crow, col, first, n, left, wide, reached, source, step, out):
+    def csr(crow, col, first, n, left, wide, reached, source, step, out, more):
         for i in range(n):
             k, end, place, beyond = reached[i], np.intp(crow[first + i + 1]), i * step - left, left + wide
             while k + 7 < end and np.intp(at(col, k + 7)) < beyond:
                 for m in range(k, k + 8):
-                    put(out, m, at(source, place + np.intp(at(col, m))))
+                    number = at(source, place + np.intp(at(col, m)))
+                    put(out, m, at(out, m) + number if more else number)
                 k += 8
             while k < end and np.intp(at(col, k)) < beyond:
-                put(out, k, at(source, place + np.intp(at(col, k))))
+                number = at(source, place + np.intp(at(col, k)))
+                put(out, k, at(out, k) + number if more else number)
                 k += 1
             reached[i] = k
 
