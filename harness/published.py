@@ -2,7 +2,8 @@
 
     python -m harness.published RUN... --output results/published
 
-Runs of the same settings but the seed are one row. Ratio = ours / published (higher is better).
+Runs of the same settings but the seed are one row; folders that their initial weights were taken from are found from
+here, as they were when the runs began. Ratio = ours / published (higher is better).
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ __all__ = ["command_of", "main", "rows_of"]
 
 
 def command_of(config: Config) -> str:
-    """The `recsys train` that makes a dense run of these settings, from the preset of its model and data set."""
+    """The `recsys train` that makes a dense run of these settings, from the preset of its model and data set.
+
+    Runs that initial weights were taken from are named as the parts that they are: {"gmf": ...} is ``runs/gmf``.
+    """
     preset = f"{config.model.name}-{config.data.name.partition('/')[0]}"
     known = load_config(preset) if preset in presets() else Config()
-    base, own = _flat(known.to_dict()), _flat(config.to_dict())
+    parts = {name: f"runs/{name}" for name in config.train.pretrained}
+    base, own = _flat(known.to_dict()), _flat(config.replace(train={"pretrained": parts}).to_dict())
     differing = {
         key: value
         for key, value in own.items()
@@ -67,7 +72,8 @@ def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
         config, metrics = folder.config(), folder.metrics()
         if metrics is None or config.sparsity.method != "dense":
             raise RecsysError(f"{path}: expected a dense run that has ended")
-        key = config.replace(train={"seed": 0}, data={"dir": None}).hash
+        names = dict.fromkeys(config.train.pretrained, "")
+        key = config.replace(train={"seed": 0, "pretrained": names}, data={"dir": None}).hash
         groups.setdefault(key, []).append((config, metrics))
     published, rows = load_published(), []
     for group in groups.values():
@@ -94,10 +100,16 @@ def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
                 "seconds": fmean(m["seconds"] for _, m in group),
                 "values": values,
                 "command": command_of(config),
+                "parts": {name: command_of(part) for name, part in _parts(config).items()},
                 "versions": metrics["versions"],
             }
         )
     return rows
+
+
+def _parts(config: Config) -> dict[str, Config]:
+    """Settings of the runs that initial weights were taken from."""
+    return {name: RunFolder.open(Path(folder)).config() for name, folder in config.train.pretrained.items()}
 
 
 def main(
@@ -123,7 +135,10 @@ def main(
                 f"| {value['source']} | {row['seconds']:,.0f} |"
             )
     lines += ["", "Commands, each with `--output`, and with every seed:", "", "```console"]
-    lines += [*(row["command"] for row in rows), "```"]
+    for row in rows:
+        lines += [f"{command} --output runs/{name}" for name, command in row["parts"].items()]
+        lines.append(row["command"])
+    lines.append("```")
     save_results(output, "python -m harness.published", lines, {"rows": rows})
 
 

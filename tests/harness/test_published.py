@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from harness.published import command_of, rows_of
+from harness.published import command_of, main, rows_of
 from recsys.cli import app
 from recsys.config import load_config
 from recsys.errors import RecsysError
@@ -61,3 +62,35 @@ def test_the_command_makes_the_same_settings(tmp_path: Path) -> None:
         options={"sparsity.method": "dense", "train.epochs": 7, "train.seed": 3},
     )
     assert again == config
+
+
+def test_runs_with_pretrained_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.published.load_published", lambda: Published(about="-", results=[]))
+    tiny = {
+        **TINY,
+        "model.name": "neumf",
+        "model.factors": 4,
+        "model.layers": [8, 4],
+        "sparsity.method": "dense",
+    }
+    del tiny["model.dim"]
+    for seed in (0, 1):
+        seeded = {**tiny, "train.seed": seed}
+        for part in ("gmf", "mlp"):
+            session.train(
+                load_config(options={**seeded, "model.parts": part}), Path(f"{part}{seed}"), quiet=True
+            )
+        taken = {f"train.pretrained.{part}": f"{part}{seed}" for part in ("gmf", "mlp")}
+        session.train(load_config(options={**seeded, **taken}), Path(f"fused{seed}"), quiet=True)
+    (row,) = rows_of([Path("fused0"), Path("fused1")])
+    assert row["seeds"] == [0, 1]
+    assert "--set train.pretrained.gmf=runs/gmf" in row["command"]
+    assert set(row["parts"]) == {"gmf", "mlp"}
+    assert "--set model.parts=mlp" in row["parts"]["mlp"]
+    command = typer.Typer()
+    command.command()(main)
+    runner = CliRunner().invoke(command, ["fused0", "fused1", "--output", "page"])
+    assert runner.exit_code == 0, runner.output
+    page = Path("page.md").read_text()
+    assert "--output runs/gmf" in page
