@@ -152,7 +152,7 @@ def _multiply_all(
 ):  # fmt: skip
     """Add the examples' products with n columns of slabs. Example e's numbers begin at ``start + e * step``.
 
-    Meanwhile, ``wide`` values from each of the first ``n_upcoming`` upcoming nonzeros on are fetched.
+    Meanwhile, ``wide`` values from each of the first ``n_upcoming`` upcoming nonzeros on are fetched, all or most.
     """
     whole = examples // ROWS * ROWS
     for e in range(whole, examples):
@@ -212,10 +212,8 @@ def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunk
                             for u in range(0, wide, 16):
                                 j = (p + f + e) * cols + c + u
                                 store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
-                        done, share = (
-                            0,
-                            terms / (wide * n),
-                        )  # of the next columns' examples, for a row and a column
+                        # Of the next columns' examples, how many are asked for, and how many a row and column.
+                        done, share = 0, terms / (wide * n)
                         for u in range(0, wide, 16):
                             for i in range(0, n, ROWS):
                                 multiply(
