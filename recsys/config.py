@@ -81,6 +81,9 @@ class TrainConfig(Section):
     optimizer: "adam", or "adagrad" as some models' authors do.
     lr_schedule: how the rate falls from `lr` at the first update to 0 at the last of `epochs`: "cosine", "linear", or
         "constant", not at all.
+    precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which takes half
+        the time or less where the processor has instructions for it. Weights, gradients, optimizer state, losses,
+        products of sparse weights and everything in evaluation are float32 all the same.
     device: where to train, "cpu" or such as "cuda".
     """
 
@@ -97,6 +100,7 @@ class TrainConfig(Section):
     metric: str = "ndcg@20"
     ks: list[Annotated[int, Field(gt=0)]] = Field(default=[20], min_length=1)
     tensorboard: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
 
     @field_validator("ks")

@@ -16,6 +16,7 @@ from recsys.errors import ConfigError
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density, Layers, add_bias, dropout
+from recsys.models.losses import widened
 from recsys.models.negatives import NegativeSampler, negative_batches
 from recsys.models.transfer import check_parts, copy_layer
 
@@ -193,7 +194,7 @@ class ConvNCF(Recommender):
     def loss(self, batch: Triples, step: int) -> Tensor:
         users = self.users(batch.users)
         items = self.items(torch.cat((batch.positives.unsqueeze(1), batch.negatives.view(-1, 1)), dim=1))
-        scores = self.interact(users, items)
+        scores = widened(self.interact(users, items))
         loss = F.softplus(scores[:, 1] - scores[:, 0]).sum()
         if step < self.unregularized_steps:
             return loss

@@ -11,7 +11,15 @@ from torch.autograd.function import once_differentiable
 
 from recsys.models.base import Interactions
 
-__all__ = ["bernoulli_nll", "gaussian_kl", "multinomial_nll", "sampled_bernoulli_nll"]
+__all__ = ["bernoulli_nll", "gaussian_kl", "multinomial_nll", "sampled_bernoulli_nll", "widened"]
+
+
+_WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+def widened(scores: Tensor) -> Tensor:
+    """Scores as a loss takes them: what autocast has computed in 16 bits in float32, others as they are."""
+    return scores.to(_WIDE.get(scores.dtype, scores.dtype))
 
 
 def _scaled(grad: Tensor, outer: Tensor) -> Tensor:
@@ -25,20 +33,21 @@ class _MultinomialNLL(torch.autograd.Function):
     """-(1/B) sum_u sum_{i in u} log softmax(logits_u)_i, and its gradient at once, in one (B, n) buffer.
 
     Autograd's own steps would keep the log-probabilities and make two more buffers of that size backward; writing
-    the gradient over them in forward takes about half the time of a logsumexp and a separate softmax.
+    the gradient over them in forward takes about half the time of a logsumexp and a separate softmax. Logits of 16 bits
+    are widened on the way in, and only their gradient is kept.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, items: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
         users = logits.shape[0]
-        log_p = logits.log_softmax(dim=1)
+        log_p = logits.log_softmax(dim=1, dtype=_WIDE.get(logits.dtype))
         loss = -log_p[rows, items].sum() / users
         if ctx.needs_input_grad[0]:
             # (softmax * n_u - x) / B
             grad = log_p.exp_().mul_((counts / users).unsqueeze(1))
             flat = rows * logits.shape[1] + items
             grad.view(-1).scatter_add_(0, flat, grad.new_full((), -1 / users).expand(flat.numel()))
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(grad.to(logits.dtype))
         return loss
 
     @staticmethod
@@ -62,7 +71,8 @@ def multinomial_nll(logits: Tensor, batch: Interactions) -> Tensor:
         ValueError: if logits and batch do not have the same number of users.
     """
     _check_users(logits, batch)
-    return _MultinomialNLL.apply(logits, batch.items, batch.rows, batch.counts.to(logits.dtype))
+    counts = batch.counts.to(_WIDE.get(logits.dtype, logits.dtype))
+    return _MultinomialNLL.apply(logits, batch.items, batch.rows, counts)
 
 
 class _BernoulliNLL(torch.autograd.Function):
@@ -74,14 +84,15 @@ class _BernoulliNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, items: Tensor, rows: Tensor) -> Tensor:
         users = logits.shape[0]
-        buffer = F.softplus(logits)
-        loss = (buffer.sum() - logits[rows, items].sum()) / users
+        wide = widened(logits)
+        buffer = F.softplus(wide)
+        loss = (buffer.sum() - wide[rows, items].sum()) / users
         if ctx.needs_input_grad[0]:
             # (sigmoid - x) / B
-            grad = torch.sigmoid(logits, out=buffer).div_(users)
+            grad = torch.sigmoid(wide, out=buffer).div_(users)
             flat = rows * logits.shape[1] + items
             grad.view(-1).scatter_add_(0, flat, grad.new_full((), -1 / users).expand(flat.numel()))
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(grad.to(logits.dtype))
         return loss
 
     @staticmethod
@@ -121,8 +132,8 @@ def sampled_bernoulli_nll(logits: Tensor, batch: Interactions, rows: Tensor, neg
         ValueError: if logits and batch do not have the same number of users.
     """
     _check_users(logits, batch)
-    chosen = F.softplus(-logits[batch.rows, batch.items]).sum()
-    return (chosen + F.softplus(logits[rows, negatives]).sum()) / logits.shape[0]
+    chosen = F.softplus(-widened(logits[batch.rows, batch.items])).sum()
+    return (chosen + F.softplus(widened(logits[rows, negatives])).sum()) / logits.shape[0]
 
 
 def _check_users(logits: Tensor, batch: Interactions) -> None:

@@ -13,7 +13,7 @@ import sparsecore
 from recsys.models.base import Interactions, Recommender
 from recsys.models.devices import moved, sent
 from recsys.models.layers import Density, Layers, add_bias
-from recsys.models.losses import gaussian_kl, multinomial_nll
+from recsys.models.losses import gaussian_kl, multinomial_nll, widened
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -107,7 +107,7 @@ class MultVAE(Recommender):
                 weights = thinned
         summed = self.input(batch.items, batch.pointers[:-1], per_sample_weights=weights)
         hidden = torch.tanh(add_bias(summed, self.input_bias))
-        mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
+        mean, log_variance = widened(self.posterior(hidden)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import sparsecore
 from recsys.errors import ConfigError
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.layers import Density, Layers, add_bias, dropout
+from recsys.models.losses import widened
 from recsys.models.negatives import NegativeSampler, negative_batches
 from recsys.models.transfer import check_parts, copy_layer, copy_weight, dense_weight
 
@@ -160,7 +161,7 @@ class NeuMF(Recommender):
 
     def loss(self, batch: Triples, step: int) -> Tensor:
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives), dim=1)
-        scores = self._scores(batch.users, items)
+        scores = widened(self._scores(batch.users, items))
         chosen, others = F.softplus(-scores[:, 0]), F.softplus(scores[:, 1:])
         pooled = (chosen.sum() + others.sum()) / scores.numel()
         loss = pooled if self.pooled else chosen.mean() + others.mean()

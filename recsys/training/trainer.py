@@ -151,7 +151,7 @@ class Trainer:
         """
         assert self.optimizer is not None
         self.optimizer.zero_grad()
-        with phase("forward"):
+        with phase("forward"), self._arithmetic():
             loss = self.model.loss(batch, self.step)
         with phase("backward"):
             loss.backward()
@@ -166,6 +166,11 @@ class Trainer:
             if report is not None:
                 self._report = report
         return loss.detach()
+
+    def _arithmetic(self) -> AbstractContextManager:
+        if self.config.train.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _counted_step(self, batch: Batch) -> Tensor:
         """`train_step`, and its multiply-adds where they are not known yet."""

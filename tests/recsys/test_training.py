@@ -14,6 +14,8 @@ import torch
 import sparsecore
 from recsys.data import load
 from recsys.errors import ConfigError, DataError, OutputExistsError, RecsysError
+from recsys.models import losses
+from recsys.models.base import Interactions
 from recsys.models.build import MODELS
 from recsys.training import session
 from recsys.training.probe import StepProbe
@@ -157,6 +159,45 @@ def test_same_seed_same_run_with_two_threads(make_config, tiny):
     metrics = [session.fit(trainer, quiet=True)["test"] for trainer in trainers]
     assert metrics[0] == metrics[1]
     assert_same(*map(weights, trainers))
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("method", ["dense", "dsl"])
+def test_bfloat16_products_train_float32_weights_as_well(make_config, tiny, method, model):
+    trainers = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(make_config(method, f"train.precision={precision}", model=model), tiny)
+        while not trainer.finished:
+            trainer.run_epoch()
+        trainers.append(trainer)
+    exact, rounded = trainers
+    assert rounded.best_value >= 0.9 * exact.best_value
+    held = [*rounded.model.state_dict().values()]
+    if rounded.optimizer is not None:
+        held += [
+            value for state in rounded.optimizer.state_dict()["state"].values() for value in state.values()
+        ]
+    assert not any(value.dtype == torch.bfloat16 for value in held if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("loss", ["bernoulli", "multinomial", "sampled"])
+def test_losses_of_16_bit_logits_are_those_of_the_same_numbers_in_32(loss):
+    torch.manual_seed(0)
+    batch = Interactions(torch.tensor([0, 3, 5, 1]), torch.tensor([0, 3, 3, 4]))
+    logits = 8 * torch.randn(3, 4000).bfloat16()
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = logits.to(dtype, copy=True).requires_grad_()
+        if loss == "sampled":
+            value = losses.sampled_bernoulli_nll(given, batch, torch.tensor([0, 2]), torch.tensor([7, 9]))
+        else:
+            value = getattr(losses, f"{loss}_nll")(given, batch)
+        value.backward()
+        assert value.dtype == torch.float32
+        assert given.grad.dtype == dtype
+        results.append((value.detach(), given.grad.float()))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize(
