@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 from functools import cache
 from types import ModuleType
 
@@ -20,8 +22,12 @@ _INSTALL = {
 
 @cache
 def has_triton() -> bool:
-    """Whether kernels for CUDA can be compiled; it comes with torch's builds for CUDA."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether kernels for CUDA can be compiled: by triton, which torch's builds for CUDA bring, and a C compiler, with
+    which triton builds what launches a kernel (on Windows it brings one).
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return os.name == "nt" or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def optional(name: str) -> ModuleType:

@@ -20,7 +20,7 @@ from strategies import dtypes, patterns, seeds, values_for
 from torch import Tensor
 
 import sparsecore
-from sparsecore import Pattern, SparsecoreError, backends, ops
+from sparsecore import Pattern, SparsecoreError, backends, ops, optional
 from sparsecore.encoding import ENCODINGS, encode
 
 every_device = pytest.mark.parametrize("device", devices("triton"))
@@ -494,6 +494,28 @@ def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(SparsecoreError, match="needs the package triton"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("installed", "compilers", "named", "usable"),
+    [
+        (True, {"gcc"}, None, True),
+        (True, {"clang"}, None, True),
+        (True, set(), "/opt/cc", True),
+        (True, set(), None, False),
+        (False, {"gcc"}, None, False),
+    ],
+)
+def test_triton_is_used_where_it_can_compile(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, compilers: set[str], named: str | None, usable: bool
+) -> None:
+    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(optional.shutil, "which", lambda name: name if name in compilers else None)
+    monkeypatch.setattr(optional.os, "name", "posix")
+    monkeypatch.delenv("CC", raising=False)
+    if named:
+        monkeypatch.setenv("CC", named)
+    assert optional.has_triton.__wrapped__() is usable
 
 
 @pytest.mark.gpu

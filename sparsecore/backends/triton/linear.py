@@ -82,6 +82,46 @@ def _dot(a, b, total, WIDEN: tl.constexpr):
     return tl.dot(a, b, total)
 
 
+@triton.jit
+def _product(a, a2, a3, b, b2, b3, zero, PARTS: tl.constexpr, WIDEN: tl.constexpr):
+    """A product of two tiles in PARTS parts each, the largest first; the smallest of the products are summed first."""
+    total = zero
+    if PARTS > 2:
+        total = _dot(a, b3, total, WIDEN)
+        total = _dot(a3, b, total, WIDEN)
+        total = _dot(a2, b2, total, WIDEN)
+    if PARTS > 1:
+        total = _dot(a, b2, total, WIDEN)
+        total = _dot(a2, b, total, WIDEN)
+    return _dot(a, b, total, WIDEN)
+
+
+@triton.jit
+def _parts_of(weight, dtype: tl.constexpr, PARTS: tl.constexpr):
+    """The parts of a tile of float32, as many as PARTS (the others are not used)."""
+    large = weight.to(dtype)
+    middle = large
+    small = large
+    if PARTS > 1:
+        left = weight - large.to(tl.float32)
+        middle = left.to(dtype)
+        small = (left - middle.to(tl.float32)).to(dtype)
+    return large, middle, small
+
+
+@triton.jit
+def _load_parts(source, apart, mask, PARTS: tl.constexpr):
+    """The parts of a tile that `_parts` has written, as many as PARTS (the others are not used)."""
+    first = tl.load(source, mask=mask, other=0)
+    second = first
+    third = first
+    if PARTS > 1:
+        second = tl.load(source + apart, mask=mask, other=0)
+    if PARTS > 2:
+        third = tl.load(source + 2 * apart, mask=mask, other=0)
+    return first, second, third
+
+
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     if not _here(values.dtype, col, x.shape[0], crow.shape[0], x.shape[1]):
@@ -124,22 +164,9 @@ def _spmm(
         for number in tl.static_range(COLS // 32):
             first += ones(tl.load(words + number, mask=exists & (begin + 32 * number < N_COLS), other=0))
         words += COLS // 32
-        of_x = tl.load(given + offset, mask=live, other=0)
-        large = weight.to(x.dtype.element_ty)
-        added = tl.zeros((ROWS, EXAMPLES), tl.float32)
-        if PARTS > 1:
-            left = weight - large.to(tl.float32)
-            middle = left.to(x.dtype.element_ty)
-            second = tl.load(given + apart + offset, mask=live, other=0)
-            if PARTS > 2:
-                small = (left - middle.to(tl.float32)).to(x.dtype.element_ty)
-                third = tl.load(given + 2 * apart + offset, mask=live, other=0)
-                added = _dot(large, third, added, WIDEN)
-                added = _dot(small, of_x, added, WIDEN)
-                added = _dot(middle, second, added, WIDEN)
-            added = _dot(large, second, added, WIDEN)
-            added = _dot(middle, of_x, added, WIDEN)
-        total += _dot(large, of_x, added, WIDEN)
+        w, w2, w3 = _parts_of(weight, x.dtype.element_ty, PARTS)
+        x1, x2, x3 = _load_parts(given + offset, apart, live, PARTS)
+        total += _product(w, w2, w3, x1, x2, x3, tl.zeros((ROWS, EXAMPLES), tl.float32), PARTS, WIDEN)
         given += COLS
     target = out + low.to(tl.int64) * n_rows + example * n_rows + row[:, None]
     tl.store(target, total.to(out.dtype.element_ty), mask=exists[:, None] & live)
@@ -222,22 +249,9 @@ def _spmm_t(
         first = tl.load(starts + row, mask=row < end, other=0)
         place, stored = spread(bitmap + row.to(tl.int64) * stride, row < end, first, N_COLS - begin, COLS)
         following = tl.load(values + place, mask=stored, other=0)
-        of_dy = tl.load(given + offset, mask=live, other=0)
-        large = weight.to(dy.dtype.element_ty)
-        added = tl.zeros((EXAMPLES, COLS), tl.float32)
-        if PARTS > 1:
-            left = weight - large.to(tl.float32)
-            middle = left.to(dy.dtype.element_ty)
-            second = tl.load(given + apart + offset, mask=live, other=0)
-            if PARTS > 2:
-                small = (left - middle.to(tl.float32)).to(dy.dtype.element_ty)
-                third = tl.load(given + 2 * apart + offset, mask=live, other=0)
-                added = _dot(third, large, added, WIDEN)
-                added = _dot(of_dy, small, added, WIDEN)
-                added = _dot(second, middle, added, WIDEN)
-            added = _dot(second, large, added, WIDEN)
-            added = _dot(of_dy, middle, added, WIDEN)
-        total += _dot(of_dy, large, added, WIDEN)
+        w, w2, w3 = _parts_of(weight, dy.dtype.element_ty, PARTS)
+        dy1, dy2, dy3 = _load_parts(given + offset, apart, live, PARTS)
+        total += _product(dy1, dy2, dy3, w, w2, w3, tl.zeros((EXAMPLES, COLS), tl.float32), PARTS, WIDEN)
         given += ROWS
         weight = following
     column = (begin + tl.arange(0, COLS))[None, :]
@@ -283,21 +297,9 @@ def _sddmm(
     of_input = example[:, None] * x_pitch + tl.arange(0, COLS)[None, :]
     for low in range(0, n, EXAMPLES):
         live = low + example < n
-        left = tl.load(outputs + of_output, mask=live[None, :], other=0)
-        right = tl.load(inputs + of_input, mask=live[:, None], other=0)
-        added = tl.zeros((ROWS, COLS), tl.float32)
-        if PARTS > 1:
-            left2 = tl.load(outputs + dy_apart + of_output, mask=live[None, :], other=0)
-            right2 = tl.load(inputs + x_apart + of_input, mask=live[:, None], other=0)
-            if PARTS > 2:
-                left3 = tl.load(outputs + 2 * dy_apart + of_output, mask=live[None, :], other=0)
-                right3 = tl.load(inputs + 2 * x_apart + of_input, mask=live[:, None], other=0)
-                added = _dot(left, right3, added, WIDEN)
-                added = _dot(left3, right, added, WIDEN)
-                added = _dot(left2, right2, added, WIDEN)
-            added = _dot(left, right2, added, WIDEN)
-            added = _dot(left2, right, added, WIDEN)
-        total += _dot(left, right, added, WIDEN)
+        dy1, dy2, dy3 = _load_parts(outputs + of_output, dy_apart, live[None, :], PARTS)
+        x1, x2, x3 = _load_parts(inputs + of_input, x_apart, live[:, None], PARTS)
+        total += _product(dy1, dy2, dy3, x1, x2, x3, tl.zeros((ROWS, COLS), tl.float32), PARTS, WIDEN)
         outputs += EXAMPLES * dy_pitch
         inputs += EXAMPLES * x_pitch
     row = top + tl.arange(0, ROWS)
