@@ -13,6 +13,7 @@ import sparsecore
 from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores, products
 from recsys.models.layers import Density
+from recsys.models.losses import squared_norm
 from recsys.models.triples import triple_batches
 
 if TYPE_CHECKING:
@@ -73,5 +74,5 @@ class BPRMF(Factors):
         else:
             scores = products(rows, chosen)
         ranking = F.softplus(scores[:, 1] - scores[:, 0]).mean()
-        penalty = rows.square().sum() + chosen.square().sum()
+        penalty = squared_norm(rows) + squared_norm(chosen)
         return ranking + self.regularization * penalty / (2 * batch.size)

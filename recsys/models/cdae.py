@@ -14,7 +14,7 @@ import sparsecore
 from recsys.models.base import Interactions, Recommender, known_users
 from recsys.models.devices import moved, sent
 from recsys.models.layers import Density, Layers, add_bias
-from recsys.models.losses import bernoulli_nll, multinomial_nll, sampled_bernoulli_nll
+from recsys.models.losses import bernoulli_nll, multinomial_nll, sampled_bernoulli_nll, squared_norm
 from recsys.models.negatives import NegativeSampler
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class CDAE(Recommender):
             total = sampled_bernoulli_nll(logits, batch, *self.draw_negatives(batch))
         if self.regularization:
             tables = (self.input, self.users, self.output)
-            squares = sum(sparsecore.weight_parameter(table).square().sum() for table in tables)
+            squares = sum(squared_norm(sparsecore.weight_parameter(table)) for table in tables)
             total = total + self.regularization / 2 * squares
         return total
 

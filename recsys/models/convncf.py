@@ -16,7 +16,7 @@ from recsys.errors import ConfigError
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density, Layers, add_bias, dropout
-from recsys.models.losses import widened
+from recsys.models.losses import squared_norm, widened
 from recsys.models.negatives import NegativeSampler, negative_batches
 from recsys.models.transfer import check_parts, copy_layer
 
@@ -198,12 +198,12 @@ class ConvNCF(Recommender):
         loss = F.softplus(scores[:, 1] - scores[:, 0]).sum()
         if step < self.unregularized_steps:
             return loss
-        loss = loss + self.embedding_regularization * (users.square().sum() + items.square().sum())
+        loss = loss + self.embedding_regularization * (squared_norm(users) + squared_norm(items))
         for conv in self.convs:
-            squares = sum(parameter.square().sum() for parameter in conv.parameters())
+            squares = sum(squared_norm(parameter) for parameter in conv.parameters())
             loss = loss + self.conv_regularization * squares
         strength = self.output_regularization + self.conv_regularization
-        return loss + strength * sparsecore.weight_parameter(self.output).square().sum()
+        return loss + strength * squared_norm(sparsecore.weight_parameter(self.output))
 
     def score(self, users: np.ndarray, inputs: csr_array) -> Tensor:
         """Every pair takes a pass through the network, 1.5 million multiply-adds with the authors' settings: slow.

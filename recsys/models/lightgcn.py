@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sparsecore
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.layers import Density, Layers
+from recsys.models.losses import squared_norm
 from recsys.models.triples import triple_batches
 from sparsecore.nn import normalized_bipartite, propagate_mean
 
@@ -92,7 +93,7 @@ class LightGCN(Recommender):
         # index_select: its backward adds rows in parallel, that of [] goes one by one.
         user, positive, negative = self.propagate().index_select(0, rows).chunk(3)
         ranking = F.softplus((user * (negative - positive)).sum(dim=1)).mean()
-        penalty = self.table(rows).square().sum() / (2 * batch.size)
+        penalty = squared_norm(self.table(rows)) / (2 * batch.size)
         return ranking + self.regularization * penalty
 
     def train(self, mode: bool = True) -> LightGCN:

@@ -11,7 +11,14 @@ from torch.autograd.function import once_differentiable
 
 from recsys.models.base import Interactions
 
-__all__ = ["bernoulli_nll", "gaussian_kl", "multinomial_nll", "sampled_bernoulli_nll", "widened"]
+__all__ = [
+    "bernoulli_nll",
+    "gaussian_kl",
+    "multinomial_nll",
+    "sampled_bernoulli_nll",
+    "squared_norm",
+    "widened",
+]
 
 
 _WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -144,3 +151,26 @@ def _check_users(logits: Tensor, batch: Interactions) -> None:
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the last dimension, the mean over the batch."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
+
+
+class _SquaredNorm(torch.autograd.Function):
+    """Autograd's own steps would write the squares and, backward, two more buffers of the size of x: a fifth of
+    UltraGCN's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        flat = x.reshape(-1)
+        return flat.dot(flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * grads[0])
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """|x|^2, the sum of the squares of all numbers of a tensor: what L2 regularization adds to a loss."""
+    return _SquaredNorm.apply(x)

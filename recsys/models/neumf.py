@@ -15,7 +15,7 @@ import sparsecore
 from recsys.errors import ConfigError
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.layers import Density, Layers, add_bias, dropout
-from recsys.models.losses import widened
+from recsys.models.losses import squared_norm, widened
 from recsys.models.negatives import NegativeSampler, negative_batches
 from recsys.models.transfer import check_parts, copy_layer, copy_weight, dense_weight
 
@@ -187,7 +187,7 @@ class NeuMF(Recommender):
             lookups += [(self.gmf_users, users), (self.gmf_items, items)]
         if self.mlp:
             lookups += [(self.mlp_users, users), (self.mlp_items, items)]
-        return torch.stack([table(ids).square().sum() / ids.numel() for table, ids in lookups]).sum()
+        return torch.stack([squared_norm(table(ids)) / ids.numel() for table, ids in lookups]).sum()
 
     def _hidden_items(self, items: Tensor) -> Tensor:
         """B V_i, (*items.shape, layers[1])."""

@@ -15,6 +15,7 @@ import sparsecore
 from recsys.models.base import Triples
 from recsys.models.factors import Factors, pair_scores
 from recsys.models.layers import Density
+from recsys.models.losses import squared_norm
 from recsys.models.neighbors import ones, top_neighbors
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class UltraGCN(Factors):
             chosen.sum()
             + self.negative_weight * drawn.mean(dim=1).sum()
             + self.item_weight * alike.sum()
-            + self.regularization / 2 * sum(values.square().sum() for values in tables)
+            + self.regularization / 2 * sum(squared_norm(values) for values in tables)
         )
 
 

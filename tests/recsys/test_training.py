@@ -200,6 +200,13 @@ def test_losses_of_16_bit_logits_are_those_of_the_same_numbers_in_32(loss):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 4), (2, 3, 4)])
+def test_squared_norm(shape):
+    x = torch.randn(shape, dtype=torch.float64).transpose(0, -1).requires_grad_()
+    assert losses.squared_norm(x).item() == pytest.approx(x.detach().square().sum().item())
+    assert torch.autograd.gradcheck(losses.squared_norm, x)
+
+
 @pytest.mark.parametrize(
     ("schedule", "shape"), [("cosine", [0.853553, 0.5, 0.146447, 0.0]), ("linear", [0.75, 0.5, 0.25, 0.0])]
 )
