@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -16,6 +18,7 @@ from sparsecore.encoding import (
     encode,
 )  # fmt: skip
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
+from sparsecore.ops.recording import unwatch, watch
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
 from sparsecore.sizes import default_device, exact_nnz
@@ -64,6 +67,11 @@ class SparseModule(nn.Module):
         """Initialise with these values; for the ``from_*`` constructors."""
         if pattern.nnz == 0:
             raise ConversionError("the matrix stores nothing at all; leave this module dense")
+        if not values.is_floating_point():
+            raise ConversionError(
+                f"a weight needs floating-point values, got {str(values.dtype).removeprefix('torch.')}: convert the "
+                "matrix first (matrix.astype('float32'), matrix.float())"
+            )
         SparseModule.__init__(self, pattern, values.device, values.dtype)
         with torch.no_grad():
             self.values.copy_(values)
@@ -120,13 +128,26 @@ class SparseModule(nn.Module):
             self._store(self.pattern, encoding)
 
     def _store(self, pattern: Pattern, encoding: str) -> None:
-        for name in ("crow_indices", "col_indices", "bitmap"):
-            self._buffers.pop(name, None)
-        if encoding == "bitmap":
-            self.register_buffer("bitmap", encode(pattern.crow, pattern.col, pattern.shape[1]))
-        else:
-            self.register_buffer("crow_indices", pattern.crow)
-            self.register_buffer("col_indices", pattern.col)
+        with self._watched_elsewhere():
+            for name in ("crow_indices", "col_indices", "bitmap"):
+                self._buffers.pop(name, None)
+            if encoding == "bitmap":
+                self.register_buffer("bitmap", encode(pattern.crow, pattern.col, pattern.shape[1]))
+            else:
+                self.register_buffer("crow_indices", pattern.crow)
+                self.register_buffer("col_indices", pattern.col)
+
+    @contextmanager
+    def _watched_elsewhere(self) -> Iterator[None]:
+        """Around what puts the index set elsewhere in memory: whoever watches this weight goes on watching it."""
+        watcher = unwatch(self.index[0]) if "values" in self._parameters and self._buffers else None
+        try:
+            yield
+        finally:
+            if watcher is not None:
+                watch(self.index[0], watcher)
+                if isinstance(watcher, Recorder):
+                    watcher.index = self.index
 
     @torch.no_grad()
     def write_index(self, crow: Tensor, col: Tensor) -> None:
@@ -146,7 +167,8 @@ class SparseModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         before = self.index[0].device.type
         was_meta = before == "meta"
-        super()._apply(fn, recurse)
+        with self._watched_elsewhere():
+            super()._apply(fn, recurse)
         if was_meta and not self.index[0].is_meta:
             for tensor in self.index:  # `to_empty`: kernels must not follow what happened to lie in memory
                 if tensor is not None:
@@ -171,7 +193,10 @@ class SparseModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a ``torch.sparse_csr`` matrix, for reading: it shares the values, detached from autograd."""
+        """The weight as a ``torch.sparse_csr`` matrix, for reading: it shares the values, detached from autograd.
+
+        No gradient comes back through it: a module whose own code multiplies by ``layer.weight`` would not train it.
+        """
         return self.pattern.to_csr(self.values.detach())
 
     @property

@@ -103,7 +103,8 @@ def densify(model: nn.Module) -> nn.Module:
     """Swap every sparse module of a model for its dense form, in place; returns the model.
 
     Raises:
-        ConversionError: if the model has no sparse module, or a table whose rows are split over ranks.
+        ConversionError: if the model has no sparse module, a table whose rows are split over ranks, or hooks on a
+            sparse module, which would be lost.
     """
     if not any(isinstance(module, SparseModule) for module in model.modules()):
         raise ConversionError("the model has no sparse module to make dense")
@@ -112,6 +113,8 @@ def densify(model: nn.Module) -> nn.Module:
             raise ConversionError(
                 f"{name} holds one rank's rows of a table: put table.unshard() in its place first"
             )
+        if isinstance(module, SparseModule):
+            _refuse_hooks(name, module, "densify()")
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:
@@ -134,11 +137,14 @@ def _choose(
     model: nn.Module, include: str | Iterable[str] | None, exclude: str | Iterable[str] | None
 ) -> Iterator[tuple[str, nn.Module]]:
     wanted, unwanted = _patterns(include, ["*"]), _patterns(exclude, [])
-    for name, module in model.named_modules():
-        if type(module) not in _CONVERTERS:
-            continue
-        if any(fnmatchcase(name, p) for p in wanted) and not any(fnmatchcase(name, p) for p in unwanted):
-            yield name, module
+    names: dict[nn.Module, list[str]] = {}  # a module may be used at several places
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) in _CONVERTERS:
+            names.setdefault(module, []).append(name)
+    for module, places in names.items():
+        chosen = [name for name in places if any(fnmatchcase(name, p) for p in wanted)]
+        if chosen and not any(fnmatchcase(name, p) for name in places for p in unwanted):
+            yield chosen[0], module
 
 
 def _patterns(given: str | Iterable[str] | None, default: list[str]) -> list[str]:
@@ -170,16 +176,25 @@ def _refuse_shared(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> Non
                 f"{name or 'the model'}: its weight is computed (weight_norm, a parametrization, pruning); "
                 "remove that first, or exclude this module"
             )
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if module.weight.is_meta:
             raise ConversionError(
-                f"{name or 'the model'}: hooks are registered on it and would be lost; register them after sparsify(), "
-                "or exclude this module"
+                f"{name or 'the model'} is on the meta device and has no values to keep: build it on a real device, "
+                "or construct its sparse form there (SparseLinear(..., device='meta'))"
             )
+        _refuse_hooks(name, module, "sparsify()")
         names = owners[id(module.weight)]
         if len(names) > 1:
             raise ConversionError(
                 f"the modules {', '.join(names)} share one weight; making one sparse would part them: exclude them"
             )
+
+
+def _refuse_hooks(name: str, module: nn.Module, call: str) -> None:
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        raise ConversionError(
+            f"{name or 'the model'}: hooks are registered on it and would be lost; register them after {call}, "
+            "or leave this module as it is"
+        )
 
 
 def _swap(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -36,6 +36,6 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
         raise SparsecoreError(f"both tables must have one width, got {a.embedding_dim} and {b.embedding_dim}")
     if a.sparse != b.sparse:
         raise SparsecoreError("give both tables sparse=True, or neither")
-    trainable = a.values.requires_grad and b.values.requires_grad
+    trainable = a.values.requires_grad or b.values.requires_grad
     run = ops.gather_dot_touched if a.sparse and trainable else ops.gather_dot
     return run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)

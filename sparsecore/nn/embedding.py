@@ -290,6 +290,8 @@ def bag_entries(
     elif offsets is None:
         raise SparsecoreError("flat ids need offsets: the first entry of every bag")
     else:
+        if offsets.dtype not in (torch.int64, torch.int32):
+            raise SparsecoreError(f"offsets must be int64 or int32, got {offsets.dtype}")
         offsets = offsets.to(torch.int64)
         ends = torch.cat((offsets, offsets.new_full((1,), ids.numel())))
     if per_sample_weights is None:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
 from sparsecore.ops.embedding import bag, bag_grad, deliver, gather, scatter_grad
-from sparsecore.ops.operator import check_ids, operator, same_dtype
+from sparsecore.ops.operator import check_ids, keep, kept, operator, same_dtype
 
 __all__ = ["gather_dot", "gather_dot_touched"]
 
@@ -41,8 +41,9 @@ def _gather_dot(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.n_cols = inputs
-    ctx.save_for_backward(*tensors)
+    values_a, crow_a, col_a, ids_a, values_b, crow_b, col_b, ids_b, ctx.n_cols = inputs
+    ctx.save_for_backward(values_a, ids_a, values_b, ids_b)
+    keep(ctx, crow_a, col_a, crow_b, col_b)
 
 
 def _pairs(ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +58,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Each product sends its gradient times the one row to the other. The rows of b are summed for each id of a first:
     no row is written for a product, of which there may be hundreds for each id.
     """
-    values_a, crow_a, col_a, ids_a, values_b, crow_b, col_b, ids_b = ctx.saved_tensors
+    values_a, ids_a, values_b, ids_b = ctx.saved_tensors
+    crow_a, col_a, crow_b, col_b = kept(ctx)
     right, offsets, _ = _pairs(ids_a, ids_b)
     weights = grad.reshape(-1)
     d_a = d_b = None
@@ -95,21 +97,28 @@ class _GatherDotTouched(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values_a, crow_a, col_a, ids_a, values_b, crow_b, col_b, ids_b = ctx.saved_tensors
+        values_a, ids_a, values_b, ids_b = ctx.saved_tensors
+        crow_a, col_a, crow_b, col_b = kept(ctx)
         right, offsets, sources = _pairs(ids_a, ids_b)
         weights = grads[0].reshape(-1)
-        rows_a = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols)
-        for_a = bag(values_b, crow_b, col_b, right, offsets, weights, ctx.n_cols)
-        if crow_a is crow_b:  # one table on both sides: one gradient, sorted once
+        d_a = d_b = rows_a = for_a = None
+        if ctx.needs_input_grad[4]:
+            rows_a = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols)
+        if ctx.needs_input_grad[0]:
+            for_a = bag(values_b, crow_b, col_b, right, offsets, weights, ctx.n_cols)
+        # One table on both sides: one gradient, sorted once.
+        if crow_a is crow_b and for_a is not None and rows_a is not None:
             n, ids, rows = ids_a.numel(), torch.cat((ids_a, right)), torch.cat((for_a, rows_a))
             sources = torch.cat((torch.arange(n, device=ids.device), sources + n))
             weights = torch.cat((weights.new_ones(n), weights))
             return deliver(ctx.values[0], crow_a, col_a, ids, rows, sources, weights), *[None] * 8
-        d_a = deliver(ctx.values[0], crow_a, col_a, ids_a, for_a)
-        d_b = deliver(ctx.values[1], crow_b, col_b, right, rows_a, sources, weights)
+        if for_a is not None:
+            d_a = deliver(ctx.values[0], crow_a, col_a, ids_a, for_a)
+        if rows_a is not None:
+            d_b = deliver(ctx.values[1], crow_b, col_b, right, rows_a, sources, weights)
         return d_a, None, None, None, d_b, None, None, None, None
 
 
 def gather_dot_touched(*inputs: Any) -> Tensor:
-    """`gather_dot` whose gradients are sparse vectors, see `touched`; for values_a and values_b that both need one."""
+    """`gather_dot` whose gradients are sparse vectors, see `touched`."""
     return _GatherDotTouched.apply(*inputs)

@@ -16,6 +16,9 @@ from sparsecore.ops.operator import (
     WEIGHT,
     check_ids,
     define,
+    in_float32,
+    keep,
+    kept,
     nonzeros_of,
     operator,
     same_dtype,
@@ -42,12 +45,13 @@ def _gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_col
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, crow, col, ids, _ = inputs
-    ctx.save_for_backward(crow, col, ids)
+    ctx.save_for_backward(ids)
+    keep(ctx, crow, col)
     ctx.nnz = values.shape[0]
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return scatter_grad(*ctx.saved_tensors, grad, ctx.nnz), None, None, None, None
+    return scatter_grad(*kept(ctx), *ctx.saved_tensors, grad, ctx.nnz), None, None, None, None
 
 
 gather = operator(
@@ -77,10 +81,13 @@ def _touched_fake(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, *
     return ids.new_empty((size,)), grad.new_empty((size,))
 
 
-touched = define(
+_TOUCHED = (
     f"touched({INDEX}, Tensor ids, Tensor grad, int nnz, Tensor? sources=None, Tensor? weights=None)"
-    " -> (Tensor, Tensor)",
-    _touched,
+    " -> (Tensor, Tensor)"
+)
+touched = define(
+    _TOUCHED,
+    in_float32(_TOUCHED, _touched),
     _touched_fake,
     macs=lambda crow, col, ids, *rest: nonzeros_of(crow, ids) if len(rest) == 4 else 0,
 ).default
@@ -127,14 +134,15 @@ class _GatherTouched(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int
     ) -> Tensor:
-        ctx.save_for_backward(crow, col, ids)
+        ctx.save_for_backward(ids)
+        keep(ctx, crow, col)
         ctx.values = values  # not saved: that the values change after this does not matter here
-        return _gather(values, crow, col, ids, n_cols)
+        return gather(values, crow, col, ids, n_cols)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        crow, col, ids = ctx.saved_tensors
+        (ids,), (crow, col) = ctx.saved_tensors, kept(ctx)
         return deliver(ctx.values, crow, col, ids, grads[0]), None, None, None, None
 
 
@@ -152,12 +160,13 @@ def _scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, n
 
 def _scatter_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     crow, col, ids, grad, _ = inputs
-    ctx.save_for_backward(crow, col, ids)
+    ctx.save_for_backward(ids)
+    keep(ctx, crow, col)
     ctx.n_cols = grad.shape[1]
 
 
 def _scatter_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return None, None, None, gather(grad, *ctx.saved_tensors, ctx.n_cols), None
+    return None, None, None, gather(grad, *kept(ctx), *ctx.saved_tensors, ctx.n_cols), None
 
 
 scatter_grad = operator(
@@ -196,12 +205,13 @@ def _bag(
 def _bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, crow, col, ids, offsets, weights, _ = inputs
     # The values are needed for the gradient of the weights alone.
-    ctx.save_for_backward(values if weights.requires_grad else None, crow, col, ids, offsets, weights)
+    ctx.save_for_backward(values if weights.requires_grad else None, ids, offsets, weights)
+    keep(ctx, crow, col)
     ctx.nnz = values.shape[0]
 
 
 def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, ids, offsets, weights = ctx.saved_tensors
+    (values, ids, offsets, weights), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_values = bag_grad(crow, col, ids, offsets, weights, grad, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_weights = bag_dot(values, crow, col, ids, offsets, grad) if ctx.needs_input_grad[5] else None
     return d_values, None, None, None, None, d_weights, None
@@ -229,11 +239,12 @@ def _bag_grad(
 
 
 def _bag_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6])
+    ctx.save_for_backward(*inputs[2:6])
+    keep(ctx, *inputs[:2])
 
 
 def _bag_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    crow, col, ids, offsets, weights, outer = ctx.saved_tensors
+    (ids, offsets, weights, outer), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_weights = bag_dot(grad, crow, col, ids, offsets, outer) if ctx.needs_input_grad[4] else None
     d_outer = bag(grad, crow, col, ids, offsets, weights, outer.shape[1]) if ctx.needs_input_grad[5] else None
     return None, None, None, None, d_weights, d_outer, None
@@ -256,12 +267,14 @@ def _bag_dot(
 
 
 def _bag_dot_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.nnz = inputs[0].shape[0]
+    values, crow, col, *others = inputs
+    ctx.save_for_backward(values, *others)
+    keep(ctx, crow, col)
+    ctx.nnz = values.shape[0]
 
 
 def _bag_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, ids, offsets, outer = ctx.saved_tensors
+    (values, ids, offsets, outer), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_values = bag_grad(crow, col, ids, offsets, grad, outer, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_outer = bag(values, crow, col, ids, offsets, grad, outer.shape[1]) if ctx.needs_input_grad[5] else None
     return d_values, None, None, None, None, d_outer

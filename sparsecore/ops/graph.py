@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import GRAPH, nonzeros_of, operator, same_dtype
+from sparsecore.ops.operator import GRAPH, keep, kept, nonzeros_of, operator, same_dtype
 from sparsecore.ops.recording import watcher_of
 
 __all__ = ["propagate", "propagate_mean", "propagate_mean_grad"]
@@ -71,12 +71,17 @@ def _mean_macs(crow: Tensor, col: Tensor, *rest: Any) -> int:
 
 
 def _propagate_mean_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6], *inputs[7:9])
+    ctx.save_for_backward(*inputs[:6])
+    keep(ctx, *inputs[7:9])
     ctx.hops, ctx.nnz = inputs[10], inputs[6].shape[0]
 
 
 def _propagate_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*[None] * 6, propagate_mean_grad(*ctx.saved_tensors, grad, ctx.hops, ctx.nnz), *[None] * 4)
+    return (
+        *[None] * 6,
+        propagate_mean_grad(*ctx.saved_tensors, *kept(ctx), grad, ctx.hops, ctx.nnz),
+        *[None] * 4,
+    )
 
 
 propagate_mean = operator(
@@ -113,12 +118,13 @@ def _propagate_mean_grad(
 
 
 def _propagate_mean_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:8])
+    ctx.save_for_backward(*inputs[:6])
+    keep(ctx, *inputs[6:8])
     ctx.n_cols, ctx.hops = inputs[8].shape[1], inputs[9]
 
 
 def _propagate_mean_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *graph, table_crow, table_col = ctx.saved_tensors
+    graph, (table_crow, table_col) = ctx.saved_tensors, kept(ctx)
     inner = propagate_mean(*graph, grad, table_crow, table_col, ctx.n_cols, ctx.hops)
     return (*[None] * 8, inner, None, None)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, operator, same_dtype
+from sparsecore.ops.operator import INDEX, WEIGHT, check_rows, keep, kept, operator, same_dtype
 from sparsecore.ops.recording import watcher_of
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
@@ -23,12 +23,13 @@ def _spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor, bias: Ten
 def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, crow, col, x = inputs[:4]
     # Each gradient needs the other factor only.
-    ctx.save_for_backward(values if x.requires_grad else None, crow, col, x if values.requires_grad else None)
+    ctx.save_for_backward(values if x.requires_grad else None, x if values.requires_grad else None)
+    keep(ctx, crow, col)
     ctx.n_cols, ctx.nnz = x.shape[1], values.shape[0]
 
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, x = ctx.saved_tensors
+    (values, x), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_values = sddmm(crow, col, grad, x, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_x = spmm_t(values, crow, col, grad, ctx.n_cols) if ctx.needs_input_grad[3] else None
     d_bias = grad.sum(0) if len(ctx.needs_input_grad) > 4 and ctx.needs_input_grad[4] else None
@@ -53,7 +54,7 @@ def _spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols
 
 
 def _spmm_t_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, dy = ctx.saved_tensors
+    (values, dy), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_values = sddmm(crow, col, dy, grad, ctx.nnz) if ctx.needs_input_grad[0] else None
     d_dy = spmm(values, crow, col, grad) if ctx.needs_input_grad[3] else None
     return d_values, None, None, d_dy, None
@@ -80,11 +81,12 @@ def _sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) ->
 
 
 def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
+    ctx.save_for_backward(*inputs[2:4])
+    keep(ctx, *inputs[:2])
 
 
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    crow, col, dy, x = ctx.saved_tensors
+    (dy, x), (crow, col) = ctx.saved_tensors, kept(ctx)
     d_dy = spmm(grad, crow, col, x) if ctx.needs_input_grad[2] else None
     d_x = spmm_t(grad, crow, col, dy, x.shape[1]) if ctx.needs_input_grad[3] else None
     return None, None, d_dy, d_x, None

@@ -23,6 +23,8 @@ __all__ = [
     "check_rows",
     "define",
     "in_float32",
+    "keep",
+    "kept",
     "nonzeros_of",
     "operator",
     "same_dtype",
@@ -119,6 +121,34 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
     call.__name__ = call.__qualname__ = name
     call.op = op  # type: ignore[attr-defined]
     return call
+
+
+def keep(ctx: Any, *index: Tensor | None) -> None:
+    """Keep index sets for the backward pass: themselves, not what hooks on saved tensors make of them, such as copies
+    elsewhere. Who watches a weight is found by where its index set lies.
+    """
+    ctx.index = index
+    ctx.versions = [_version(tensor) for tensor in index]
+
+
+def kept(ctx: Any) -> Any:
+    """What was kept.
+
+    Raises:
+        RuntimeError: if an index set has been changed since.
+    """
+    if ctx.versions != [_version(tensor) for tensor in ctx.index]:
+        raise RuntimeError(
+            "the index set of a sparse weight was changed between a forward pass and its backward pass: "
+            "explore (and load) after the backward pass"
+        )
+    return ctx.index
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    if type(tensor) is not Tensor or tensor.is_inference() or torch.compiler.is_compiling():
+        return None
+    return tensor._version
 
 
 _HALF = (torch.float16, torch.bfloat16)

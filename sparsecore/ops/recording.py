@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Watcher", "forget", "owned", "through_dispatcher", "watch", "watcher_of"]
+__all__ = ["Watcher", "forget", "owned", "through_dispatcher", "unwatch", "watch", "watcher_of"]
 
 
 class Watcher(Protocol):
@@ -48,6 +48,11 @@ def forget(index: Tensor, watcher: Watcher) -> None:
     """Tell this watcher nothing more."""
     if _watchers.get(index.data_ptr()) is watcher:
         del _watchers[index.data_ptr()]
+
+
+def unwatch(index: Tensor) -> Watcher | None:
+    """Take off the watcher of this weight, if it has one: its index set is about to lie elsewhere in memory."""
+    return _watchers.pop(index.data_ptr(), None) if _watchers else None
 
 
 def watcher_of(index: Tensor) -> Watcher | None:

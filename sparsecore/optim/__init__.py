@@ -16,10 +16,12 @@ implementation runs. What is more:
 * **Counting steps per weight** (``Adam`` and ``AdamW``, ``per_weight_step=True``). A weight that has just been grown
   begins with empty moments; corrected by the global step they are taken at face value, and its first step is
   ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 times what Adam's first step should be. With a count of its own it starts anew.
+* **Averages of weights** over steps (`AveragedModel`), whose index sets follow those of the model.
 """
 
 from sparsecore.optim.adagrad import Adagrad
 from sparsecore.optim.adam import Adam, AdamW
+from sparsecore.optim.averaging import AveragedModel
 from sparsecore.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "AveragedModel"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,15 +99,7 @@ class DynamicSparsity:
         if not self.modules:
             raise TopologyError("the model has no sparse weight; call sparsify(model, density) first")
         self.optimizers = realignable(optimizer)
-        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        missing = [
-            name for name, m in self.modules.items() if m.values.requires_grad and id(m.values) not in held
-        ]
-        if missing:
-            raise TopologyError(
-                f"the optimizer does not hold the values of {', '.join(missing)}: build it after sparsify(), "
-                "from the parameters of the sparse model"
-            )
+        expect_held(self.modules, self.optimizers)
         self.generator = own_generator(generator)
         tracked = self.modules if track_ever_active else {}
         self.history = {name: EverActive(module.index, module.shape) for name, module in tracked.items()}
@@ -116,7 +110,21 @@ class DynamicSparsity:
         if self.ranks is not None:
             self.ranks.same_state(self.generator)
             self.ranks.check(self._copies)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._unreached: set[str] = set()
+        self._armed: list[Recorder] = []
+        weakref.finalize(self, close, self._armed)
         self._arm()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was recorded for the next exploration belongs to the modules of this explorer.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_armed", "_unreached")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     @torch.no_grad()
     def step(self) -> ExplorationReport | None:
@@ -175,6 +183,7 @@ class DynamicSparsity:
     def _plans(self, fraction: float) -> dict[str, Exchange | None]:
         """Decide the exchanges of all weights; what one rank refuses, all refuse."""
         expect_layout(self.modules, self.ranks)
+        expect_held(self.modules, self.optimizers)
         plans: dict[str, Exchange | None] = {}
         refused: TopologyError | None = None
         for (name, module), source in zip(self.modules.items(), self._sources(), strict=True):
@@ -218,6 +227,7 @@ class DynamicSparsity:
         for name, source, anyone in zip(self.modules, found, used, strict=True):
             if isinstance(source, Recorder) and not anyone:
                 expect_told(source, self.modules[name].values, name or "the model")
+                self._warn_of(name)
         if self.ranks is None:
             return list(mine)
         return [
@@ -226,6 +236,17 @@ class DynamicSparsity:
             else source
             for source, module, anyone in zip(mine, modules, used, strict=True)
         ]
+
+    def _warn_of(self, name: str) -> None:
+        """Once for a weight: perhaps it is just not used by this batch, perhaps it never will be."""
+        if self.modules[name].values.requires_grad and name not in self._unreached:
+            self._unreached.add(name)
+            warnings.warn(
+                f"no gradient has come to {name or 'the model'} by its own forward pass in this step: it was not "
+                "explored. If that is so at every step, something reads its weight past it (layer.weight is for "
+                "reading, and trains nothing): leave that module dense (sparsify's exclude=)",
+                stacklevel=4,
+            )
 
     def _begin_window(self) -> None:
         """An exploration is over, or was refused: what was gathered for it is used up."""
@@ -241,11 +262,14 @@ class DynamicSparsity:
             if module._recorder is not None:
                 module._recorder.close()
                 module._recorder = None
+        self._armed.clear()
+        for module in self.modules.values():
             accumulator = getattr(module, "accumulator", None)
             if accumulator is not None and by_gradient:  # sums over all steps
                 watch(module.index[0], accumulator)
             elif record:
                 module._recorder = Recorder(module.values, module.index, module.shape, module.empty_row)
+                self._armed.append(module._recorder)
 
     def accumulators(self) -> dict[str, RowAccumulator]:
         """The row accumulators of tables that have one, by module name."""
@@ -287,19 +311,48 @@ class DynamicSparsity:
 _RANDOM = "random"
 
 
+def close(armed: list[Recorder]) -> None:
+    """An explorer is gone: its modules record nothing more for it."""
+    for recorder in armed:
+        recorder.close()
+        recorder.discard()
+
+
 def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     """The optimizers as a list.
 
     Raises:
-        TopologyError: for one whose state is not element by element, so that it cannot follow a weight.
+        TopologyError: for one whose state is not element by element, so that it cannot follow a weight, and for what is
+            no optimizer.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
     for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise TopologyError(
+                f"expected a torch.optim.Optimizer or a list of them, got {type(one).__name__}; of a wrapper give the "
+                "optimizer inside"
+            )
         if isinstance(one, torch.optim.LBFGS):
             raise TopologyError(
                 "LBFGS keeps a history of whole steps that cannot be realigned; use another optimizer"
             )
     return optimizers
+
+
+def expect_held(modules: Mapping[str, SparseModule], optimizers: Sequence[Optimizer]) -> None:
+    """Refuse values that no optimizer holds: their state would be left behind.
+
+    Raises:
+        TopologyError: naming the weights.
+    """
+    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    missing = [name for name, m in modules.items() if m.values.requires_grad and id(m.values) not in held]
+    if missing:
+        raise TopologyError(
+            f"the optimizer does not hold the values of {', '.join(name or 'the model' for name in missing)}: build it "
+            "from the parameters of the sparse model, after sparsify() and after whatever replaces parameters "
+            "(load_state_dict(assign=True), torch.nn.utils.prune)"
+        )
 
 
 def expect_told(recorder: Recorder, values: Tensor, name: str) -> None:

@@ -43,8 +43,9 @@ def plan_exchange(
             index = explore.grow(source, index, shape, k, skip)
         except FloatingPointError:
             raise TopologyError(
-                f"the gradient of {name} is NaN or infinite: nothing was rewritten. Skip this step "
-                "(as a gradient scaler does), lower the learning rate, or clip gradients"
+                f"the gradient of {name} is NaN or infinite: nothing was rewritten. Lower the learning rate or "
+                "clip gradients; with a gradient scaler call step() only after steps that it has not skipped (it has "
+                "where scaler.get_scale() is lower after scaler.update())"
             ) from None
     missing = module.nnz - stored(index)
     if missing:

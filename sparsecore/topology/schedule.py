@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sparsecore.errors import TopologyError
@@ -49,8 +50,11 @@ def make_schedule(name: str, start: float, end: float, total_steps: int) -> Call
             raise TopologyError(f"{label} must be in [0, 1], got {value!r}")
     if total_steps < 1:
         raise TopologyError(f"total_steps must be at least 1, got {total_steps!r}")
-    shape = SCHEDULES[name]
-    return lambda step: end + (start - end) * shape(min(1.0, step / total_steps))
+    return partial(_drop_fraction, name, start, end, total_steps)
+
+
+def _drop_fraction(name: str, start: float, end: float, total_steps: int, step: int) -> float:
+    return end + (start - end) * SCHEDULES[name](min(1.0, step / total_steps))
 
 
 class Timetable:

@@ -8,6 +8,8 @@ when it is asked for, and thrown away again.
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -121,6 +123,11 @@ class PropagateUse:
 class Recorder:
     """Collects a weight's uses, each with its output gradient, in the order in which backward passes reach them.
 
+    Only those count whose gradient the weight gets. A backward pass to something else (to the input, as for adversarial
+    examples) runs the same operators: what they tell is kept apart until the pass reaches ``values``, and dropped at
+    its end. So is a gradient that was thrown away: where ``values.grad`` is gone or zero when the next one arrives, the
+    uses before that are forgotten.
+
     A loss may also hold terms of the stored values themselves, such as a penalty on their squares, which are no use of
     the weight. At stored positions (a weight that is pruned may be grown at once) the gradient is therefore that of
     ``values``, which holds everything.
@@ -143,14 +150,32 @@ class Recorder:
         self.index, self.shape, self.skip_row = index, shape, skip_row
         watch(index[0], self)
         self.stored: Tensor | None = None
-        self._hook = values.register_hook(self._keep_stored) if values.requires_grad else None
+        self._pending: dict[int, list[tuple[Use, Tensor]]] = {}  # by backward pass
+        self._values = weakref.ref(values)
+        self._hook = values.register_hook(self._reached) if values.requires_grad else None
 
-    def _keep_stored(self, grad: Tensor | None) -> None:
+    def _reached(self, grad: Tensor | None) -> None:
+        """A backward pass has the whole gradient of the values, and is about to add it to ``values.grad``."""
+        if self._discarded():
+            self.discard()
+        self.uses += self._pending.pop(torch._C._current_graph_task_id(), [])
         # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it. None is what an
         # optimizer has left that updates in the backward pass.
         if grad is not None and grad.layout == torch.strided:
             grad = _kept(grad)
             self.stored = grad.clone() if self.stored is None else self.stored + grad
+
+    def _discarded(self) -> bool:
+        """Whether what was recorded before is in no gradient any more."""
+        if not self.uses and self.stored is None:
+            return False
+        values = self._values()
+        grad = None if values is None else values.grad
+        return grad is None or not bool((grad._values() if grad.is_sparse else grad).any())
+
+    def discard(self) -> None:
+        """Forget what has been recorded."""
+        self.uses, self.stored = [], None
 
     def close(self) -> None:
         """Stop watching; what has been recorded stays."""
@@ -161,17 +186,34 @@ class Recorder:
     # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
     def saw_product(self, dy: Tensor, x: Tensor) -> None:
-        self.uses.append((LinearUse(_kept(x)), _kept(dy)))
+        # An input that nothing computed may be a buffer that the next micro-batch is copied into.
+        self._add(LinearUse(_kept(x) if x.grad_fn is not None else _kept(x).clone()), _kept(dy))
 
     def saw_rows(self, grad: Tensor, ids: Tensor) -> None:
         grad = _kept(grad)
-        self.uses.append((GatherUse(owned(ids), grad.dtype, self.skip_row), grad))
+        self._add(GatherUse(owned(ids), grad.dtype, self.skip_row), grad)
 
     def saw_bags(self, grad: Tensor, ids: Tensor, sources: Tensor, weights: Tensor) -> None:
-        self.uses.append((BagUse(owned(ids), sources, _kept(weights), self.skip_row), _kept(grad)))
+        self._add(BagUse(owned(ids), sources, _kept(weights), self.skip_row), _kept(grad))
 
     def saw_propagation(self, grad: Tensor, graph: tuple[Tensor, ...], hops: int) -> None:
-        self.uses.append((PropagateUse(graph, hops), _kept(grad)))
+        self._add(PropagateUse(graph, hops), _kept(grad))
+
+    def _add(self, use: Use, grad: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        # Outside a backward pass, and in one that a functional transform takes through values of its own, no hook
+        # will say that they were reached.
+        if self._hook is None or task < 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+            self.uses.append((use, grad))
+            return
+        if task not in self._pending:
+            self._pending[task] = []
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._drop, task))
+        self._pending[task].append((use, grad))
+
+    def _drop(self, task: int) -> None:
+        """A backward pass is over; what it has not brought to the values is nothing of theirs."""
+        self._pending.pop(task, None)
 
     # ---- what an exploration asks: see `sparsecore.ops.explore.GradientSource`
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -301,6 +302,38 @@ def test_computed_weights_and_hooks_are_refused() -> None:
     hooked[0].register_forward_hook(lambda *args: None)
     with pytest.raises(ConversionError, match="0: hooks are registered"):
         sparsecore.sparsify(hooked, 0.5)
+    sparse = sparsecore.sparsify(nn.Sequential(nn.Linear(8, 8)), 0.5)
+    sparse[0].register_forward_hook(lambda *args: None)
+    with pytest.raises(ConversionError, match=r"0: hooks are registered .* after densify\(\)"):
+        sparsecore.densify(sparse)
+
+
+def test_a_module_at_two_places_goes_by_either_name() -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 8))
+    sparsecore.sparsify(model, 0.5, exclude="2")
+    assert model[0] is model[2] is shared
+    assert isinstance(model[3], sparsecore.SparseLinear)
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    sparsecore.sparsify(model, 0.5, include="2")
+    assert isinstance(model[0], sparsecore.SparseLinear)
+    assert model[0] is model[2]
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ConversionError, match="0 is on the meta device"):
+        sparsecore.sparsify(model, 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
+def test_a_matrix_of_no_real_numbers_is_refused(dtype: str) -> None:
+    matrix = scipy.sparse.csr_array([[1, 0], [0, 1]], dtype=dtype)
+    for layer in (sparsecore.SparseLinear, sparsecore.SparseEmbedding):
+        with pytest.raises(ConversionError, match=f"floating-point values, got {dtype}"):
+            layer.from_sparse(matrix)
 
 
 def test_density_error_names_the_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 from unittest.mock import patch
@@ -176,6 +177,41 @@ def test_exploration_grows_where_the_gradient_is() -> None:
         results.append((a.pattern.positions(), b.pattern.positions(), a.values.detach(), b.values.detach()))
     for fused_part, plain_part in zip(*results, strict=True):
         torch.testing.assert_close(fused_part, plain_part, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("frozen", ["a", "b"])
+def test_one_frozen_table(frozen: str) -> None:
+    """The other's gradient is a sparse vector all the same, so that an optimizer stays lazy."""
+    grads = []
+    for sparse in (True, False):
+        tables = {"a": table(6, 8, 1, sparse=sparse), "b": table(7, 8, 2, sparse=sparse)}
+        tables[frozen].requires_grad_(False)
+        gather_dot(
+            tables["a"], torch.tensor([1, 1]), tables["b"], torch.tensor([[2, 0], [2, 3]])
+        ).sum().backward()
+        assert tables[frozen].values.grad is None
+        grads.append(tables["b" if frozen == "a" else "a"].values.grad)
+    assert grads[0].layout == torch.sparse_coo
+    torch.testing.assert_close(grads[0].to_dense(), grads[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sparse_gradients_of_16_bit_tables(dtype: torch.dtype) -> None:
+    a, b = (table(6, 8, seed, sparse=True).to(dtype) for seed in (1, 2))
+    a(torch.tensor([1, 1, 4])).sum().backward()
+    assert a.values.grad.layout == torch.sparse_coo
+    assert a.values.grad.dtype == dtype
+    assert a.values.grad.to_dense().sum() == 2 * a.pattern.to_mask()[1].sum() + a.pattern.to_mask()[4].sum()
+    a.zero_grad()
+    gather_dot(a, torch.tensor([1, 1]), b, torch.tensor([2, 3])).sum().backward()
+    exact_a, exact_b = (copy.deepcopy(t).float() for t in (a, b))
+    exact_a.zero_grad()
+    exact_b.zero_grad()
+    gather_dot(exact_a, torch.tensor([1, 1]), exact_b, torch.tensor([2, 3])).sum().backward()
+    for half, exact in ((a, exact_a), (b, exact_b)):
+        torch.testing.assert_close(
+            half.values.grad.to_dense().float(), exact.values.grad.to_dense(), rtol=2e-2, atol=2e-2
+        )
 
 
 def test_errors() -> None:

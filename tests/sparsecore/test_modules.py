@@ -669,6 +669,7 @@ ids4 = torch.arange(4)
     [
         ((ids4,), "flat ids need offsets"),
         ((ids4.view(2, 2), torch.tensor([0, 2])), "offsets must be left out when the ids are 2-D"),
+        ((ids4, torch.tensor([0.0, 2.0])), "offsets must be int64 or int32, got torch.float32"),
         ((ids4.view(1, 2, 2), torch.tensor([0])), "ids must be 1-D with offsets, or 2-D, got 3-D"),
         ((ids4, torch.tensor([1, 2])), "offsets must begin at 0"),
         ((ids4, torch.tensor([0, 3, 2])), "offsets must begin at 0, never fall"),
