@@ -3,7 +3,8 @@
     loss = mean softplus(s(u, n) - s(u, p)),    s(u, i) = E[u] . E[i]
 
 Dense forms are those that a PyTorch engineer would choose from: ``nn.Embedding(sparse=True)`` with ``SparseAdam``, and
-``nn.Embedding`` with fused Adam. Source of the loss: Rendle et al., BPR, UAI 2009.
+``nn.Embedding`` with fused Adam; the former also on huge pages, which ours asks for (torch's dense tensors have them
+where THP_MEM_ALLOC_ENABLE=1 is in the environment). Source of the loss: Rendle et al., BPR, UAI 2009.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
+from harness.operands import moments_on_huge_pages, on_huge_pages
 
 __all__ = ["BprStep"]
 
@@ -21,8 +23,8 @@ class BprStep:
     """Steps of one form on random triples.
 
     Args:
-        form: ``"dense"`` (fused Adam), ``"dense lazy"`` (SparseAdam), ``"masked"`` (dense times masks, fused Adam), or
-            ``"sparse"`` (our table, lazy Adam in the backward pass).
+        form: ``"dense"`` (fused Adam), ``"dense lazy"`` (SparseAdam), ``"dense lazy on huge pages"``, ``"masked"``
+            (dense times masks, fused Adam), or ``"sparse"`` (our table, lazy Adam in the backward pass).
         rows, dim, batch: size of the table and number of triples.
         density: of masked and sparse.
         interval: steps between explorations, for masked and sparse.
@@ -38,7 +40,9 @@ class BprStep:
         if form == "sparse":
             self.table = sparsecore.SparseEmbedding(rows, dim, density=density, sparse=True)
         else:
-            self.table = nn.Embedding(rows, dim, sparse=form == "dense lazy")
+            self.table = nn.Embedding(rows, dim, sparse=form.startswith("dense lazy"))
+            if form == "dense lazy on huge pages":
+                self.table.weight = nn.Parameter(on_huge_pages(self.table.weight.detach()))
         nn.init.normal_(sparsecore.weight_parameter(self.table), std=0.1)
         parameters = list(self.table.parameters())
         self.optimizer: torch.optim.Optimizer
@@ -47,6 +51,8 @@ class BprStep:
             self.explorer = sparsecore.DynamicSparsity(
                 self.table, self.optimizer, interval=interval, total_steps=10**9
             )
+        elif form == "dense lazy on huge pages":
+            self.optimizer = moments_on_huge_pages(torch.optim.SparseAdam(parameters))
         elif form == "dense lazy":
             self.optimizer = torch.optim.SparseAdam(parameters)
         else:

@@ -14,7 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from harness.operands import IDS, Forms, Run, Weight, by_torch_sparse, random_ids, torch_csr
+from harness.operands import (
+    IDS,
+    Forms,
+    Run,
+    Weight,
+    by_torch_sparse,
+    moments_on_huge_pages,
+    on_huge_pages,
+    random_ids,
+    torch_csr,
+)
 from sparsecore import SparseEmbedding, ops
 
 __all__ = [
@@ -40,8 +50,8 @@ def gather(density: float, rows: int, cols: int, batch: int, encoding: str | Non
         dense={
             "F.embedding": lambda: F.embedding(b(), table),
             "index_select(out=)": lambda: torch.index_select(table, 0, c(), out=out),
+            "index_select(out=) on huge pages": lambda: torch.index_select(huge, 0, d(), out=out),
         },
-        others={"dense on huge pages": lambda: torch.index_select(huge, 0, d(), out=out)},
         nbytes=batch * (weight.row_bytes + 4 * cols),
         resident=weight.nbytes,
         dense_resident=4 * rows * cols,
@@ -62,8 +72,10 @@ def gather_dot(density: float, rows: int, cols: int, batch: int, encoding: str |
         dense={
             "(E[u] * E[i]).sum(1)": lambda: (F.embedding(c(), left) * F.embedding(d(), right)).sum(1),
             "vecdot(E[u], E[i])": lambda: torch.linalg.vecdot(left[e()], right[f()]),
+            "(E[u] * E[i]).sum(1) on huge pages": lambda: (
+                F.embedding(g(), huge) * F.embedding(h(), huger)
+            ).sum(1),
         },
-        others={"dense on huge pages": lambda: (F.embedding(g(), huge) * F.embedding(h(), huger)).sum(1)},
         nbytes=2 * batch * users.row_bytes,
         resident=users.nbytes + items.nbytes,
         dense_resident=8 * rows * cols,
@@ -170,10 +182,15 @@ def adam(density: float, rows: int, cols: int, batch: int, encoding: str | None 
     weight = Weight(rows, cols, density, encoding=encoding)
     values = nn.Parameter(weight.values)
     ours = sparsecore.optim.Adam([values])
-    table = nn.Parameter(weight.dense())
+    table, huge = nn.Parameter(weight.dense()), nn.Parameter(weight.dense_on_huge_pages())
     dense = torch.optim.Adam([table], fused=True)
-    grad, kept = torch.randn(batch, cols), torch.zeros(rows, cols)
-    a, b, c = (random_ids(rows, batch) for _ in range(3))
+    on_huge = moments_on_huge_pages(torch.optim.Adam([huge], fused=True))
+    grad, kept, kept_huge = (
+        torch.randn(batch, cols),
+        torch.zeros(rows, cols),
+        on_huge_pages(torch.zeros(rows, cols)),
+    )
+    a, b, c, d = (random_ids(rows, batch) for _ in range(4))
 
     def run() -> None:
         values.grad = ops.scatter_grad(*weight.index, a(), grad, weight.nnz)
@@ -187,9 +204,17 @@ def adam(density: float, rows: int, cols: int, batch: int, encoding: str | None 
         table.grad = kept.zero_().index_add_(0, c(), grad)
         dense.step()
 
+    def in_place_huge() -> None:
+        huge.grad = kept_huge.zero_().index_add_(0, d(), grad)
+        on_huge.step()
+
     return Forms(
         ours=run,
-        dense={"embedding backward + fused Adam": fresh, "zero_ + index_add_ + fused Adam": in_place},
+        dense={
+            "embedding backward + fused Adam": fresh,
+            "zero_ + index_add_ + fused Adam": in_place,
+            "zero_ + index_add_ + fused Adam on huge pages": in_place_huge,
+        },
         nbytes=7 * 4 * weight.nnz + rows * (weight.row_bytes - 4 * weight.nnz / rows),
         resident=weight.nbytes + 3 * 4 * weight.nnz,
         dense_resident=16 * rows * cols,
@@ -201,6 +226,7 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
     table = SparseEmbedding(rows, cols, density=density, sparse=True)
     other = SparseEmbedding(rows, cols, density=density, sparse=True)
     dense = nn.Embedding(rows, cols, sparse=True)
+    huge = nn.Embedding.from_pretrained(on_huge_pages(dense.weight.detach()), freeze=False, sparse=True)
     grad, draw = torch.randn(batch, cols), random_ids(rows, batch)
 
     def steps(module: nn.Module, optimizer: torch.optim.Optimizer) -> Run:
@@ -214,9 +240,13 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
         return step
 
     lazy, adam = torch.optim.SparseAdam(dense.parameters()), sparsecore.optim.Adam
+    on_huge = moments_on_huge_pages(torch.optim.SparseAdam(huge.parameters()))
     return Forms(
         ours=steps(table, adam(table.parameters(), in_backward=True)),
-        dense={"nn.Embedding(sparse=True) + SparseAdam": steps(dense, lazy)},
+        dense={
+            "nn.Embedding(sparse=True) + SparseAdam": steps(dense, lazy),
+            "nn.Embedding(sparse=True) + SparseAdam on huge pages": steps(huge, on_huge),
+        },
         others={"ours, step() afterwards": steps(other, adam(other.parameters()))},
         nbytes=batch * (7 * 4 * density * cols + 4 * cols),
     )
@@ -226,16 +256,25 @@ def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
     """The same without autograd: the two operators that make the gradient, and the optimizers."""
     table = SparseEmbedding(rows, cols, density=density, sparse=True)
     dense = nn.Parameter(torch.randn(rows, cols))
-    ours, torchs = sparsecore.optim.Adam([table.values], in_backward=True), torch.optim.SparseAdam([dense])
-    grad, a, b = torch.randn(batch, cols), random_ids(rows, batch), random_ids(rows, batch)
+    huge = nn.Parameter(on_huge_pages(dense.detach()))
+    ours = sparsecore.optim.Adam([table.values], in_backward=True)
+    torchs, on_huge = torch.optim.SparseAdam([dense]), moments_on_huge_pages(torch.optim.SparseAdam([huge]))
+    grad, a, b, c = torch.randn(batch, cols), *(random_ids(rows, batch) for _ in range(3))
 
     def step() -> None:
         dense.grad = torch.ops.aten.embedding_sparse_backward(grad, b(), rows, -1, False)
         torchs.step()
 
+    def step_huge() -> None:
+        huge.grad = torch.ops.aten.embedding_sparse_backward(grad, c(), rows, -1, False)
+        on_huge.step()
+
     return Forms(
         ours=lambda: ours.update_rows(table.values, *table.index, a(), grad, None, None),
-        dense={"embedding_sparse_backward + SparseAdam": step},
+        dense={
+            "embedding_sparse_backward + SparseAdam": step,
+            "embedding_sparse_backward + SparseAdam on huge pages": step_huge,
+        },
         nbytes=batch * (7 * 4 * density * cols + 4 * cols),
     )
 

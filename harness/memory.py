@@ -33,7 +33,7 @@ def status(field):
             return int(line.split()[1]) * 1024
 
 def step(table, optimizer):
-    optimizer.zero_grad(set_to_none=False)
+    optimizer.zero_grad()
     table(torch.randint(0, table.num_embeddings, (4096,))).square().sum().backward()
     optimizer.step()
 

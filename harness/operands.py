@@ -16,7 +16,17 @@ from sparsecore import Pattern
 from sparsecore.encoding import choose_encoding, encode
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["IDS", "Forms", "Run", "Weight", "by_torch_sparse", "random_ids", "torch_csr"]
+__all__ = [
+    "IDS",
+    "Forms",
+    "Run",
+    "Weight",
+    "by_torch_sparse",
+    "moments_on_huge_pages",
+    "on_huge_pages",
+    "random_ids",
+    "torch_csr",
+]
 
 Run = Callable[[], object]
 _seeds = itertools.count()
@@ -50,6 +60,21 @@ def torch_csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
+def on_huge_pages(tensor: Tensor) -> Tensor:
+    """A copy on huge pages, as sparse weights are: what torch gives dense ones where THP_MEM_ALLOC_ENABLE=1 is set."""
+    return ask_huge_pages(torch.empty_like(tensor)).copy_(tensor)
+
+
+def moments_on_huge_pages(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer (Adam or SparseAdam), its state made beforehand, on huge pages."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {name: on_huge_pages(torch.zeros_like(parameter)) for name in ("exp_avg", "exp_avg_sq")}
+            step = 0 if isinstance(optimizer, torch.optim.SparseAdam) else torch.tensor(0.0)
+            optimizer.state[parameter] = {"step": step, **moments}
+    return optimizer
 
 
 def by_torch_sparse(
@@ -86,7 +111,7 @@ class Weight:
         return self.pattern.to_dense(self.values)
 
     def dense_on_huge_pages(self) -> Tensor:
-        return ask_huge_pages(torch.empty(self.rows, self.cols)).copy_(self.dense())
+        return on_huge_pages(self.dense())
 
     def csr(self) -> Tensor:
         crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)

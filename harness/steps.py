@@ -101,7 +101,7 @@ def _lightgcn() -> dict[str, Any]:
 
 def _bpr() -> dict[str, Any]:
     size = {"rows": 1_000_000, "dim": 64, "batch": 2048}
-    forms = {name: BprStep(name, **size) for name in ("dense", "dense lazy")}
+    forms = {name: BprStep(name, **size) for name in ("dense", "dense lazy", "dense lazy on huge pages")}
     forms["masked@0.5"] = BprStep("masked", **size, density=0.5)
     return forms | {f"sparse@{f:g}": BprStep("sparse", **size, density=f) for f in DENSITIES}
 
