@@ -1,6 +1,6 @@
 """Which implementation runs an operation: by device, overridable for a block of code or by environment.
 
-CPU tensors go to ``numba``, CUDA tensors to ``triton`` where that package is installed, all others to ``torch``.
+CPU tensors go to ``numba``, CUDA tensors to ``triton`` where it can compile (`has_triton`), all others to ``torch``.
 ``with sparsecore.backend("torch"):`` or the environment variable ``SPARSECORE_BACKEND``, read at the import, override
 it. A backend is a module with one function per operation (see ``sparsecore.ops``).
 
