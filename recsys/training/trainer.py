@@ -78,7 +78,8 @@ class Trainer:
         self._expect_known_users()
         if sparsity.method != "dense":
             expect_sparse_weights(self.model, config)
-        if fresh and train.pretrained:
+        pretrained = fresh and bool(train.pretrained)
+        if pretrained:
             self.model.initialize_from(load_parts(train.pretrained, dataset))
         # Initial values and index sets are drawn on the CPU: the same ones for every device.
         self.device = torch.device("cpu") if isinstance(self.model, Fitted) else find_device(train.device)
@@ -93,7 +94,7 @@ class Trainer:
             self.schedule = make_schedule(self.optimizer, train, steps)
             exploring = torch.Generator().manual_seed(int(explorer_seed))
             self.explorer = make_explorer(
-                self.model, self.optimizer, sparsity, self.density, steps, exploring
+                self.model, self.optimizer, sparsity, self.density, steps, exploring, pretrained
             )
         self.epoch = self.step = 0
         self.best_epoch: int | None = None

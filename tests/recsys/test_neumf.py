@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
 
+from recsys.data import load
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.models import neumf
 from recsys.models.base import Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density, dropout
 from recsys.models.neumf import NeuMF
-from recsys.models.transfer import dense_weight
+from recsys.models.transfer import carried_mask, dense_weight
 from recsys.training import session
 from recsys.training.trainer import Trainer
+from tests.recsys.conftest import SMALL, TINY_DATA
 from sparsecore.nn.base import SparseModule
 
 pytestmark = pytest.mark.feature("models")
@@ -336,8 +338,6 @@ def test_run_that_begins_with_two_others(make_config, tiny, tmp_path, method):
     trainer = Trainer(config(*folders), tiny)
     saved = session.SavedRecommender.load(tmp_path / "gmf").model
     expected, ours = dense_weight(saved.gmf_items), dense_weight(trainer.model.gmf_items)
-    if method == "masked":  # its masks are its own
-        expected = expected * trainer.explorer.masks["gmf_items.weight"]
     assert torch.equal(ours, expected)
 
     whole = session.train(config(*folders), dataset=tiny, quiet=True)
@@ -352,6 +352,67 @@ def test_run_that_begins_with_two_others(make_config, tiny, tmp_path, method):
     assert session.resume(tmp_path / "cut", dataset=tiny, quiet=True)["test"] == whole["test"]
     with pytest.raises(RecsysError, match="no saved recommender"):
         Trainer(config(*folders), tiny)
+
+
+@pytest.fixture(scope="module")
+def gmf_runs(tmp_path_factory):
+    """method -> folder of a run of the GMF part, long enough that masks have moved."""
+    from recsys.config import load_config
+
+    folder = tmp_path_factory.mktemp("gmf")
+    data = load("synthetic", seed=1, **TINY_DATA)
+    settings, batch_size, lr = SMALL["neumf"]
+    for method in ("dense", "masked", "static", "dsl"):
+        config = load_config(
+            options={
+                "model": {"name": "neumf", **settings, "parts": "gmf"},
+                "sparsity": {"method": method, "density": 0.4, "interval": 5},
+                "train": {"epochs": 2, "lr": lr, "batch_size": batch_size},
+            }
+        )
+        session.train(config, folder / method, dataset=data, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("before", ["dense", "masked", "static", "dsl"])
+@pytest.mark.parametrize("after", ["masked", "static", "dsl"])
+def test_density_of_a_pretrained_run_is_what_was_asked_for(make_config, tiny, gmf_runs, before, after):
+    """Masks drawn anew on a masked part would leave f^2 of its weights."""
+    path = f"train.pretrained.gmf={gmf_runs / before}"
+    trainer = Trainer(make_config(after, path, "model.parts=gmf", model="neumf"), tiny)
+    theirs = dense_weight(session.SavedRecommender.load(gmf_runs / before).model.gmf_items)
+    ours = dense_weight(trainer.model.gmf_items)
+    nnz = next(
+        count
+        for name, count in session.nnz_per_tensor(trainer.model, trainer.explorer).items()
+        if name.startswith("gmf_items.")
+    )
+    assert nnz == round(0.4 * ours.numel())
+    if before == "dense":
+        assert int((ours != 0).sum()) == nnz
+        assert torch.equal(ours[ours != 0], theirs[ours != 0])
+    else:
+        assert torch.equal(ours, theirs)
+    trainer.run_epoch()
+
+
+def test_masked_parts_of_a_higher_density_are_refused(make_config, tiny, gmf_runs):
+    for before, after in (("dsl", "masked"), ("masked", "masked"), ("masked", "dsl")):
+        path = f"train.pretrained.gmf={gmf_runs / before}"
+        config = make_config(after, path, "sparsity.density=0.3", "model.parts=gmf", model="neumf")
+        with pytest.raises(ConfigError, match="take parts of the same density, or dense ones"):
+            Trainer(config, tiny)
+
+
+def test_weights_just_grown_are_zero_and_kept_a_place():
+    values, drawn = torch.zeros(40, 5), torch.zeros(40, 5, dtype=torch.bool)
+    values[:10], drawn[:, ::2] = 1.0, True
+    mask = carried_mask("w", values, drawn)
+    assert mask.sum() == drawn.sum()
+    assert mask[:10].all()
+    assert not (mask[10:] & ~drawn[10:]).any()
+    assert mask[-2:].any()
+    assert carried_mask("w", torch.ones(40, 5), drawn) is drawn
 
 
 def test_run_of_other_data_is_refused(make_config, tiny, tmp_path):
