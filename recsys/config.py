@@ -74,7 +74,8 @@ class TrainConfig(Section):
 
     pretrained: folders of finished runs on the same data that a new run takes parts of its initial weights from, by the
         name of the part: {"gmf": ..., "mlp": ...} for NeuMF. A run that is resumed does not read them again.
-    patience: epochs without a better validation `metric` after which training stops; 0 never stops early.
+    patience: training stops at the first evaluation this many epochs or more after the one with the best validation
+        `metric`; 0 never stops early.
     stop_epoch: the epoch after which training ends, while schedules are still those of `epochs`; 0 trains them all. For
         a run that repeats the beginning of another, such as `recsys train --refit`.
     tensorboard: also log to tensorboard/ in the run's folder (extra "tensorboard").

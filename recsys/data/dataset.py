@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ class Dataset:
         """Interactions in the training matrix."""
         return int(self.train.nnz)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any interaction of any part."""
         digest = hashlib.sha256()
@@ -210,6 +211,18 @@ class Dataset:
         for users in (self.validation, self.test):
             digest.update(b"" if users.candidates is None else users.candidates.tobytes())
         return digest.hexdigest()[:16]
+
+    def expect(self, fingerprint: str | None, owner: str) -> None:
+        """Raise DataError unless this is the data that `owner`, a run, was begun with.
+
+        None, of a run that an older version has begun, says nothing.
+        """
+        if fingerprint not in (None, self.fingerprint):
+            raise DataError(
+                f"{self.name} is no longer the data that {owner} was begun with (split {fingerprint}, now "
+                f"{self.fingerprint}): put the files back as they were, or say where they are (--data-dir); a run on "
+                "the new data is another one (another --output, or --overwrite)"
+            )
 
     def summary(self) -> dict[str, Any]:
         """Sizes and peculiarities, as plain values ready for JSON."""

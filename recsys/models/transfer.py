@@ -15,8 +15,8 @@ from sparsecore.nn.base import SparseModule
 __all__ = ["carried_mask", "check_parts", "copy_layer", "copy_weight", "dense_weight"]
 
 Weight = Tensor | SparseModule
-# A dense tensor with a larger share of zeros has been trained under a mask. Without one a number is exactly zero only by
-# chance: initial values are about once in 2^24.
+# A dense tensor with a larger share of zeros has been trained under a mask. Without one a number is exactly zero only
+# by chance: initial values are about once in 2^24.
 _MASKED = 1e-3
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import OutputExistsError, RecsysError
+from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.machine import usable_cores
 from recsys.sweep.grid import Cell
 from recsys.sweep.workers import Event, Task, run_tasks
+from recsys.training import session
 from recsys.training.run_folder import RunFolder
 
 __all__ = ["Outcome", "Plan", "run_cells", "threads_for"]
 
 KEPT = (
     "dataset",
+    "split",
     "test",
     "validation",
     "best_epoch",
@@ -85,6 +88,30 @@ class Plan:
         """Cells whose runs have not ended."""
         return [cell for cell in self.cells if self.metrics(cell) is None]
 
+    def expect_one_split(self) -> None:
+        """Refuse runs that have ended on other data than those beside them, or than the rest would be trained on.
+
+        Runs that have begun check that themselves.
+
+        Raises:
+            DataError: a file has changed since.
+        """
+        ended: dict[str, tuple[str, Path]] = {}
+        for cell in self.cells:
+            split = (self.metrics(cell) or {}).get("split")
+            if split is None:
+                continue
+            first, place = ended.setdefault(_data_of(cell), (split, self.place(cell)))
+            if split != first:
+                raise DataError(
+                    f"{place} and {self.place(cell)} were trained on different data (splits {first} and {split}), "
+                    "although with the same settings: delete the one whose data is no more, to train it again"
+                )
+        for data, cell in {_data_of(cell): cell for cell in self.open}.items():
+            if data in ended:
+                split, place = ended[data]
+                session.load_dataset(cell.config).expect(split, str(place))
+
 
 def threads_for(jobs: int) -> int:
     """Threads of each of some runs at a time, so that together they use the cores that we may use."""
@@ -110,9 +137,11 @@ def run_cells(
 
     Raises:
         OutputExistsError: a folder holds a run of other settings; nothing was trained then.
+        DataError: see `Plan.expect_one_split`; nothing was trained then.
         KeyboardInterrupt: on Ctrl-C, after all workers have ended. The same call continues.
     """
     plan = Plan.of(cells, folder)
+    plan.expect_one_split()
     tasks = [Task(cell.config, plan.place(cell)) for cell in plan.open]
     folder.mkdir(parents=True, exist_ok=True)
     failures = run_tasks(tasks, jobs, threads or threads_for(jobs), on_event)
@@ -132,6 +161,11 @@ def run_cells(
             failure = failures[place]
             failed.append({**known, "error": failure.reason, "traceback": failure.trace})
     return Outcome(runs, failed)
+
+
+def _data_of(cell: Cell) -> str:
+    """The settings of its data, wherever that lies."""
+    return json.dumps({**cell.config.to_dict()["data"], "dir": ""}, sort_keys=True)
 
 
 def _runs_by_hash(folder: Path) -> dict[str, Path]:

@@ -44,8 +44,8 @@ def make_explorer(
 ) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
     """What prunes and grows during so many updates; None where nothing moves.
 
-    At density 1 there is nowhere to move to: the layers are dense ones. `pretrained`: weights of a masked run may be those
-    of sparse or masked parts, whose masks it then begins with.
+    At density 1 there is nowhere to move to: the layers are dense ones. `pretrained`: weights of a masked run may be
+    those of sparse or masked parts, whose masks it then begins with.
 
     Raises:
         ConfigError: such a part has more weights than the run is to keep.

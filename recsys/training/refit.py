@@ -62,11 +62,14 @@ def refit(
 
     Raises:
         RecsysError: as `refit_config`; or validation was not carved out of each user's interactions by
-            ``data.options.validation``, so that leaving it away gives other data than train and validation together.
+            ``data.options.validation``, so that leaving it away gives other data than train and validation together;
+            or the data has changed.
     """
     config = refit_config(run)
     RunFolder.check_free(output, overwrite)
-    before = session.load_dataset(RunFolder.open(run).config())
+    folder = RunFolder.open(run)
+    before = session.load_dataset(folder.config())
+    before.expect((folder.metrics() or {}).get("split"), str(run))
     try:
         dataset = session.load_dataset(config)
     except RecsysError as error:

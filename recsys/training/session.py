@@ -108,7 +108,7 @@ def resume(
     A run that has ended is not touched; its metrics are returned.
 
     Raises:
-        RecsysError: not a run, no checkpoint, or a damaged one.
+        RecsysError: not a run, no checkpoint, or a damaged one; the data has changed.
     """
     folder = RunFolder.open(path)
     metrics = folder.metrics()
@@ -287,12 +287,14 @@ def evaluate_run(
         device: where to score; None is where it was trained.
 
     Raises:
-        RecsysError: not a run, or nothing of it was saved yet.
+        RecsysError: not a run, or nothing of it was saved yet; the data has changed.
     """
     folder = RunFolder.open(path)
     config = _placed(folder.config(), data_dir, device)
     weights = folder.load_best()
-    trainer = Trainer(config, load_dataset(config), fresh=False)
+    dataset = load_dataset(config)
+    dataset.expect((folder.metrics() or folder.load_checkpoint()).get("split"), str(path))
+    trainer = Trainer(config, dataset, fresh=False)
     try:
         trainer.model.load_state_dict(weights)
     except RuntimeError as error:

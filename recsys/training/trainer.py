@@ -135,12 +135,12 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """All epochs done, or none better than the best for `patience` epochs."""
-        patience = self.config.train.patience
+        """All epochs done, or at an evaluation none was better than the best for `patience` epochs."""
+        train = self.config.train
         if self.epoch >= self.last_epoch:
             return True
-        waited = self.epoch - (self.best_epoch or 0)
-        return patience > 0 and self.best_epoch is not None and waited >= patience
+        evaluated = self.epoch - self.epoch % train.evaluate_every
+        return 0 < train.patience <= evaluated - (self.best_epoch or evaluated)
 
     def train_step(
         self, batch: Batch, phase: Callable[[str], AbstractContextManager] = nullcontext
@@ -298,6 +298,7 @@ class Trainer:
         """Everything that the next step depends on, but the settings, the data and the best weights."""
         return {
             "config": self.config.hash,
+            "split": self.dataset.fingerprint,
             # Whatever a fitted model holds is with the best weights, or can be computed anew.
             "model": None if self.optimizer is None else self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
@@ -319,13 +320,14 @@ class Trainer:
         """Continue where `state_dict` was called.
 
         Raises:
-            RecsysError: if the state was made with other settings.
+            RecsysError: if the state was made with other settings, or on other data.
         """
         if state["config"] != self.config.hash:
             raise RecsysError(
                 f"the checkpoint was made with other settings ({state['config']}, now {self.config.hash}); "
                 "a run can only be resumed with the settings that it was started with"
             )
+        self.dataset.expect(state.get("split"), "this run")
         if self.optimizer is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

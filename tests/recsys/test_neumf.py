@@ -20,7 +20,6 @@ from recsys.models.neumf import NeuMF
 from recsys.models.transfer import carried_mask, dense_weight
 from recsys.training import session
 from recsys.training.trainer import Trainer
-from tests.recsys.conftest import SMALL, TINY_DATA
 from sparsecore.nn.base import SparseModule
 
 pytestmark = pytest.mark.feature("models")
@@ -360,14 +359,13 @@ def gmf_runs(tmp_path_factory):
     from recsys.config import load_config
 
     folder = tmp_path_factory.mktemp("gmf")
-    data = load("synthetic", seed=1, **TINY_DATA)
-    settings, batch_size, lr = SMALL["neumf"]
+    data = load("synthetic", seed=1, users=120, items=60, interactions=1800, clusters=6)
     for method in ("dense", "masked", "static", "dsl"):
         config = load_config(
             options={
-                "model": {"name": "neumf", **settings, "parts": "gmf"},
+                "model": {"name": "neumf", "factors": 8, "layers": [16, 16, 8], "parts": "gmf"},
                 "sparsity": {"method": method, "density": 0.4, "interval": 5},
-                "train": {"epochs": 2, "lr": lr, "batch_size": batch_size},
+                "train": {"epochs": 2, "lr": 0.02, "batch_size": 64},
             }
         )
         session.train(config, folder / method, dataset=data, quiet=True)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from recsys.cli import app
 from recsys.config import load_config
-from recsys.errors import ConfigError, OutputExistsError
+from recsys.errors import ConfigError, DataError, OutputExistsError
 from recsys.sweep import heatmap, make_grid, parse_axis, summarise
 from recsys.sweep.engine import Plan, run_cells
 from recsys.sweep.summary import best_row, plus_minus, shown_metrics
@@ -234,6 +234,22 @@ def test_runs_of_other_settings_are_refused(make_config, tmp_path, in_process):
     with pytest.raises(OutputExistsError):
         run_cells([cell], tmp_path)
     assert in_process == []
+
+
+def test_runs_of_changed_data_are_not_put_into_one_table(make_config, tmp_path, in_process):
+    rows = [f"{user},{item}" for user in range(30) for item in range(user % 3, 20, 2)]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["user,item", *rows]))
+    config = make_config("dense", f"data.name={file}", "data.options={}", "train.epochs=1", model="bprmf")
+    one, two = make_grid(lambda v: config.replace(train=seed_of(v)), [], 2).cells
+    run_cells([one], tmp_path / "sweep")
+    file.write_text("\n".join(["user,item", *rows[:-1]]))
+    with pytest.raises(DataError, match="no longer the data"):
+        run_cells([one, two], tmp_path / "sweep")
+    assert len(in_process) == 1
+    session.train(two.config, tmp_path / "sweep" / "by-hand", quiet=True)
+    with pytest.raises(DataError, match="trained on different data"):
+        run_cells([one, two], tmp_path / "sweep")
 
 
 def seed_of(variation):

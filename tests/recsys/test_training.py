@@ -19,6 +19,7 @@ from recsys.models.base import Interactions
 from recsys.models.build import MODELS
 from recsys.training import session
 from recsys.training.probe import StepProbe
+from recsys.training.refit import refit
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
 
@@ -325,6 +326,45 @@ def test_early_stopping_and_the_best_epoch(make_config, tiny, monkeypatch):
     assert (metrics["best_epoch"], metrics["epochs"]) == (2, 4)
     assert metrics["validation"] == {"ndcg@20": 0.3}
     assert_same(weights(trainer), kept[1])
+
+
+def test_patience_counts_from_evaluation_to_evaluation(make_config, tiny, monkeypatch):
+    """An epoch that was not evaluated has not failed to improve."""
+    values = iter([0.1, 0.3, 0.2, 0.2, 0.2])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, eval_set: {"ndcg@20": next(values)})
+    config = make_config("dense", "train.patience=3", "train.evaluate_every=4", "train.epochs=20")
+    trainer, evaluated = Trainer(config, tiny), []
+    while not trainer.finished:
+        evaluated.append("validation" in trainer.run_epoch())
+    assert (trainer.best_epoch, trainer.epoch) == (8, 12)
+    assert evaluated[-1]
+
+
+def test_data_that_has_changed_is_refused(make_config, tmp_path):
+    """A row less in the file is another split: what was validation is trained on then."""
+    rows = [f"{user},{item}" for user in range(30) for item in range(user % 3, 20, 2)]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["user,item", *rows]))
+    data = (f"data.name={file}", "data.options={}", "train.epochs=2")
+    config = make_config("dense", *data, model="bprmf")
+    session.train(config, tmp_path / "done", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "cut", quiet=True, on_epoch=_stop_at(1))
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "old", quiet=True, on_epoch=_stop_at(1))
+    old = RunFolder(tmp_path / "old")
+    old.save_checkpoint({k: v for k, v in old.load_checkpoint().items() if k != "split"})
+    file.write_text("\n".join(["user,item", *rows[:-1]]))
+    for call in (session.resume, session.evaluate_run):
+        with pytest.raises(DataError, match=r"no longer the data that .* was begun with"):
+            call(tmp_path / "cut")
+    with pytest.raises(DataError, match="no longer the data"):
+        session.evaluate_run(tmp_path / "done")
+    with pytest.raises(DataError, match="no longer the data"):
+        refit(tmp_path / "done", tmp_path / "again")
+    session.resume(tmp_path / "old", quiet=True)
+    file.write_text("\n".join(["user,item", *rows]))
+    session.resume(tmp_path / "cut", quiet=True)
 
 
 def test_evaluate_every_and_last_epoch(make_config, tiny):
