@@ -212,6 +212,15 @@ class Dataset:
             digest.update(b"" if users.candidates is None else users.candidates.tobytes())
         return digest.hexdigest()[:16]
 
+    def without_train(self, part: EvalSet) -> int:
+        """How many users of validation or test have targets and a row in `train` that is empty.
+
+        A model with a vector of each user knows nothing of them. They count in its means all the same, as in those of
+        the authors of a published split.
+        """
+        users = part.users[part.rows_with_targets]
+        return int(np.sum(np.diff(self.train.indptr)[users[users >= 0]] == 0))
+
     def expect(self, fingerprint: str | None, owner: str) -> None:
         """Raise DataError unless this is the data that `owner`, a run, was begun with.
 

@@ -10,7 +10,7 @@ Collaborative Filtering, WWW 2018). "loo" and "temporal" follow the order of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -151,11 +151,12 @@ def transductive_dataset(
     """Dataset whose evaluation users are its training users.
 
     A user's inputs are what is known by then: the train row for validation, train and validation for test. `order`
-    is of the train pairs; `candidates` are the test set's.
+    is of the train pairs; `candidates` are the test set's. A note says how many users with targets have nothing to
+    train on: parts that were given may have such.
     """
     users = np.arange(train.shape[0], dtype=np.int64)
     known = csr_array(train + validation)  # disjoint, or EvalSet refuses them below
-    return Dataset(
+    dataset = Dataset(
         name=name,
         train=train,
         validation=EvalSet(train, validation, users, user_ids),
@@ -166,6 +167,14 @@ def transductive_dataset(
         oracle=oracle,
         notes=tuple(notes),
     )
+    cold = tuple(
+        f"{what}: {count} of {len(part.rows_with_targets)} users with targets have no interaction in train; they are "
+        "ranked for and counted all the same"
+        for what, part in (("validation", dataset.validation), ("test", dataset.test))
+        if (count := dataset.without_train(part))
+    )
+    # A prepared data set brings its notes, perhaps this one among them.
+    return replace(dataset, notes=tuple(dict.fromkeys(dataset.notes + cold))) if cold else dataset
 
 
 def heldout_split(

@@ -60,9 +60,9 @@ def train(
     Returns:
         What metrics.json holds, all of the best epoch:
 
-        validation, test: means over the users with targets. users: how many these are ("evaluated") and how many
-            there are ("all"); a mean over all, a user without targets counting 0, as UltraGCN's authors report it, is
-            the value times evaluated / all.
+        validation, test: means over the users with targets. users: how many these are ("evaluated"), how many of them
+            have nothing in train ("without_train") and how many users there are ("all"); a mean over all, a user
+            without targets counting 0, as UltraGCN's authors report it, is the value times evaluated / all.
         beyond_accuracy: of test, see `recsys.evaluation.beyond_accuracy`.
         protocol: what targets were ranked against. split: hash of the data as it was divided.
         macs_per_step: multiply-adds of a training step, see `Trainer.macs`; exploration is 0 if there was none.
@@ -156,7 +156,11 @@ def fit(
         "test": ranking.means(ks),
         "beyond_accuracy": beyond_accuracy(ranking, trainer.dataset.train, ks),
         "users": {
-            name: {"evaluated": len(part.rows_with_targets), "all": len(part)}
+            name: {
+                "evaluated": len(part.rows_with_targets),
+                "all": len(part),
+                "without_train": trainer.dataset.without_train(part),
+            }
             for name, part in _parts(trainer).items()
         },
         "best_epoch": trainer.best_epoch,

@@ -105,6 +105,23 @@ def test_held_out_users_are_refused_before_training(make_config, tmp_path, model
     assert not (tmp_path / "run").exists()
 
 
+def test_given_test_users_without_training_interactions_are_counted(make_config, tmp_path):
+    """A model with a row of each user ranks for them by a row that was never trained."""
+    folder = tmp_path / "data" / "given"
+    folder.mkdir(parents=True)
+    rows = [f"{user},{item}" for user in range(9) for item in range(user % 3, 12, 2)]
+    (folder / "train.csv").write_text("\n".join(["user,item", *rows]))
+    (folder / "test.csv").write_text("user,item\n0,11\n1,0\n90,3\n91,4\n91,5")
+    config = make_config(
+        "dense", "data.name=given", f"data.dir={tmp_path / 'data'}", "data.options={}", "train.epochs=1"
+    )
+    metrics = session.train(config, quiet=True)
+    assert metrics["users"]["test"] == {"evaluated": 4, "all": 11, "without_train": 2}
+    assert metrics["users"]["validation"]["without_train"] == 0
+    (note,) = [note for note in metrics["dataset"]["notes"] if "no interaction in train" in note]
+    assert note.startswith("test: 2 of 4 users with targets")
+
+
 def test_nobody_to_test_is_found_before_training(make_config, tmp_path):
     with pytest.raises(DataError, match="no user has a test item"):
         session.train(make_config("dense", "data.options.test=0"), tmp_path / "run", quiet=True)
@@ -429,7 +446,11 @@ def test_run_folder_contents(make_config, tiny, tmp_path):
     assert sizes["gradients"] > 0
     assert sizes["optimizer_state"] >= 2 * sizes["gradients"]
     assert metrics["protocol"] == {"validation": {"ranking": "full"}, "test": {"ranking": "full"}}
-    assert metrics["users"]["test"] == {"evaluated": len(tiny.test.rows_with_targets), "all": len(tiny.test)}
+    assert metrics["users"]["test"] == {
+        "evaluated": len(tiny.test.rows_with_targets),
+        "all": len(tiny.test),
+        "without_train": 0,
+    }
     assert metrics["split"] == tiny.fingerprint
     assert all(metrics["macs_per_step"][name] > 0 for name in ("forward", "backward", "exploration"))
     assert {"coverage@20", "novelty@20", "gini@20", "recall_tail@20"} <= metrics["beyond_accuracy"].keys()
