@@ -146,12 +146,30 @@ class _Run:
 
     @property
     def settings(self) -> str:
-        """Everything but the seed and places: of the data, and of the runs that weights were taken from."""
-        content = self.config.to_dict()
-        del content["train"]["seed"]
-        content["train"]["pretrained"] = sorted(content["train"].get("pretrained", {}))
-        content["data"].pop("dir", None)
-        return json.dumps(content, sort_keys=True)
+        """What tells lines apart, as text, see `_deciding`."""
+        return json.dumps(_deciding(self.config), sort_keys=True)
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The settings that decide what comes out, but for the seed and the data, which the hash of the split stands for.
+
+    Runs that weights were taken from have these settings of their own in place of their folder; where that is gone,
+    its path has to do.
+    """
+    content = config.to_dict()
+    del content["data"], content["evaluation"]["batch_size"]
+    for name in ("seed", "tensorboard", "device"):
+        del content["train"][name]
+    parts = content["train"].pop("pretrained", {})
+    return {**content, "parts": {name: _part(Path(folder)) for name, folder in parts.items()}}
+
+
+def _part(folder: Path) -> dict[str, Any] | str:
+    run = folder if (folder / "config.toml").is_file() else folder.parent  # or its recommender/
+    try:
+        return _deciding(RunFolder.open(run).config())
+    except RecsysError:
+        return str(folder)
 
 
 def compare_runs(paths: Sequence[str | Path], metric: str | None = None) -> Comparison:
@@ -208,10 +226,8 @@ def _load(path: str | Path) -> _Run:
 
 
 def _expect_comparable(one: _Run, other: _Run) -> None:
-    for what, key in (("data", "dataset"), ("split of the data", "split"), ("protocol", "protocol")):
+    for what, key in (("data, or another split of it", "split"), ("protocol", "protocol")):
         ours, theirs = one.metrics[key], other.metrics[key]
-        if key == "dataset":
-            ours, theirs = ours["name"], theirs["name"]
         if key == "protocol":
             ours, theirs = ours["test"], theirs["test"]
         if ours != theirs:

@@ -172,9 +172,21 @@ class Config(Section):
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
+        if Path(self.data.name).is_absolute():
+            content["data"]["name"] = Path(self.data.name).name
         content["train"].pop("tensorboard")
         content["train"].pop("device")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def anchored(self) -> Config:
+        """A copy whose paths do not depend on where it is read: relative ones are taken from the working directory."""
+        from recsys.data.formats import is_supported  # settings alone need not wait for scipy
+
+        data, pretrained = self.data, self.train.pretrained
+        name = str(Path(data.name).resolve()) if is_supported(data.name) else data.name
+        place = None if data.dir is None else str(Path(data.dir).resolve())
+        parts = {part: str(Path(folder).resolve()) for part, folder in pretrained.items()}
+        return self.replace(data={"name": name, "dir": place}, train={"pretrained": parts})
 
     def replace(self, **sections: Mapping[str, Any]) -> Config:
         """A copy with some settings changed, validated: `config.replace(train={"epochs": 3})`."""

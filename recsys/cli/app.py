@@ -58,7 +58,11 @@ app = typer.Typer(
     help="Recommender models whose weights are trained and stored sparse.",
 )
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of datasets. Default: environment SPARSECORE_DATA.")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Folder of datasets, or of a file that has moved. Default: environment SPARSECORE_DATA.",
+    ),
 ]
 DatasetName = Annotated[
     str | None, typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file.")
@@ -99,14 +103,11 @@ def make_config(
     variation: Mapping[str, Any] | None = None,
 ) -> Config:
     from recsys.config import load_config
-    from recsys.data.formats import is_supported
 
-    # Absolute: the settings are kept with the run, which may be evaluated from elsewhere.
-    place = None if data_dir is None else str(data_dir.resolve())
-    if dataset is not None and is_supported(dataset):
-        dataset = str(Path(dataset).resolve())
+    place = None if data_dir is None else str(data_dir)
     plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
-    return load_config(preset, path, overrides or [], plain, variation)
+    # The settings are kept with the run, which may be evaluated from elsewhere.
+    return load_config(preset, path, overrides or [], plain, variation).anchored()
 
 
 def use_threads(threads: int | None) -> None:

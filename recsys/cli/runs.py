@@ -99,9 +99,11 @@ def train(
     given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
     config = None
     if refit is not None:
-        if output is None or resume or any(value is not None for value in given):
+        others = [value for value in given if value is not data_dir]
+        if output is None or resume or any(value is not None for value in others):
             raise ConfigError(
-                "--refit takes the settings of the run that it names; expected --output and no other setting"
+                "--refit takes the settings of the run that it names; expected --output, --data-dir if the data has "
+                "moved, and no other setting"
             )
     elif resume:
         others = [value for value in given if value is not data_dir and value is not device]
@@ -125,13 +127,15 @@ def train(
     if config is not None and not quiet:
         typer.echo(f"{_describe(config)} -> {output}")
     listener = None if quiet else _print_epoch
+    moved = None if data_dir is None else str(data_dir.resolve())
     try:
         if refit is not None:
             from recsys.training.refit import refit as train_again
 
-            metrics = train_again(refit, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
+            metrics = train_again(
+                refit, output, data_dir=moved, overwrite=overwrite, quiet=quiet, on_epoch=listener
+            )
         elif config is None:
-            moved = None if data_dir is None else str(data_dir.resolve())
             metrics = session.resume(output, data_dir=moved, device=device, quiet=quiet, on_epoch=listener)
         else:
             metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)

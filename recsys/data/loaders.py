@@ -31,7 +31,8 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
     Args:
         name: "synthetic"; a name of `available(data_dir)`; the path of a file of a supported kind
             (`recsys.data.formats`); or the absolute path of a folder that has a known layout (`recsys.data.folders`).
-        data_dir: folder of datasets; None takes the environment variable SPARSECORE_DATA.
+        data_dir: folder of datasets; None takes the environment variable SPARSECORE_DATA. A file or folder that is no
+            longer where its path says is looked for in a `data_dir` that is given, too, by the last part of its name.
         seed: of the synthetic data and of every split made here; published splits are taken as they are.
         options: split ("ratio", "heldout", "loo", "temporal"), validation, test, fold_in (see `SplitOptions`); for a
             file or folder that is split here also those of `ReadOptions` (columns, separator, header, ids, order,
@@ -50,10 +51,13 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
         check_options(name, options, SYNTHETIC_OPTIONS)
         return synthetic(seed=seed, **{SYNTHETIC_OPTIONS[key]: value for key, value in options.items()})
     check_options(name, options, LOAD_OPTIONS)
+    path = Path(name)
+    if data_dir is not None and not path.exists() and (is_supported(name) or path.is_absolute()):
+        path = Path(data_dir) / path.name
     if is_supported(name):
-        return split_file(name, Path(name), seed, options)
-    if Path(name).is_absolute() and is_dataset(Path(name)):
-        return load_folder(name, Path(name), seed, options)
+        return split_file(name, path, seed, options)
+    if path.is_absolute() and is_dataset(path):
+        return load_folder(name, path, seed, options)
     root = _data_dir(data_dir)
     names = _folders(root) if root is not None else []
     if name not in names:

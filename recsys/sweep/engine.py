@@ -107,7 +107,13 @@ class Plan:
                     f"{place} and {self.place(cell)} were trained on different data (splits {first} and {split}), "
                     "although with the same settings: delete the one whose data is no more, to train it again"
                 )
-        for data, cell in {_data_of(cell): cell for cell in self.open}.items():
+        # The data as it is now is looked at where some are to be trained on it, or where it has another place.
+        open_or_moved = {
+            _data_of(cell): cell
+            for cell in self.cells
+            if self.metrics(cell) is None or RunFolder(self.place(cell)).config().data != cell.config.data
+        }
+        for data, cell in open_or_moved.items():
             if data in ended:
                 split, place = ended[data]
                 session.load_dataset(cell.config).expect(split, str(place))

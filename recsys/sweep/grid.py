@@ -103,7 +103,7 @@ def make_grid(
         seeds: runs of each cell.
 
     Raises:
-        ConfigError: an axis given twice, or of seeds; a value that is not valid.
+        ConfigError: an axis given twice, or of seeds; a value that is not valid; two data files of one name.
     """
     keys = [key for key, _ in axes]
     for key in keys:
@@ -122,6 +122,11 @@ def make_grid(
             read = {key: value for key, value in given.items() if key not in _unread(made)}
             config = make_config({**read, "train.seed": seed})
             cell = cells.setdefault(config.hash, Cell(_name(read, keys, method), read, config))
+            if cell.config.data.name != config.data.name:  # the hash does not know the folder
+                raise ConfigError(
+                    f"--grid data.name: {cell.config.data.name} and {config.data.name} have one name; rename a file, "
+                    "or take a sweep for each"
+                )
             if seed == first:
                 names.append((point, cell.name))
     return Grid(dict(axes), list(cells.values()), names)

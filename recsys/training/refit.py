@@ -50,6 +50,7 @@ def refit(
     run: str | Path,
     output: str | Path,
     *,
+    data_dir: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     on_epoch: Callable[[dict[str, Any]], object] | None = None,
@@ -58,6 +59,7 @@ def refit(
 
     Args:
         run: folder of a run that has ended.
+        data_dir: the folder in which the data is now, if it has moved.
         output, overwrite, quiet, on_epoch: as in `recsys.training.session.train`, whose metrics are returned.
 
     Raises:
@@ -65,10 +67,10 @@ def refit(
             ``data.options.validation``, so that leaving it away gives other data than train and validation together;
             or the data has changed.
     """
-    config = refit_config(run)
+    config = session.placed(refit_config(run), data_dir)
     RunFolder.check_free(output, overwrite)
     folder = RunFolder.open(run)
-    before = session.load_dataset(folder.config())
+    before = session.load_dataset(session.placed(folder.config(), data_dir))
     before.expect((folder.metrics() or {}).get("split"), str(run))
     try:
         dataset = session.load_dataset(config)

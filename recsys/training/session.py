@@ -25,7 +25,7 @@ from recsys.training.run_folder import RunFolder
 from recsys.training.tensorboard import TensorBoardLog, require_tensorboard
 from recsys.training.trainer import Trainer
 
-__all__ = ["evaluate_run", "fit", "load_dataset", "resume", "saved_recommender", "train"]
+__all__ = ["evaluate_run", "fit", "load_dataset", "placed", "resume", "saved_recommender", "train"]
 
 Listener = Callable[[dict[str, Any]], object]
 _LARGE = 64 << 20  # bytes: a smaller file is written at every epoch, however slow the machine is just then
@@ -103,7 +103,7 @@ def resume(
 ) -> dict[str, Any]:
     """Continue an interrupted run exactly where its last written epoch ended; arguments as in `train`.
 
-    `data_dir` says where the data is now, if it has moved, `device` where to go on, if it is another one.
+    `data_dir` says in which folder the data is now, if it has moved, `device` where to go on, if it is another one.
 
     A run that has ended is not touched; its metrics are returned.
 
@@ -114,8 +114,7 @@ def resume(
     metrics = folder.metrics()
     if metrics is not None:
         return metrics
-    config = folder.config()
-    config = _placed(config, data_dir, device)
+    config = placed(folder.config(), data_dir, device)
     trainer = Trainer(config, load_dataset(config) if dataset is None else dataset, fresh=False)
     trainer.load_state_dict(folder.load_checkpoint())
     folder.truncate_log(trainer.epoch)
@@ -274,7 +273,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _placed(config: Config, data_dir: str | None, device: str | None) -> Config:
+def placed(config: Config, data_dir: str | None, device: str | None = None) -> Config:
+    """The settings of a run whose data is in another folder now, or that is to go on on another device."""
     if data_dir is not None:
         config = config.replace(data={"dir": data_dir})
     return config if device is None else config.replace(train={"device": device})
@@ -287,14 +287,14 @@ def evaluate_run(
 
     Args:
         path: the folder of the run.
-        data_dir: where the data is now, if it has moved.
+        data_dir: the folder in which the data is now, if it has moved.
         device: where to score; None is where it was trained.
 
     Raises:
         RecsysError: not a run, or nothing of it was saved yet; the data has changed.
     """
     folder = RunFolder.open(path)
-    config = _placed(folder.config(), data_dir, device)
+    config = placed(folder.config(), data_dir, device)
     weights = folder.load_best()
     dataset = load_dataset(config)
     dataset.expect((folder.metrics() or folder.load_checkpoint()).get("split"), str(path))

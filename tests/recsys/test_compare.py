@@ -85,7 +85,7 @@ def test_lines_of_one_density_are_told_apart_by_folder(runs, tmp_path):
 
 
 def test_what_cannot_be_compared(runs, tmp_path):
-    for name, why in (("other-data", "split of the data"), ("sampled", "protocol")):
+    for name, why in (("other-data", "data, or another split"), ("sampled", "protocol")):
         with pytest.raises(RecsysError, match=rf"cannot be compared: different {why}"):
             compare_runs([runs / "dense", runs / name])
     with pytest.raises(RecsysError, match="there twice"):
@@ -179,6 +179,33 @@ def test_tables_say_the_protocol(runs):
     assert "sampled ranking, 99 negatives a target" in " ".join(
         call("compare", runs / "sampled").output.split()
     )
+
+
+def test_what_does_not_decide_the_figures_does_not_tell_lines_apart(runs, tmp_path):
+    config = RunFolder(runs / "dsl-1").config()
+    moved = config.replace(
+        data={"name": "/elsewhere/own.csv"},
+        train={"tensorboard": True, "device": "cuda"},
+        evaluation={"batch_size": 9},
+    )
+    shutil.copytree(runs / "dsl-1", tmp_path / "moved")
+    (tmp_path / "moved" / "config.toml").write_text(moved.to_toml())
+    metrics = RunFolder(runs / "dsl-1").metrics()
+    metrics["dataset"]["name"] = "/elsewhere/own.csv"
+    RunFolder(tmp_path / "moved").save_metrics(metrics)
+    assert [line.seeds for line in compare_runs([runs / "dsl-0", tmp_path / "moved"]).lines] == [(0, 1)]
+
+
+def test_pretrained_runs_are_told_apart_by_their_parts(runs, tmp_path):
+    """Parts of another density make another run; the folder that one was in does not."""
+    config = RunFolder(runs / "dense").config()
+    folders = []
+    for seed, source in ((0, "dsl-0"), (1, "dsl-small"), (2, "dsl-1"), (3, "gone")):
+        folders.append(tmp_path / f"{seed}")
+        shutil.copytree(runs / "dense", folders[-1])
+        taken = {"pretrained": {"all": str(runs / source / "recommender")}, "seed": seed}
+        (folders[-1] / "config.toml").write_text(config.replace(train=taken).to_toml())
+    assert [line.seeds for line in compare_runs(folders).lines] == [(0, 2), (1,), (3,)]
 
 
 def test_seeds_of_pretrained_runs_are_one_line(runs, tmp_path):

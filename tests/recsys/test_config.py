@@ -171,6 +171,11 @@ def test_missing_and_broken_files(tmp_path):
 def test_hash_changes_with_settings_but_not_with_the_place_of_the_data():
     config = load_config()
     assert config.replace(data={"dir": "/elsewhere"}).hash == config.hash
+    own = [
+        config.replace(data={"name": name}).hash
+        for name in ("/here/own.csv", "/there/own.csv", "/here/b.csv")
+    ]
+    assert own[0] == own[1] != own[2]
     assert config.replace(train={"lr": 0.5}).hash != config.hash
     assert len(config.hash) == 16
 
@@ -191,3 +196,18 @@ def test_overrides_do_not_reach_into_the_callers_options():
     config = load_config(options={"data.options": mine}, overrides=["data.options.items=5"])
     assert config.data.options == {"users": 10, "items": 5}
     assert mine == {"users": 10}
+
+
+def test_paths_are_taken_from_where_the_run_was_begun(tmp_path, monkeypatch):
+    """A run is evaluated from elsewhere by the settings that are kept with it."""
+    from recsys.cli.app import make_config
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text(
+        '[data]\nname = "data/own.csv"\ndir = "sets"\n[train.pretrained]\ngmf = "runs/gmf"\n'
+    )
+    made = make_config(None, tmp_path / "own.toml", None, None, None, None)
+    assert made.data.name == str(tmp_path / "data" / "own.csv")
+    assert made.data.dir == str(tmp_path / "sets")
+    assert made.train.pretrained == {"gmf": str(tmp_path / "runs" / "gmf")}
+    assert make_config(None, None, "ml-100k", None, None, None).data.name == "ml-100k"

@@ -162,6 +162,35 @@ def test_gowalla_has_all_of_train(real_data):
     assert np.diff(dataset.validation.targets.indptr).sum() == 0
 
 
+def test_a_file_that_has_moved_is_found_in_data_dir(make_config, tmp_path):
+    (tmp_path / "here").mkdir()
+    file = tmp_path / "here" / "own.csv"
+    file.write_text("\n".join(["user,item", *(f"{u},{i}" for u in range(30) for i in range(u % 3, 20, 2))]))
+    config = make_config("dense", f"data.name={file}", "data.options={}", "train.epochs=2", model="bprmf")
+    session.train(config, tmp_path / "run", quiet=True)
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config, tmp_path / "cut", quiet=True, on_epoch=interrupt)
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [*map(str, arguments), "--data-dir", str(moved)])
+
+    for command in (
+        ["evaluate", tmp_path / "run"],
+        ["train", "--quiet", "--resume", "-o", tmp_path / "cut"],
+        ["train", "--quiet", "--refit", tmp_path / "run", "-o", tmp_path / "again"],
+    ):
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+    assert RunFolder(tmp_path / "again").config().data.dir == str(moved)
+    with pytest.raises(RecsysError, match="no such file"):
+        session.evaluate_run(tmp_path / "run")
+
+
 def test_a_run_goes_on_after_its_data_has_moved(make_config, published, tmp_path):
     config = config_on(make_config, published, "split")
 

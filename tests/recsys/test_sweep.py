@@ -252,6 +252,28 @@ def test_runs_of_changed_data_are_not_put_into_one_table(make_config, tmp_path, 
         run_cells([one, two], tmp_path / "sweep")
 
 
+def test_files_of_one_name_are_not_taken_for_one_another(make_config, tmp_path, in_process):
+    """The hash of the settings does not know the folder of a file."""
+    files = [tmp_path / name / "own.csv" for name in ("a", "b")]
+    for count, file in enumerate(files):
+        file.parent.mkdir()
+        rows = [f"{user},{item}" for user in range(30 + count) for item in range(user % 3, 20, 2)]
+        file.write_text("\n".join(["user,item", *rows]))
+    with pytest.raises(ConfigError, match="have one name"):
+        grid_of(f"data.name={files[0]},{files[1]}")
+    (one, other) = (
+        make_config("dense", f"data.name={file}", "data.options={}", "train.epochs=1", model="bprmf")
+        for file in files
+    )
+    run_cells(make_grid(lambda v: one.replace(train=seed_of(v)), [], 1).cells, tmp_path / "sweep")
+    cells = make_grid(lambda v: other.replace(train=seed_of(v)), [], 1).cells
+    with pytest.raises(DataError, match="no longer the data"):
+        run_cells(cells, tmp_path / "sweep")
+    files[1].write_text(files[0].read_text())
+    run_cells(cells, tmp_path / "sweep")
+    assert len(in_process) == 1
+
+
 def seed_of(variation):
     return {key.removeprefix("train."): value for key, value in variation.items()}
 
