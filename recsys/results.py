@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recsys.files import replacing
+from recsys.files import replacing, writing
 from recsys.machine import describe_machine
 
 __all__ = ["save_results"]
@@ -22,6 +22,9 @@ def save_results(output: Path, program: str, lines: list[str], document: dict[st
         program: what the running command begins with, such as ``recsys``; its arguments are added.
         lines: the page, without command and machine.
         document: the figures; ``command`` and ``machine`` are added.
+
+    Raises:
+        RecsysError: they cannot be written.
     """
     # Places of this user's folders say nothing on another machine.
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
@@ -29,7 +32,8 @@ def save_results(output: Path, program: str, lines: list[str], document: dict[st
     machine = describe_machine()
     facts = ", ".join(f"{key} {value}" for key, value in machine.items())
     page = "\n".join([*lines, "", f"Command: `{command}`", "", f"Machine: {facts}.", ""])
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": command, "machine": machine, **document}
     for suffix, text in ((".json", json.dumps(whole, indent=1) + "\n"), (".md", page)):
         with replacing(output.with_name(output.name + suffix)) as temporary:

@@ -15,7 +15,7 @@ from recsys.data.folders import LOAD_OPTIONS, load_folder, split_file
 from recsys.data.loaders import check_options
 from recsys.data.published import ABOUT_FILE
 from recsys.errors import DataError, OutputExistsError, RecsysError
-from recsys.files import new_folder
+from recsys.files import check_place, new_folder
 
 __all__ = ["check_free", "prepare", "write_dataset"]
 
@@ -61,7 +61,10 @@ def prepare(
 
 
 def check_free(output: Path, overwrite: bool) -> None:
-    """Raise OutputExistsError unless `output` can be made, or is a prepared dataset that may be replaced."""
+    """Raise OutputExistsError unless `output` is not there yet, or is a prepared dataset that may be replaced; and
+    RecsysError if nothing can be written there.
+    """
+    check_place(output)
     if not output.exists():
         return
     if not overwrite:
@@ -101,7 +104,6 @@ def write_dataset(
         matrices |= {"valid": dataset.validation.targets, "test": dataset.test.targets}
         arrays["user_ids"] = dataset.user_ids
     content = {**(about or {}), "notes": list(dataset.notes)}
-    output.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(output) as folder:
         for name, matrix in matrices.items():
             sparse.save_npz(folder / f"{name}.npz", matrix)

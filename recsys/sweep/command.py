@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from recsys.config import Config
+from recsys.errors import ConfigError
 from recsys.results import save_results
 from recsys.sweep.engine import Outcome, Plan, run_cells, threads_for
-from recsys.sweep.grid import Cell, make_grid, parse_axis
+from recsys.sweep.grid import Cell, Grid, make_grid, parse_axis
 from recsys.sweep.heatmap import check_plot, draw_heatmap
 from recsys.sweep.progress import Display
 from recsys.sweep.summary import (
@@ -22,6 +24,7 @@ from recsys.sweep.summary import (
     summarise,
     terminal_table,
 )
+from recsys.training.session import load_dataset
 
 __all__ = ["print_failures", "sweep", "train_all"]
 
@@ -63,6 +66,8 @@ def sweep(
         make_config({"train.metric": name})  # refuses what will not be computed
     if plot is not None:
         check_plot(grid, plot)
+    if best is not None:
+        _expect_validation(grid, best)
     threads = threads or threads_for(jobs)
     outcome = train_all(grid.cells, output, jobs, threads, quiet)
     console = Console()
@@ -110,6 +115,17 @@ def sweep(
             soft_wrap=True,
         )
     return not outcome.failed
+
+
+def _expect_validation(grid: Grid, metric: str) -> None:
+    """Refuse --best before anything is trained where no run will have validation users to compute it on."""
+    for config in {json.dumps(cell.config.to_dict()["data"]): cell.config for cell in grid.cells}.values():
+        if len(load_dataset(config).validation.rows_with_targets):
+            return
+    raise ConfigError(
+        f"--best {metric}: a cell is chosen by validation users and the data has none; give the split a validation "
+        "part (data.options.validation), or leave --best away"
+    )
 
 
 def train_all(cells: Sequence[Cell], folder: Path, jobs: int, threads: int, quiet: bool) -> Outcome:

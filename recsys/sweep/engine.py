@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import DataError, OutputExistsError, RecsysError
+from recsys.files import check_place, writing
 from recsys.machine import usable_cores
 from recsys.sweep.grid import Cell
 from recsys.sweep.workers import Event, Task, run_tasks
@@ -52,7 +53,8 @@ class Plan:
     """Where the cells' runs are in a folder, and which of them have yet to be trained.
 
     Raises:
-        OutputExistsError: a cell's folder is there, but holds something else.
+        OutputExistsError: a cell's folder is there, but holds something else; or `folder` is an ordinary file.
+        RecsysError: nothing can be written there.
     """
 
     folder: Path
@@ -61,6 +63,9 @@ class Plan:
 
     @classmethod
     def of(cls, cells: Sequence[Cell], folder: Path) -> Plan:
+        check_place(folder)
+        if folder.exists() and not folder.is_dir():
+            raise OutputExistsError(f"{folder} exists and is not a folder; choose another --output")
         found = _runs_by_hash(folder)
         places = {}
         for cell in cells:
@@ -149,7 +154,8 @@ def run_cells(
     plan = Plan.of(cells, folder)
     plan.expect_one_split()
     tasks = [Task(cell.config, plan.place(cell)) for cell in plan.open]
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     failures = run_tasks(tasks, jobs, threads or threads_for(jobs), on_event)
     runs, failed = [], []
     for cell in cells:

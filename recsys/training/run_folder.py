@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recsys.config import Config, load_config
 from recsys.errors import OutputExistsError, RecsysError
-from recsys.files import new_folder, replacing, save_tensors
+from recsys.files import check_place, new_folder, replacing, save_tensors, writing
 
 __all__ = ["RunFolder"]
 
@@ -40,11 +40,12 @@ class RunFolder:
 
     @staticmethod
     def check_free(path: str | Path, overwrite: bool = False) -> None:
-        """Raise OutputExistsError unless a run may be written to `path`.
+        """Raise OutputExistsError unless a run may be written to `path`, or RecsysError if nothing can be.
 
         With `overwrite`, a run may be overwritten, but never a folder that is not one.
         """
         path = Path(path)
+        check_place(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return
         if not path.is_dir():
@@ -72,12 +73,9 @@ class RunFolder:
         """
         path = Path(path)
         cls.check_free(path, overwrite)
-        try:
-            with new_folder(path) as temporary:
-                (temporary / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-                cls(temporary).save_checkpoint(checkpoint)
-        except OSError as error:
-            raise RecsysError(f"cannot write to {path}: {error.strerror}; choose another --output") from error
+        with new_folder(path) as temporary:
+            (temporary / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+            torch.save(checkpoint, temporary / "checkpoint.pt")
         return cls(path)
 
     @classmethod
@@ -141,7 +139,8 @@ class RunFolder:
             raise RecsysError(f"{path} is damaged ({error}); train again with --overwrite") from error
 
     def append_log(self, record: dict[str, Any]) -> None:
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "log.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def log(self) -> list[dict[str, Any]]:

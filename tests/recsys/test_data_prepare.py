@@ -134,6 +134,11 @@ def test_prepare_list_and_stats_commands(tmp_path: Path) -> None:
     again = call(*arguments)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+    (tmp_path / "file").write_text("")
+    for place, why in (("file", "exists already"), ("file/out", "file is not a folder; choose another")):
+        refused = call("prepare", source.with_name("own.csv"), "-o", tmp_path / place)
+        assert refused.exit_code == 2
+        assert why in refused.stderr
     assert call(*arguments, "--overwrite").exit_code == 0
     refused = call("prepare", "ml-1000k", "-o", tmp_path / "new")
     assert refused.exit_code == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import stat
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,8 +73,48 @@ def test_failure_while_creating_keeps_the_old_run(tmp_path):
 
 def test_unwritable_place_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecsysError, match="cannot write"):
-        make(tmp_path / "file" / "run")
+    for check in (RunFolder.check_free, make):
+        with pytest.raises(
+            RecsysError, match=r"cannot write .*file is not a folder; choose another --output"
+        ):
+            check(tmp_path / "file" / "deeper" / "run")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    if not os.access(tmp_path / "closed", os.W_OK):  # else this user may write anywhere
+        with pytest.raises(RecsysError, match="no permission to write in"):
+            RunFolder.check_free(tmp_path / "closed" / "run")
+
+
+@contextlib.contextmanager
+def little_room(size=1000):
+    """Files cannot grow beyond this many bytes, in place of a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    folder = make(tmp_path / "run")
+    large = {"w": torch.ones(5000), "epoch": 4}
+    many = {"ndcg@20": np.random.default_rng(0).random(5000)}
+    for name, write in (
+        ("checkpoint.pt", lambda: folder.save_checkpoint(large)),
+        ("best.safetensors", lambda: folder.save_best({"w": torch.ones(5000)})),
+        ("per_user.npz", lambda: folder.save_per_user(np.arange(5000), many)),
+        ("metrics.json", lambda: folder.save_metrics({"text": "x" * 5000})),
+        ("log.jsonl", lambda: folder.append_log({"text": "x" * 5000})),
+    ):
+        with (
+            little_room(),
+            pytest.raises(RecsysError, match=rf"cannot write .*{name}: .* MB are free.*--resume"),
+        ):
+            write()
+    with little_room(), pytest.raises(RecsysError, match=r"cannot write .*other: "):
+        RunFolder.create(tmp_path / "other", Config(), large)
+    assert folder.load_checkpoint()["epoch"] == 3
+    assert leftovers(tmp_path) == leftovers(folder.path) == []
 
 
 def test_not_a_run(tmp_path):

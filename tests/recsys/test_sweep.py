@@ -211,6 +211,12 @@ def test_nothing_is_trained_for_what_cannot_be(tmp_path, in_process):
     axes = ("--grid", "train.lr=1e-3,1e-2", "--grid", "model.latent=5,8")
     assert "ending in" in refused("sweep", *SMALL, *axes, "--plot", "x.jpeg", "-o", out)
     assert "unknown key" in refused("sweep", *SMALL, "--grid", "model.latnt=5,8", "-o", out)
+    assert "has none; give the split a validation part" in refused(
+        "sweep", *SMALL, "--set", "data.options.validation=0", "--best", "ndcg@20", "-o", out
+    )
+    (tmp_path / "file").write_text("")
+    assert "file exists and is not a folder" in refused("sweep", *SMALL, "-o", tmp_path / "file")
+    assert "file is not a folder" in refused("sweep", *SMALL, "-o", tmp_path / "file" / "s")
     assert in_process == []
     assert not out.exists()
 
