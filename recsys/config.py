@@ -32,6 +32,7 @@ __all__ = [
     "presets",
 ]
 
+_LARGEST_BATCH = 2**31 - 1  # more than any data has; torch counts in 64 bits and fails late
 METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 
 
@@ -40,7 +41,7 @@ class DataConfig(Section):
 
     name: str = "synthetic"
     dir: str | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     options: dict[str, Any] = Field(default={})
 
 
@@ -90,7 +91,7 @@ class TrainConfig(Section):
 
     seed: int = Field(default=0, ge=0)
     epochs: int = Field(default=50, gt=0)
-    batch_size: int = Field(default=128, gt=0)
+    batch_size: int = Field(default=128, gt=0, le=_LARGEST_BATCH)
     optimizer: Literal["adam", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -139,7 +140,7 @@ class EvaluationConfig(Section):
     protocol: Literal["full", "sampled"] = "full"
     negatives: int = Field(default=99, gt=0)
     seed: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=512, gt=0)
+    batch_size: int = Field(default=512, gt=0, le=_LARGEST_BATCH)
 
     def describe(self) -> str:
         """The protocol in words."""
@@ -303,6 +304,8 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     location = [str(part) for part in detail["loc"]]
     if location[:1] == ["model"] and len(location) > 1:
         location.pop(1)
+    if detail["type"] == "boolean":  # found by the table, not by the key; see `Section`
+        location.append(detail["ctx"]["field"])
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
         valid = _fields(location[:-1], tree)

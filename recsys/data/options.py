@@ -46,6 +46,16 @@ class ReadOptions:
     min_item: int = 0
 
     def __post_init__(self) -> None:
+        for what in ("user_column", "item_column", "rating_column", "timestamp_column"):
+            column = getattr(self, what)
+            if isinstance(column, bool) or not isinstance(column, str | int | None):
+                raise ConfigError(
+                    f"{what}: expected the name of a column, or its place from 1, got {column!r}"
+                )
+        if not isinstance(self.separator, str | None):
+            raise ConfigError(f"separator: expected text, got {self.separator!r}")
+        if not isinstance(self.header, bool | None):
+            raise ConfigError(f"header: expected true or false, got {self.header!r}")
         if self.ids not in (None, "auto", "any", "text"):
             raise ConfigError(f"ids: expected 'auto', 'any' or 'text', got {self.ids!r}")
         if self.order not in (None, "time", "file"):
@@ -56,9 +66,9 @@ class ReadOptions:
             )
         for what in ("min_user", "min_item"):
             least = getattr(self, what)
-            if not isinstance(least, int) or least < 0:
+            if isinstance(least, bool) or not isinstance(least, int) or least < 0:
                 raise ConfigError(f"{what}: expected a whole number that is not negative, got {least!r}")
-        if self.min_rating is not None and not isinstance(self.min_rating, int | float):
+        if isinstance(self.min_rating, bool) or not isinstance(self.min_rating, int | float | None):
             raise ConfigError(f"min_rating: expected a number, got {self.min_rating!r}")
 
     def column(self, field: str) -> str | None:

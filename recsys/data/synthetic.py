@@ -68,9 +68,13 @@ def synthetic(
         O(n_interactions + n_clusters * (n_users + n_items)).
 
     Raises:
-        ConfigError: a size is not positive, or the interactions do not fit: every user needs at least 5 and may have
-            at most half of the items.
+        ConfigError: a size is no positive whole number, or the interactions do not fit: every user needs at least 5 and
+            may have at most half of the items.
     """
+    given = {"users": n_users, "items": n_items, "interactions": n_interactions, "clusters": n_clusters}
+    for what, size in given.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer | None):
+            raise ConfigError(f"synthetic {what}: expected a whole number, got {size!r}")
     sizes = {"interactions": n_interactions, "clusters": n_clusters}
     default = round(2000 * (max(n_interactions, 1) / 100_000) ** 0.75)
     n_users = sizes["users"] = default if n_users is None else n_users

@@ -167,9 +167,14 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
             if asked is not None and field not in ("user", "item"):
                 columns = asked
             where = "the first line must name the columns" if header else "there must be columns of"
+            without = (
+                "; a file without a header line is read with data.options.header=false (--no-header)"
+                if header and path.suffix != ".parquet"
+                else ""
+            )
             raise DataError(
-                f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}. "
-                "Other names are given by user_column, item_column (recsys data prepare --user-column, --item-column)"
+                f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}. Other names are given by "
+                f"user_column, item_column (recsys data prepare --user-column, --item-column){without}"
             )
     if len(set(found.values())) < len(found):
         raise DataError(f"{path}: two fields are to be read from one column: {found}")

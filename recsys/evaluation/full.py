@@ -102,7 +102,7 @@ def _rank(
     rows = eval_set.rows_with_targets
     n_items = eval_set.inputs.shape[1]
     depth = max(ks)
-    recommended = np.full((len(rows), depth), -1, dtype=np.int64)
+    recommended = np.full((len(rows), min(depth, n_items)), -1, dtype=np.int64)
     ranks = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]

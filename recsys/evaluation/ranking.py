@@ -38,8 +38,8 @@ class Ranking:
         items: (sum of counts,) int64 targets, in the order of the EvalSet.
         ranks: (sum of counts,) int64 rank of each, 1 the best; beyond `depth` any value above it.
         depth: ranks up to here are exact.
-        recommended: (m, depth) int64 items from the first rank on, -1 where fewer were left to rank; None after
-            sampled ranking, which recommends nothing.
+        recommended: (m, depth) int64 items from the first rank on, at most as many as there are, -1 where fewer were
+            left to rank; None after sampled ranking, which recommends nothing.
     """
 
     rows: NDArray[np.int64]
@@ -70,6 +70,9 @@ class Ranking:
 
     def _metrics(self, k: int) -> tuple[NDArray[np.float64], ...]:
         """Per-user values in the order of METRICS."""
+        k = min(
+            k, int(self.ranks.max(initial=1))
+        )  # a K beyond the last target, or the catalogue, changes nothing
         hits = np.zeros((len(self.rows), k), dtype=bool)
         found_at = self.ranks <= k
         hits[self.users[found_at], self.ranks[found_at] - 1] = True

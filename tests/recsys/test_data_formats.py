@@ -90,11 +90,25 @@ def test_columns_that_are_not_there(tmp_path: Path, options: dict[str, Any], mes
         {"separator": '"'},
         {"min_user": -1},
         {"min_rating": "x"},
+        {"min_rating": True},
+        {"min_user": True},
+        {"separator": 5},
+        {"header": "no"},
+        {"header": 0},
+        {"user_column": 1.5},
+        {"item_column": True},
     ],
 )
 def test_impossible_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ReadOptions(**options)
+
+
+def test_a_file_without_a_header_is_told_how_to_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "1,10\n2,11\n")
+    with pytest.raises(DataError, match=r"it reads '1, 10'.*data\.options\.header=false \(--no-header\)"):
+        read_interactions(path)
+    assert read_interactions(path, ReadOptions(header=False)).matrix.nnz == 2
 
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:

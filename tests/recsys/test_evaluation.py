@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from recsys.data import EvalSet, synthetic
 from recsys.errors import RecsysError
-from recsys.evaluation import METRICS, evaluate, evaluate_oracle
+from recsys.evaluation import METRICS, evaluate, evaluate_oracle, rank_full
 
 
 def eval_set_of(inputs: list[set[int]], targets: list[set[int]], n_items: int) -> EvalSet:
@@ -162,3 +162,14 @@ def test_only_synthetic_data_has_an_oracle() -> None:
     )
     with pytest.raises(RecsysError, match="bare: only synthetic"):
         evaluate_oracle(stripped, stripped.test)
+
+
+def test_cutoffs_beyond_the_catalogue_change_nothing_and_take_no_memory() -> None:
+    eval_set = eval_set_of([{0}, {1}], [{1, 2}, {3}], 5)
+    scores = torch.tensor([[5.0, 1, 4, 3, 2], [1, 2, 3, 4, 5]])
+    few = evaluate(lambda users, _: scores[users], eval_set, ks=(5,))
+    ranking = rank_full(lambda users, _: scores[users], eval_set, (10**12,))
+    assert ranking.recommended is not None
+    assert ranking.recommended.shape == (2, 5)
+    for name, value in ranking.means((10**12,)).items():
+        assert value == pytest.approx(few[name.replace(str(10**12), "5")])

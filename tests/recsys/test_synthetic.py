@@ -190,6 +190,9 @@ def test_smallest_size_and_one_cluster() -> None:
         ({"users": 100, "items": 100, "interactions": 499}, r"500\.\.5000"),
         ({"users": 100, "items": 100, "interactions": 5001}, r"500\.\.5000"),
         ({"test": 1.5}, "fraction"),
+        ({"users": "abc"}, "users: expected a whole number, got 'abc'"),
+        ({"items": 60.0}, "items: expected a whole number, got 60.0"),
+        ({"clusters": True}, "clusters: expected a whole number, got True"),
         ({"user": 10}, "unknown option 'user'; nearest: 'users'"),
     ],
 )

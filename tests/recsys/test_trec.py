@@ -84,4 +84,4 @@ def test_recommended_items_are_the_best_of_those_left() -> None:
     for place, u in enumerate(ranking.rows):
         left = set(range(50)) - set(eval_set.inputs[[u]].indices)
         best = sorted(left, key=lambda i: -scores[u, i])
-        assert ranking.recommended[place].tolist() == best + [-1] * (60 - len(best))
+        assert ranking.recommended[place].tolist() == best + [-1] * (50 - len(best))
