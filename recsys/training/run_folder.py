@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -116,9 +115,12 @@ class RunFolder:
         if not path.is_file():
             raise RecsysError(f"{path} does not exist: there is nothing to resume")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-            raise RecsysError(f"{path} is damaged ({error}); start the run anew with --overwrite") from error
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # bytes that are no checkpoint may unpickle to anything
+            raise _damaged(path, error, "start the run anew with --overwrite") from error
+        if not isinstance(state, dict) or "epoch" not in state:
+            raise _damaged(path, "no state of a run in it", "start the run anew with --overwrite")
+        return state
 
     def save_best(self, weights: dict[str, Tensor]) -> None:
         with replacing(self.path / "best.safetensors") as temporary:
@@ -136,7 +138,7 @@ class RunFolder:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise RecsysError(f"{path} is damaged ({error}); train again with --overwrite") from error
+            raise _damaged(path, error) from error
 
     def append_log(self, record: dict[str, Any]) -> None:
         path = self.path / "log.jsonl"
@@ -144,12 +146,17 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def log(self) -> list[dict[str, Any]]:
-        """The records of the epochs so far; a last line that was cut off by an interruption is left out."""
+        """The records of the epochs so far; a last line that was cut off by an interruption is left out.
+
+        Raises:
+            RecsysError: if another line is damaged.
+        """
         path = self.path / "log.jsonl"
         if not path.is_file():
             return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        lines = enumerate(whole.splitlines(), 1)
+        return [_record(path, line, "epoch", f"remove line {number}") for number, line in lines]
 
     def truncate_log(self, epoch: int) -> None:
         """Forget epochs after `epoch`: a resumed run makes them again."""
@@ -176,13 +183,34 @@ class RunFolder:
                 values = {name: archive[name] for name in archive.files}
             return values.pop("user_ids"), values
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise RecsysError(f"{path} is damaged ({error}); train again with --overwrite") from error
+            raise _damaged(path, error) from error
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         with replacing(self.path / "metrics.json") as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     def metrics(self) -> dict[str, Any] | None:
-        """What the run came to, or None if it has not ended."""
+        """What the run came to, or None if it has not ended.
+
+        Raises:
+            RecsysError: if the file is damaged.
+        """
         path = self.path / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return _record(path, path.read_bytes(), "test", "delete it and continue with recsys train --resume")
+
+
+def _record(path: Path, text: bytes, key: str, advice: str) -> dict[str, Any]:
+    """A JSON object that has a key, at least."""
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error, advice) from error
+    if not isinstance(record, dict) or key not in record:
+        raise _damaged(path, f"expected an object with {key!r}, got {record!r:.40}", advice)
+    return record
+
+
+def _damaged(path: Path, why: object, advice: str = "train again with --overwrite") -> RecsysError:
+    return RecsysError(f"{path} is damaged ({why}); {advice}")

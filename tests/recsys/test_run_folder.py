@@ -130,13 +130,28 @@ def test_damaged_and_missing_files(tmp_path):
     assert torch.equal(folder.load_best()["w"], torch.ones(3))
     for name, load in (("best.safetensors", folder.load_best), ("checkpoint.pt", folder.load_checkpoint)):
         data = (folder.path / name).read_bytes()
-        for damaged in (data[: len(data) // 2], b"", b"nonsense" * 9):
+        for damaged in (data[: len(data) // 2], b"", b"nonsense" * 9, b"abc", b"\x80\x02.", bytes(300)):
             (folder.path / name).write_bytes(damaged)
             with pytest.raises(RecsysError, match=f"{name} is damaged"):
                 load()
+    for state in ({}, [1], {"config": "x"}):
+        torch.save(state, folder.path / "checkpoint.pt")
+        with pytest.raises(RecsysError, match=r"checkpoint\.pt is damaged"):
+            folder.load_checkpoint()
     (folder.path / "checkpoint.pt").unlink()
     with pytest.raises(RecsysError, match="nothing to resume"):
         folder.load_checkpoint()
+
+
+@pytest.mark.parametrize("text", [b"abc", b"{}", b"[]", b"3", b'{"test": {"nd', b"\xff\xfe", b""])
+def test_damaged_records(tmp_path, text):
+    folder = make(tmp_path / "run")
+    (folder.path / "metrics.json").write_bytes(text)
+    with pytest.raises(RecsysError, match=r"metrics\.json is damaged .*; delete it and continue"):
+        folder.metrics()
+    (folder.path / "log.jsonl").write_bytes(b'{"epoch": 1}\n' + text + b'\n{"epoch": 3}\n')
+    with pytest.raises(RecsysError, match=r"log\.jsonl is damaged .*; remove line 2"):
+        folder.log()
 
 
 def test_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
