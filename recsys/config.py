@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from recsys.errors import ConfigError
-from recsys.models.settings import MODEL_SETTINGS, FittedConfig, ModelConfig, MultVAEConfig
+from recsys.models.settings import MODEL_SETTINGS, WITHOUT_PRODUCTS, FittedConfig, ModelConfig, MultVAEConfig
 from recsys.settings import Section
 
 __all__ = [
@@ -85,7 +85,9 @@ class TrainConfig(Section):
         "constant", not at all.
     precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which takes half
         the time or less where the processor has instructions for it. Weights, gradients, optimizer state, losses,
-        products of sparse weights and everything in evaluation are float32 all the same.
+        products of sparse weights and everything in evaluation are float32 all the same. So it has no effect where all
+        products are of sparse weights (multvae, cdae, neumf with `sparsity.weights = "full"` by "static" or "dsl"), and
+        is refused for models without such products: lightgcn, ultragcn, bprmf, and those that are fitted.
     device: where to train, "cpu" or such as "cuda".
     """
 
@@ -157,6 +159,15 @@ class Config(Section):
     sparsity: SparsityConfig = SparsityConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _precision_matters(self) -> Config:
+        if self.train.precision != "float32" and isinstance(self.model, WITHOUT_PRODUCTS):
+            raise ValueError(
+                f"train.precision: {self.model.name} has no products of dense weights that could be in "
+                f"{self.train.precision}; expected 'float32'"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, without the settings that are None: TOML has no word for them."""
@@ -317,7 +328,8 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
-    return f"{key}: {message}{shown}"
+    # What is wrong with two tables together has no key, and names them itself.
+    return f"{key}: {message}{shown}" if key else message
 
 
 def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:

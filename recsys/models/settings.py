@@ -10,6 +10,7 @@ from recsys.settings import Section
 
 __all__ = [
     "MODEL_SETTINGS",
+    "WITHOUT_PRODUCTS",
     "BPRMFConfig",
     "CDAEConfig",
     "ConvNCFConfig",
@@ -190,3 +191,6 @@ MODEL_SETTINGS: dict[str, type[Section]] = {
         UltraGCNConfig,
     )
 }
+
+# Tables whose rows are looked up, and models that are not trained: no step multiplies by a dense weight matrix.
+WITHOUT_PRODUCTS = (BPRMFConfig, LightGCNConfig, UltraGCNConfig, FittedConfig)

@@ -31,7 +31,6 @@ from recsys.training.pretrained import load_parts
 
 __all__ = ["Trainer"]
 
-
 _AHEAD = 4  # batches that are made in advance: enough that two threads seldom wait for one another
 
 
@@ -137,10 +136,9 @@ class Trainer:
     def finished(self) -> bool:
         """All epochs done, or at an evaluation none was better than the best for `patience` epochs."""
         train = self.config.train
-        if self.epoch >= self.last_epoch:
-            return True
         evaluated = self.epoch - self.epoch % train.evaluate_every
-        return 0 < train.patience <= evaluated - (self.best_epoch or evaluated)
+        stalled = 0 < train.patience <= evaluated - (self.best_epoch or evaluated)
+        return stalled or self.epoch >= self.last_epoch
 
     def train_step(
         self, batch: Batch, phase: Callable[[str], AbstractContextManager] = nullcontext

@@ -128,6 +128,8 @@ def test_overrides(text, path, value):
         ("train.metric=ndgc@20", ["'ndgc@20'", "did you mean 'ndcg@20'"]),
         ("train.metric=ndcg@10", ["'ndcg@10'", "did you mean", "ks = [20]"]),
         ("train.ks=[]", ["train.ks", "at least 1"]),
+        ("model.name=lightgcn train.precision=bfloat16", ["train.precision: lightgcn has no products"]),
+        ("model.name=ease train.precision=bfloat16", ["train.precision: ease has no products"]),
         ("train.ks=[true]", ["train.ks", "expected a number"]),
         ("train.epochs=true", ["train.epochs", "expected a number", "got True"]),
         ("train.lr=true", ["train.lr", "expected a number"]),
@@ -144,7 +146,7 @@ def test_overrides(text, path, value):
 )
 def test_wrong_override_is_explained(override, parts):
     with pytest.raises(ConfigError) as caught:
-        load_config(overrides=[override])
+        load_config(overrides=override.split(" "))
     for part in parts:
         assert part in str(caught.value)
 

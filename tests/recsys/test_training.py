@@ -179,7 +179,7 @@ def test_same_seed_same_run_with_two_threads(make_config, tiny):
     assert_same(*map(weights, trainers))
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", sorted({*MODELS} - {"bprmf", "lightgcn", "ultragcn"}))
 @pytest.mark.parametrize("method", ["dense", "dsl"])
 def test_bfloat16_products_train_float32_weights_as_well(make_config, tiny, method, model):
     trainers = []
