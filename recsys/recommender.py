@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from recsys.models.layers import Density
 __all__ = ["SavedRecommender"]
 
 FORMAT = 1
+_WHOLE = re.compile(r"-?[0-9]{1,19}")  # more digits no int64 has; int() takes "1_0" too
 
 # What reading a file that is not what it should be may raise.
 _DAMAGE = (
@@ -174,10 +176,10 @@ class SavedRecommender:
 
         Raises:
             DataError: unknown id (naming the nearest), or fold-in into a model that has no way to do it.
-            RecsysError: k < 1, or not exactly one of user_id and items given.
+            RecsysError: k is no whole number from 1 on, or not exactly one of user_id and items given.
         """
-        if k < 1:
-            raise RecsysError(f"k: expected at least 1, got {k}")
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+            raise RecsysError(f"k: expected a whole number of at least 1, got {k!r}")
         if (user_id is None) == (items is None):
             raise RecsysError(
                 "expected either a user (user_id, --user) or items (items, --item), and not both"
@@ -204,7 +206,7 @@ class SavedRecommender:
         if exclude_seen:
             scores[torch.from_numpy(seen.indices.astype(np.int64))] = -torch.inf
             left -= seen.nnz
-        values, best = scores.topk(min(k, left))
+        values, best = scores.topk(min(int(k), left))
         return list(zip(self.item_ids[best.numpy()].tolist(), values.tolist(), strict=True))
 
 
@@ -218,20 +220,21 @@ def _density(stored: float | dict[str, Any]) -> Density:
 def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: str) -> int:
     """Row or column of a raw id."""
     key: Any = str(raw)
-    if ids.dtype.kind != "U":
-        try:
-            key = int(raw)
-        except ValueError:
-            raise DataError(
-                f"{what} {raw!r} is unknown: ids of this recommender are whole numbers, such as {ids[0]}"
-            ) from None
+    numeric = ids.dtype.kind != "U"
+    known = isinstance(raw, str | int | np.integer) and not isinstance(raw, bool)
+    if not known or (numeric and not _WHOLE.fullmatch(key)):
+        kind = "whole numbers" if numeric else "text"
+        raise DataError(
+            f"{what} {key[:40]!r} is unknown: ids of this recommender are {kind}, such as {ids[0]}"
+        )
+    key = int(key) if numeric else key
     if key in places:
         return places[key]
     if ids.dtype.kind == "U":
         close = difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)
         nearest = close[0] if close else ids[0]
     else:
-        nearest = ids[np.abs(ids.astype(np.float64) - key).argmin()]
+        nearest = ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]
     hint = "; for somebody new give the items they have chosen (items, --item)" if what == "user" else ""
     raise DataError(
         f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}{hint}"

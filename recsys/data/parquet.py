@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 
 from recsys.data.options import ReadOptions
@@ -48,7 +49,13 @@ def _plain(path: Path, field: str, column: pa.Array, options: ReadOptions) -> pa
     if field not in ("user", "item"):
         return column
     if pa.types.is_integer(column.type):
-        column = column.cast(pa.int64())
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"{path}: column {field}: expected integers below 2^63, got {pa.compute.max(column)}; write ids as "
+                "large as that as text"
+            ) from None
         return column.cast(pa.string()).cast(pa.binary()) if options.ids == "text" else column
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return column.cast(pa.binary())

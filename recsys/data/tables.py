@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recsys.data.ids import IdColumn, IdMode
@@ -37,7 +38,7 @@ NAMES = {
 class Table:
     """The rows of a file in their order: row and column number of each, ascending with the raw ids.
 
-    time: (n,) float64 as in the file, seconds for parquet's timestamps; None without such a column.
+    time: (n,) float64 as in the file, seconds for parquet's timestamps and dates; None without such a column.
     dropped: rows left out for their rating.
     """
 
@@ -76,9 +77,11 @@ class Gathered:
         }
         for field, ids in self.ids.items():
             self._refuse(ids.problem(columns[field]), field)
+        least = self.options.min_rating
+        if least is None and "rating" in columns:
+            columns["rating"] = _filled(columns["rating"])  # nobody will read them
         numbers = {field: self._numbers(field, columns[field]) for field in FIELDS[2:] if field in columns}
         self.rows += len(columns["user"])
-        least = self.options.min_rating
         if least is not None:
             kept = numbers["rating"] >= least
             self.dropped += int((~kept).sum())
@@ -126,11 +129,22 @@ class Gathered:
         return Table(users, items, user_ids, item_ids, time, self.dropped)
 
 
+def _filled(column: pa.Array) -> pa.Array:
+    """A column with 0 where a field is empty."""
+    kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        zero = pa.scalar("0").cast(kind)
+        return pc.if_else(pc.equal(pc.binary_length(column), 0), zero, column).fill_null(zero)
+    return column.fill_null(0) if pa.types.is_integer(kind) or pa.types.is_floating(kind) else column
+
+
 def _cast(column: pa.Array) -> NDArray[np.float64] | None:
     """A column of numbers as float64, or None if a field of it is none."""
     if column.null_count:
         return None
     try:
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("ms"))
         if pa.types.is_timestamp(column.type):
             per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False) / per_second

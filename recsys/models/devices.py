@@ -27,6 +27,8 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers; expected cpu, cuda or cuda:N")
         if device.type != "cpu":
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -123,6 +123,10 @@ def test_thinned_interactions_are_the_same_with_weights_and_without() -> None:
 def test_a_device_that_is_not_there_is_refused(make_config, tiny) -> None:
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
         find_device("gpu")
+    with pytest.raises(
+        ConfigError, match="device 'meta' cannot be used here: it holds shapes and no numbers"
+    ):
+        find_device("meta")
     if no_gpu:
         with pytest.raises(RecsysError, match="device 'cuda' cannot be used here"):
             Trainer(make_config("dsl", "train.device=cuda"), tiny)

@@ -174,3 +174,27 @@ def test_missing_and_damaged_files(trained, tmp_path):
     (good / "recommender.json").write_text(json.dumps({**description, "density": 0.9}))
     with pytest.raises(RecsysError, match="damaged"):
         SavedRecommender.load(good)
+
+
+@pytest.mark.parametrize("numeric", [True, False])
+def test_ids_and_counts_that_cannot_be(trained, numeric):
+    """Not rounded, and not read as Python reads numbers."""
+    saved = session.saved_recommender(trained("dense"))
+    if numeric:
+        ids = np.arange(len(saved.user_ids)), np.arange(len(saved.item_ids))
+        saved = SavedRecommender(
+            saved.model,
+            settings=saved.settings,
+            density=saved.density,
+            history=saved.history,
+            user_ids=ids[0],
+            item_ids=ids[1],
+        )
+        assert saved.recommend("10") == saved.recommend(10) == saved.recommend(np.int64(10))
+    for user in (1.9, "1_0", " 1", "9" * 400, True, None if numeric else "u9999999"):
+        items = ["1_0"] if user is None else None
+        with pytest.raises(DataError, match="is unknown"):
+            saved.recommend(user, items=items)
+    for k in (2.5, "3", 0, True, None):
+        with pytest.raises(RecsysError, match="k: expected a whole number of at least 1"):
+            saved.recommend(saved.user_ids[0].item(), k=k)
