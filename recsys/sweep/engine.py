@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import DataError, OutputExistsError, RecsysError
-from recsys.files import check_place, writing
+from recsys.files import writing
 from recsys.machine import usable_cores
 from recsys.sweep.grid import Cell
 from recsys.sweep.workers import Event, Task, run_tasks
@@ -53,8 +53,8 @@ class Plan:
     """Where the cells' runs are in a folder, and which of them have yet to be trained.
 
     Raises:
-        OutputExistsError: a cell's folder is there, but holds something else; or `folder` is an ordinary file.
-        RecsysError: nothing can be written there.
+        OutputExistsError: a cell's folder is there, but holds something else.
+        RecsysError: nothing can be written in `folder`.
     """
 
     folder: Path
@@ -63,9 +63,6 @@ class Plan:
 
     @classmethod
     def of(cls, cells: Sequence[Cell], folder: Path) -> Plan:
-        check_place(folder)
-        if folder.exists() and not folder.is_dir():
-            raise OutputExistsError(f"{folder} exists and is not a folder; choose another --output")
         found = _runs_by_hash(folder)
         places = {}
         for cell in cells:

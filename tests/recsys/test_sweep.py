@@ -215,7 +215,9 @@ def test_nothing_is_trained_for_what_cannot_be(tmp_path, in_process):
         "sweep", *SMALL, "--set", "data.options.validation=0", "--best", "ndcg@20", "-o", out
     )
     (tmp_path / "file").write_text("")
-    assert "file exists and is not a folder" in refused("sweep", *SMALL, "-o", tmp_path / "file")
+    assert "file is not a folder; choose another --output" in refused(
+        "sweep", *SMALL, "-o", tmp_path / "file"
+    )
     assert "file is not a folder" in refused("sweep", *SMALL, "-o", tmp_path / "file" / "s")
     assert in_process == []
     assert not out.exists()
