@@ -16,11 +16,14 @@ from harness.gate.expectations import Allowance, read_expectations
 from harness.gate.verdict import (
     Exit,
     Finding,
+    Status,
     TimedRounds,
     compare_figures,
     compare_times,
+    compared,
     crossings,
     exit_code,
+    last_line,
 )
 from harness.revisions.collect import Outcome, collect
 from harness.revisions.subject import PACKAGES, Subject, extract, snapshot
@@ -59,7 +62,7 @@ class Verdict:
 
     Attributes:
         same: both sides have the same sources, so that nothing had to be measured.
-        counted, timed: figures that were compared.
+        counted, timed: figures that were compared; if there is none of either, a finding says so.
         decided: counts found a regression, so no time was taken.
     """
 
@@ -116,7 +119,7 @@ def compare(
     with ThreadPoolExecutor(2) as pool:
         old, new = pool.map(count, (base, head))
     verdict.findings += compare_figures(old, new, allowances)
-    verdict.counted = sum(len(f) for outcome in new.values() for f in outcome.figures.values())
+    verdict.counted = compared(old, new)
     decided = exit_code(verdict.findings) == Exit.regression
     verdict.decided = decided and plan.times is None
     if plan.times or (plan.times is None and not decided):
@@ -127,14 +130,18 @@ def compare(
         ]
         if works:
             _judge_times(verdict, works, plan, tell)
+    if not verdict.counted and not verdict.timed:
+        why = f"no figure of the {len(names)} workloads could be compared; --verbose tells why"
+        verdict.findings.append(Finding("inconclusive", "*", "*", "*", None, None, math.nan, why))
     return verdict
 
 
 def _judge_times(verdict: Verdict, works: Sequence[str], plan: Plan, tell: Tell) -> None:
     rounds = _Rounds(verdict.base, verdict.head, plan, tell)
     rounds.take(works, plan.rounds)
-    found = compare_times(*rounds.values("time_vs_frozen"))
-    verdict.timed = sum(len(forms) for forms in rounds.values("time_vs_frozen")[1].values())
+    old, new = rounds.values("time_vs_frozen")
+    found = compare_times(old, new)
+    verdict.timed = sum(len(forms.keys() & old.get(name, {}).keys()) for name, forms in new.items())
     doubtful = sorted({f.workload for f in found if f.status in ("regression", "inconclusive")})
     if doubtful:
         rounds.take(doubtful, 2 * plan.rounds, 2.0)
@@ -171,23 +178,18 @@ class _Rounds:
                 )
 
     def failures(self) -> list[Finding]:
-        """Workloads of the head that were counted, and fail when they are timed."""
-        failed = {
-            n: o.error for outcomes in self.outcomes[1] for n, o in outcomes.items() if o.error is not None
-        }
-        return [
-            Finding(
-                "regression",
-                name,
-                "*",
-                "*",
-                None,
-                None,
-                math.nan,
-                f"fails when timed: {error.strip().splitlines()[-1]}",
-            )
-            for name, error in failed.items()
-        ]
+        """Workloads that were counted, and fail when they are timed; only of the head that is a regression."""
+        old, new = (
+            {n: o.error for outcomes in side for n, o in outcomes.items() if o.error is not None}
+            for side in self.outcomes
+        )
+        found = []
+        for name in dict.fromkeys((*new, *old)):
+            where = "" if name not in old else " in both revisions" if name in new else " in the base"
+            status: Status = "inconclusive" if where else "regression"
+            why = f"fails{where} when timed: {last_line(new.get(name) or old[name])}"
+            found.append(Finding(status, name, "*", "*", None, None, math.nan, why))
+        return found
 
     def values(self, metric: str) -> tuple[TimedRounds, TimedRounds]:
         """Of the base and of the head: workload, form, a value for each round."""

@@ -9,7 +9,8 @@ In this order (what fails first is told first):
    third of the rounds spreads (of three rounds: how far the second best lies above the best), of the noisier side, so
    that more rounds make less of it; above 15 % the figure is inconclusive.
 
-Everything else (times against dense, shares) is told, and decides nothing.
+A workload that fails in both revisions is inconclusive, and so is a comparison of nothing. Everything else (times
+against dense, shares) is told, and decides nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ from harness.gate.expectations import Allowance, find_allowance
 from harness.revisions.collect import Outcome
 from harness.suite.workload import METRICS
 
-__all__ = ["Exit", "Finding", "TimedRounds", "compare_figures", "compare_times", "crossings", "exit_code"]
+__all__ = [
+    "Exit",
+    "Finding",
+    "Status",
+    "TimedRounds",
+    "compare_figures",
+    "compare_times",
+    "compared",
+    "crossings",
+    "exit_code",
+    "last_line",
+]
 
 Status = Literal["regression", "inconclusive", "allowed", "improvement", "note", "new", "skipped"]
 Rounds = Mapping[str, Mapping[str, Sequence[float]]]  # workload, form, one value for each round
@@ -89,9 +101,10 @@ def _compare_workload(
             )
         ]
     if new.error is not None:
-        why = f"fails: {new.error.strip().splitlines()[-1]}"
-        if old is not None and old.error is not None:
-            return [Finding("skipped", workload, "*", "*", None, None, math.nan, "fails in both revisions")]
+        why = f"fails: {last_line(new.error)}"
+        if old is not None and old.error is not None:  # neither worse nor known to be as good
+            why = f"fails in both revisions, here with: {last_line(new.error)}"
+            return [Finding("inconclusive", workload, "*", "*", None, None, math.nan, why)]
         return [Finding("regression", workload, "*", "*", None, None, math.nan, why)]
     if old is None or old.missing is not None or old.error is not None:
         why = "is new" if old is None else old.missing or "fails in the base"
@@ -178,6 +191,21 @@ def _quality(
     if lost > QUALITY:
         return finding("inconclusive", why)
     return finding("improvement", why) if -lost > limit else []
+
+
+def compared(base: Mapping[str, Outcome], head: Mapping[str, Outcome]) -> int:
+    """Number of figures that counts and quality were judged by: those that both sides have."""
+    return sum(
+        METRICS[metric].kind in ("count", "quality")
+        for name in base.keys() & head.keys()
+        for form, figures in head[name].figures.items()
+        for metric in figures.keys() & base[name].figures.get(form, {}).keys()
+    )
+
+
+def last_line(error: str) -> str:
+    """Of a traceback, or of what else was said: there it says what happened."""
+    return error.strip().rpartition("\n")[2]
 
 
 def compare_times(

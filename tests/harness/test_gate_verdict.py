@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from harness.gate import run
 from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
-from harness.gate.page import headline
+from harness.gate.page import headline, show
 from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
 from harness.revisions.collect import Outcome
 from harness.revisions.subject import Subject
@@ -72,7 +73,10 @@ def test_errors_are_the_heads_unless_the_base_has_them() -> None:
     found = compare_figures(outcome(), broken)
     assert statuses(found) == [("regression", "*", "*")]
     assert "ValueError: no" in found[0].why
-    assert [f.status for f in compare_figures(broken, broken)] == ["skipped"]
+    both = compare_figures(broken, broken)
+    assert [f.status for f in both] == ["inconclusive"]  # nothing is known of it
+    assert "both revisions, here with: ValueError: no" in both[0].why
+    assert exit_code(both) == Exit.inconclusive
     assert [f.status for f in compare_figures(broken, outcome())] == ["new"]
 
 
@@ -182,6 +186,60 @@ def test_what_fails_only_when_it_is_timed_fails(monkeypatch: pytest.MonkeyPatch)
     plan = run.Plan([WORKLOADS["spmm-2000x300-b64"]])
     found = run.compare(*sides, plan).findings
     assert [(f.status, f.why) for f in found] == [("regression", "fails when timed: MemoryError: no")]
+
+
+def judged(
+    monkeypatch: pytest.MonkeyPatch, times: bool | None, answer: Callable[[str, bool], Outcome]
+) -> run.Verdict:
+    """A gate whose processes answer what `answer` says of (label of the side, counting)."""
+
+    def collect(subject: Subject, names: Sequence[str], *, counts: bool = True, **options: object) -> dict:
+        return {name: answer(subject.label, counts) for name in names}
+
+    monkeypatch.setattr(run, "collect", collect)
+    sides = (Subject(label, label, Path("."), label) for label in ("base", "head"))
+    return run.compare(*sides, run.Plan([WORKLOADS["spmm-2000x300-b64"]], times))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Outcome(missing="no CUDA device"), Outcome(error="ImportError: broken benchmarks"), Outcome()],
+    ids=["missing", "broken", "no figures"],
+)
+def test_a_gate_that_measured_nothing_does_not_pass(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = judged(monkeypatch, None, lambda side, counting: outcome)
+    assert exit_code(verdict.findings) == Exit.inconclusive
+    assert "no figure of the 1 workloads could be compared" in [f.why for f in verdict.findings][-1]
+    console = Console(record=True, width=300)
+    show(verdict, console)
+    text = console.export_text()
+    assert "INCONCLUSIVE" in text
+    assert ("broken benchmarks" in text) == (outcome.error is not None)
+
+
+def test_figures_of_one_side_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Outcome(figures={"dense": {"macs": 1.0, "seconds": 1.0}})
+    only_new = {"base": Outcome(missing="no such layer"), "head": whole}
+    assert judged(monkeypatch, False, lambda side, counting: only_new[side]).counted == 0
+    assert judged(monkeypatch, False, lambda side, counting: whole).counted == 1  # seconds decide nothing
+    times = Outcome(figures={"dense": {"time_vs_frozen": 1.0}})
+    verdict = judged(monkeypatch, True, lambda side, counting: times)
+    assert (verdict.counted, verdict.timed, exit_code(verdict.findings)) == (0, 1, Exit.passed)
+
+
+@pytest.mark.parametrize(("failing", "words"), [({"base"}, "in the base"), ({"base", "head"}, "in both")])
+def test_what_fails_when_the_base_is_timed_is_inconclusive(
+    failing: set[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = Outcome(figures={"dense": {"macs": 1.0, "time_vs_frozen": 1.0}})
+    broken = Outcome(error="Traceback\nMemoryError: no")
+    found = judged(
+        monkeypatch, None, lambda side, counting: broken if not counting and side in failing else figures
+    ).findings
+    assert [f.status for f in found] == ["inconclusive"]
+    assert words in found[0].why
 
 
 @pytest.mark.parametrize(
