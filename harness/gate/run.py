@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.gate.declared import dropped
 from harness.gate.expectations import Allowance, read_expectations
 from harness.gate.verdict import (
     Exit,
@@ -26,8 +23,7 @@ from harness.gate.verdict import (
     last_line,
 )
 from harness.revisions.collect import Outcome, collect
-from harness.revisions.subject import PACKAGES, Subject, extract, snapshot
-from harness.suite.registry import WORKLOADS
+from harness.revisions.subject import Subject, extract, snapshot
 from harness.suite.workload import Workload
 
 __all__ = ["EXPECTATIONS", "Plan", "Verdict", "gate"]
@@ -88,8 +84,8 @@ def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda lin
         snapshot(root, store),
         plan,
         allowances,
-        known=_known(root, base, store),
-        tell=tell,
+        dropped(root, base, store, allowances),
+        tell,
     )
 
 
@@ -98,13 +94,11 @@ def compare(
     head: Subject,
     plan: Plan,
     allowances: Sequence[Allowance] = (),
-    known: Sequence[str] = (),
+    dropped: Sequence[Finding] = (),
     tell: Tell = lambda line: None,
 ) -> Verdict:
-    """Compare two subjects; `known` are names of workloads that the base's own suite had."""
-    verdict = Verdict(base, head)
-    lost = {name: Outcome() for name in known if name not in WORKLOADS}
-    verdict.findings += compare_figures(lost, {}, allowances)
+    """Compare two subjects; `dropped` are findings on what the base's own suite had, see `harness.gate.declared`."""
+    verdict = Verdict(base, head, list(dropped))
     if base.digest == head.digest:
         verdict.same = True
         return verdict
@@ -203,18 +197,3 @@ class _Rounds:
                     if metric in figures:
                         found.setdefault(name, {}).setdefault(form, []).append(figures[metric])
         return found
-
-
-def _known(root: Path, base: str, store: Path) -> list[str]:
-    """Names of the workloads of the base's own suite; none if it had no suite yet."""
-    whole = extract(root, base, store, (*PACKAGES, "harness"))
-    program = "import json\nfrom harness.suite.registry import WORKLOADS\nprint(json.dumps(list(WORKLOADS)))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(whole.path)},
-        cwd=whole.path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return json.loads(done.stdout) if done.returncode == 0 else []

@@ -1,0 +1,107 @@
+"""What a suite lost between two revisions, by what both declare."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.gate.declared import Declared, dropped, missing
+from harness.gate.expectations import Allowance
+from harness.gate.run import Plan, compare
+from harness.gate.verdict import Exit, exit_code
+from harness.revisions.subject import Subject
+from harness.suite.asv import GROUPS
+from harness.suite.registry import WORKLOADS
+from harness.suite.workload import METRICS
+
+NAME = "propagate-5000x64"
+
+
+def ours() -> dict[str, Declared]:
+    return {
+        name: {
+            "forms": list(work.forms),
+            "metrics": [m for m in GROUPS[work.group] if METRICS[m].kind != "report"],
+        }
+        for name, work in WORKLOADS.items()
+    }
+
+
+def test_nothing_is_missing_of_the_same_suite() -> None:
+    assert list(missing(ours(), [])) == []
+
+
+def test_a_workload_a_form_and_a_figure_that_are_gone_fail() -> None:
+    base = ours()
+    base["old-work"] = {"forms": ["dense"], "metrics": ["macs"]}
+    base[NAME]["forms"].append("csr@0.01")
+    base[NAME]["metrics"].append("cache_misses")
+    found = list(missing(base, []))
+    assert [(f.status, f.workload, f.form, f.metric) for f in found] == [
+        ("regression", NAME, "csr@0.01", "*"),
+        ("regression", NAME, "*", "cache_misses"),
+        ("regression", "old-work", "*", "*"),
+    ]
+    assert "expectations.toml" in found[0].why
+    allowed = [Allowance(workload=NAME, form="csr@*", removed=True, reason="nobody stores so few")]
+    assert [f.status for f in missing(base, allowed)] == ["allowed", "regression", "regression"]
+
+
+def test_a_figure_that_only_informs_now_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ours()
+    monkeypatch.setitem(METRICS, "macs", METRICS["seconds"])
+    assert {(f.form, f.metric) for f in missing({NAME: base[NAME]}, [])} == {("*", "macs")}
+
+
+def suite_of(root: Path, registry: str) -> None:
+    """Commit a repository whose harness has a suite of one workload."""
+    files = {
+        "sparsecore/__init__.py": "",
+        "harness/__init__.py": "",
+        "harness/suite/__init__.py": "",
+        "harness/suite/workload.py": (
+            "from types import SimpleNamespace as M\n"
+            "METRICS = {'macs': M(kind='count'), 'joules': M(kind='count'), 'seconds': M(kind='report')}\n"
+        ),
+        "harness/suite/asv.py": "GROUPS = {'operation': ('macs', 'joules', 'seconds')}\n",
+        "harness/suite/registry.py": registry,
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(root)]
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+
+
+def test_the_bases_own_suite_is_asked(tmp_path: Path) -> None:
+    root = tmp_path / "house"
+    suite_of(
+        root,
+        "from types import SimpleNamespace as W\n"
+        f"WORKLOADS = {{'{NAME}': W(group='operation', forms=('dense', 'old'))}}\n",
+    )
+    found = dropped(root, "HEAD", tmp_path / "store", [])
+    assert [(f.status, f.form, f.metric) for f in found] == [
+        ("regression", "old", "*"),
+        ("regression", "*", "joules"),
+    ]
+    same = Subject("base", "0", tmp_path, "same")
+    verdict = compare(same, same, Plan([]), dropped=found)  # also where there is nothing to measure
+    assert verdict.same
+    assert exit_code(verdict.findings) == Exit.regression
+
+
+def test_a_suite_that_does_not_import_is_told(tmp_path: Path) -> None:
+    root = tmp_path / "house"
+    suite_of(root, "raise RuntimeError('broken suite')\n")
+    found = dropped(root, "HEAD", tmp_path / "store", [])
+    assert [f.status for f in found] == ["inconclusive"]
+    assert "RuntimeError: broken suite" in found[0].why
+    subprocess.run(["git", "-C", str(root), "rm", "-rqf", "harness"], check=True)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(root)]
+    subprocess.run([*git, "commit", "-qm", "before there was a suite"], check=True)
+    assert dropped(root, "HEAD", tmp_path / "store", []) == []
