@@ -7,7 +7,8 @@ In this order (what fails first is told first):
 3. quality: a mean over seeds that is worse by more than max(3 %, 3 standard errors of the seeds' differences);
 4. a time against the frozen kernel that is longer by more than max(10 %, 3 x its own noise). Noise is how far the best
    third of the rounds spreads (of three rounds: how far the second best lies above the best), of the noisier side, so
-   that more rounds make less of it; above 15 % the figure is inconclusive.
+   that more rounds make less of it. What is longer by more than 10 %, but not than 3 x its noise, is inconclusive; so
+   is any change of more than 10 % where noise is above 15 %.
 
 A workload that fails in both revisions is inconclusive, and so is a comparison of nothing. Everything else (times
 against dense, shares) is told, and decides nothing.
@@ -230,8 +231,8 @@ def compare_times(
             if noise > TOO_NOISY:
                 if abs(change) > TIME:
                     found.append(Finding("inconclusive", *where, why))
-            elif change > limit:
-                found.append(Finding("regression", *where, why))
+            elif change > TIME:
+                found.append(Finding("regression" if change > limit else "inconclusive", *where, why))
             elif 1 / (1 + change) - 1 > limit:
                 found.append(Finding("improvement", *where, why))
     return found
