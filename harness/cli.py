@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -151,6 +152,11 @@ def report(
     for problem in problems:
         Console(stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
     if not runs:
+        if problems:
+            raise HistoryError(
+                f"none of the {len(problems)} result files in {folder / name} can be read (see above); harness run and "
+                "harness backfill set those of their commits aside and measure anew"
+            )
         there = sorted(path.name for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
         raise HistoryError(
             f"{folder} has no results of the machine {name}; measure a commit with harness run"
@@ -206,12 +212,14 @@ def backfill(
     only: Only = None,
     threads: Threads = 1,
     seconds: Annotated[float, typer.Option(min=0, help="Timing of a workload; 0 only counts.")] = 0.5,
-    again: Annotated[bool, typer.Option("--again", help="Also commits that have figures already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what has figures already.")] = False,
 ) -> None:
-    """Measure past commits, with this interpreter and its packages: no environment is built."""
+    """Measure past commits, with this interpreter and its packages: no environment is built. Of each commit those
+    workloads are measured that have no figure yet.
+    """
     from harness.history.identity import identify
     from harness.history.run import RESULTS, commits_between, measure_commit
-    from harness.history.writer import results_file
+    from harness.history.writer import held, results_file
     from harness.revisions.subject import extract, repository
     from harness.suite.registry import choose
 
@@ -221,7 +229,14 @@ def backfill(
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
     failed = False
     for commit in commits_between(root, revisions):
-        if not again and results_file(root / RESULTS, commit, identify(threads)).exists():
+        left = workloads
+        if not again:
+            with contextlib.suppress(
+                HistoryError
+            ):  # of a damaged file nothing is left; it is set aside below
+                there = held(results_file(root / RESULTS, commit, identify(threads)))
+                left = [workload for workload in workloads if workload.name not in there]
+        if not left:
             Console().print(f"{commit[:10]}: has figures already", highlight=False)
             continue
         try:
@@ -229,7 +244,7 @@ def backfill(
         except GitError as error:
             Console().print(f"{commit[:10]}: skipped, {error}", highlight=False)
             continue
-        kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads)
+        kept = measure_commit(root, subject, left, seconds=seconds, threads=threads)
         failed = failed or bool(kept.failed)
         _tell(kept)
     raise typer.Exit(1 if failed else 0)

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from harness.history.identity import identify
-from harness.history.writer import discover, write_run
+from harness.history.writer import HistoryError, discover, held, results_file, set_aside, write_run
 from harness.revisions.collect import Outcome, collect
 from harness.revisions.subject import GitError, Subject, commit_of, git
 from harness.suite.workload import Workload
@@ -57,9 +57,17 @@ def measure_commit(
 ) -> Kept:
     """Measure workloads of a subject, with a bar that tells the time left, and keep the figures under its commit.
 
-    An interrupt keeps what was measured until then, and goes on.
+    An interrupt keeps what was measured until then, and goes on. What could keep the figures from being written is
+    looked at before they are measured; a damaged file of this commit is renamed, and told of.
+
+    Raises:
+        HistoryError: a bench file does not import.
     """
-    begun = time.perf_counter()
+    console = console or Console(stderr=True)
+    begun, identity, benchmarks = time.perf_counter(), identify(threads), {}
+    if keep:
+        benchmarks = discover(root / BENCHMARKS)
+        _make_way(results_file(root / RESULTS, subject.revision, identity), console)
     names = [workload.name for workload in workloads]
     outcomes: dict[str, Outcome] = {}
     try:
@@ -69,11 +77,16 @@ def measure_commit(
     finally:
         path = None
         if keep and outcomes:
-            identity = identify(threads)
-            path = write_run(
-                root / RESULTS, root, subject.revision, identity, discover(root / BENCHMARKS), outcomes
-            )
+            path = write_run(root / RESULTS, root, subject.revision, identity, benchmarks, outcomes)
     return Kept(subject, outcomes, path, time.perf_counter() - begun)
+
+
+def _make_way(path: Path, console: Console) -> None:
+    """Set a damaged file aside."""
+    try:
+        held(path)
+    except HistoryError as error:
+        console.print(f"{error}; set aside as {set_aside(path).name}", highlight=False, soft_wrap=True)
 
 
 def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
@@ -82,8 +95,7 @@ def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
 
 
 @contextmanager
-def _bar(console: Console | None, label: str, total: int) -> Iterator[Callable[[str], None]]:
-    console = console or Console(stderr=True)
+def _bar(console: Console, label: str, total: int) -> Iterator[Callable[[str], None]]:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.history.identity import Identity
+from harness.history.reader import read_file
 from harness.revisions.collect import Outcome
 from harness.revisions.subject import git
 
-__all__ = ["HistoryError", "discover", "results_file", "write_run"]
+__all__ = ["HistoryError", "discover", "held", "results_file", "set_aside", "write_run"]
 
 _REQUIRED = ("torch", "numba", "numpy", "scipy", "asv_runner")
 
@@ -52,6 +53,34 @@ def discover(benchmarks: Path) -> dict[str, dict[str, Any]]:
         return {benchmark["name"]: benchmark for benchmark in json.loads(found.read_text())}
 
 
+def held(path: Path) -> set[str]:
+    """Names of the workloads that a result file has a figure of; of those that failed it has none. No file, no names.
+
+    Raises:
+        HistoryError: it is damaged: we or asv cannot read it.
+    """
+    from asv.results import Results
+    from asv.util import UserError
+
+    if not path.exists():
+        return set()
+    try:
+        Results.load(str(path), machine_name=path.parent.name)
+        run = read_file(path)
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        raise HistoryError(f"{path}: not a result file of asv: {error or type(error).__name__}") from error
+    return {
+        str(record.params[0])
+        for record in run.records
+        if record.params and record.value is not None and not math.isnan(record.value)
+    }
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that is damaged, so that a new one can take its place; its new name, that no reader looks for."""
+    return path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 def write_run(
     results: Path,
     root: Path,
@@ -66,6 +95,9 @@ def write_run(
 
     Returns:
         Path of the file.
+
+    Raises:
+        HistoryError: the file that is to be added to is damaged.
     """
     from asv.results import Results
     from asv.runner import BenchmarkResult
@@ -85,8 +117,8 @@ def write_run(
         {"OMP_NUM_THREADS": str(identity.threads)},
     )
     path = results_file(results, commit, identity)
-    if path.exists():
-        run.load_data(str(results))
+    held(path)
+    run.load_data(str(results))
     for name, benchmark in benchmarks.items():
         values = _values(name, benchmark, outcomes)
         if values is not None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.history.identity import Identity, identify
 from harness.history.reader import read_file, read_results
-from harness.history.run import commits_between
-from harness.history.writer import HistoryError, discover, results_file, write_run
+from harness.history.run import RESULTS, commits_between
+from harness.history.writer import HistoryError, discover, held, results_file, write_run
 from harness.revisions.collect import Outcome
 from harness.suite.registry import WORKLOADS
 
@@ -175,3 +177,82 @@ def test_bad_bench_files_are_told(tmp_path: Path) -> None:
     (folder / "bench_x.py").write_text("raise RuntimeError('broken bench')\n")
     with pytest.raises(HistoryError, match="broken bench"):
         discover(folder)
+
+
+@pytest.fixture
+def kept(house: Path, benchmarks: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a package, in which measuring takes no time: `measured` is written to a file there."""
+    (house / "sparsecore").mkdir()
+    (house / "sparsecore" / "__init__.py").write_text("")
+    (house / ".gitignore").write_text(".asv\n.harness\nmeasured\n")
+    run = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(house)]
+    subprocess.run([*run, "add", "-A"], check=True)
+    subprocess.run([*run, "commit", "-qm", "a package"], check=True)
+
+    def collect(subject: object, names: list[str], **options: object) -> dict[str, Outcome]:
+        with (house / "measured").open("a") as file:
+            file.write(f"{' '.join(names)}\n")
+        return {name: Outcome(figures={"csr@0.5": {"macs": 1.0}, "csr": {"macs": 1.0}}) for name in names}
+
+    monkeypatch.setattr("harness.history.run.collect", collect)
+    monkeypatch.setattr("harness.history.run.discover", lambda folder: benchmarks)
+    monkeypatch.chdir(house)
+    return house
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, arguments)
+    return found.exit_code, found.output.replace("\n", " ")
+
+
+SPMM, PROPAGATE = "spmm-2000x300-b64", "propagate-5000x64"
+
+
+def test_backfill_measures_what_a_file_lacks(kept: Path) -> None:
+    assert command("backfill", "HEAD", "--only", SPMM)[0] == 0
+    assert command("backfill", "HEAD", "--only", f"^({SPMM}|{PROPAGATE})$")[0] == 0
+    assert (kept / "measured").read_text().splitlines() == [SPMM, PROPAGATE]
+    code, output = command("backfill", "HEAD", "--only", f"^({SPMM}|{PROPAGATE})$")
+    assert (code, "has figures already" in output) == (0, True)
+    command("backfill", "HEAD", "--again", "--only", SPMM)
+    assert (kept / "measured").read_text().splitlines() == [SPMM, PROPAGATE, SPMM]
+    (path,) = (kept / RESULTS).glob("*/*-*.json")
+    assert held(path) == {SPMM, PROPAGATE}
+
+
+def test_what_failed_is_measured_again(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        failing = {SPMM: Outcome(error="ValueError")}
+        patch.setattr("harness.history.run.collect", lambda *names, **options: failing)
+        assert command("backfill", "HEAD", "--only", SPMM)[0] == 1
+    assert command("backfill", "HEAD", "--only", SPMM)[0] == 0
+    assert (kept / "measured").read_text().splitlines() == [SPMM]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"version": 2}'])
+def test_a_damaged_file_costs_no_measurement(damage: str, kept: Path) -> None:
+    assert command("run", "--only", SPMM)[0] == 0
+    (path,) = (kept / RESULTS).glob("*/*-*.json")
+    path.write_text(damage)
+    with pytest.raises(HistoryError, match="not a result file"):
+        held(path)
+    ended = CliRunner().invoke(app, ["report"])
+    assert isinstance(ended.exception, HistoryError)
+    assert "none of the 1 result files" in str(ended.exception)
+    code, output = command("backfill", "HEAD", "--only", SPMM)
+    assert code == 0
+    assert f"set aside as {path.name}.damaged" in output
+    assert path.with_name(f"{path.name}.damaged").read_text() == damage
+    assert held(path) == {SPMM}
+    assert command("report")[0] == 0
+
+
+def test_what_keeps_figures_from_being_written_is_told_before_they_are_measured(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise HistoryError("a bench file does not import")
+
+    monkeypatch.setattr("harness.history.run.discover", broken)
+    assert isinstance(CliRunner().invoke(app, ["run", "--only", SPMM]).exception, HistoryError)
+    assert not (kept / "measured").exists()
