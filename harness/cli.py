@@ -112,7 +112,7 @@ def run(
 ) -> None:
     """Measure the current commit and keep the figures in asv's format. Exit code 1 if a workload fails."""
     from harness.history.run import measure_commit
-    from harness.revisions.subject import repository, snapshot
+    from harness.revisions.subject import PACKAGES, git, repository, snapshot
     from harness.suite.registry import choose
 
     root = repository()
@@ -120,12 +120,14 @@ def run(
     if not workloads:
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
     subject = snapshot(root, root / STORE / "subjects")
-    clean = not subject.revision.endswith("+")
+    # What measures counts too: figures of another suite than the commit's are not the commit's.
+    clean = not git(root, "status", "--porcelain", "--", *PACKAGES, "harness", "benchmarks")
     kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads, keep=clean)
     _tell(kept)
     if not clean:
         Console(stderr=True).print(
-            "sparsecore or recsys differ from HEAD: nothing was kept; commit first", style="yellow"
+            "sparsecore, recsys, harness or benchmarks differ from HEAD: nothing was kept; commit first",
+            style="yellow",
         )
     raise typer.Exit(1 if kept.failed else 0)
 

@@ -16,10 +16,16 @@ from recsys.machine import describe_machine
 
 __all__ = ["Identity", "identify"]
 
+_SETTINGS = ("backend", "huge_pages")
+
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides whether two figures compare; see `identify`."""
+    """What decides whether two figures compare; see `identify`.
+
+    Attributes:
+        backend, huge_pages: of sparsecore and of torch's tables, where the environment says something; else empty.
+    """
 
     processor: str
     microarchitecture: str
@@ -36,11 +42,15 @@ class Identity:
     simd: str
     gpu: str
     frozen: int
+    backend: str = ""
+    huge_pages: str = ""
 
     @property
     def name(self) -> str:
         """Readable, and different for every other identity: the name of the machine in asv's files."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        # Settings are part of it only where they are set: names from before they were looked at stay.
+        facts = {key: value for key, value in asdict(self).items() if value or key not in _SETTINGS}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.microarchitecture}-{self.cores}c-torch{self.torch}-t{self.threads}-{digest}"
 
     def asv_machine(self) -> dict[str, str]:
@@ -75,4 +85,6 @@ def identify(threads: int) -> Identity:
         simd=os.environ.get("SPARSECORE_SIMD", "auto"),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         frozen=frozen.VERSION,
+        backend=os.environ.get("SPARSECORE_BACKEND", ""),
+        huge_pages=os.environ.get("THP_MEM_ALLOC_ENABLE", ""),
     )

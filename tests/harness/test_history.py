@@ -152,6 +152,22 @@ def test_machines_are_kept_apart(house: Path, benchmarks: dict[str, dict[str, An
     assert "of the machine" in problems[0]
 
 
+@pytest.mark.parametrize("name", ["SPARSECORE_BACKEND", "THP_MEM_ALLOC_ENABLE"])
+def test_settings_of_the_environment_are_part_of_a_machine(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    plain = identify(1)
+    monkeypatch.setenv(name, "1")
+    assert identify(1).name != plain.name
+
+
+def test_a_setting_that_is_not_set_leaves_names_as_they_were() -> None:
+    words = {f.name: "x" for f in dataclasses.fields(Identity) if f.default is dataclasses.MISSING}
+    numbers = {"cores": 2, "memory_gib": 8, "threads": 1, "frozen": 2}
+    assert Identity(**{**words, **numbers}).name == "x-2c-torchx-t1-d897dba7"
+
+
 def test_a_series_survives_a_rename_of_its_file_and_an_edit_of_a_docstring(
     benchmarks: dict[str, dict[str, Any]],
 ) -> None:
@@ -256,3 +272,12 @@ def test_what_keeps_figures_from_being_written_is_told_before_they_are_measured(
     monkeypatch.setattr("harness.history.run.discover", broken)
     assert isinstance(CliRunner().invoke(app, ["run", "--only", SPMM]).exception, HistoryError)
     assert not (kept / "measured").exists()
+
+
+@pytest.mark.parametrize("folder", ["sparsecore", "harness", "benchmarks"])
+def test_figures_of_what_was_not_committed_are_not_kept(folder: str, kept: Path) -> None:
+    (kept / folder).mkdir(exist_ok=True)
+    (kept / folder / "new.py").write_text("")
+    code, output = command("run", "--only", SPMM)
+    assert (code, "nothing was kept" in output) == (0, True)
+    assert not (kept / RESULTS).exists()
