@@ -19,7 +19,7 @@ import torch
 import typer
 from rich.console import Console
 
-from harness.recbole import export, run
+from harness.recbole import export, run, with_recbole
 from recsys.config import load_config
 from recsys.data import Dataset, load
 from recsys.errors import ConfigError
@@ -105,18 +105,26 @@ def main(
     for name in names:
         if name not in PAIRS:
             raise ConfigError(f"unknown model {name!r}; known: {', '.join(PAIRS)}")
+    python = with_recbole(python)
     torch.set_num_threads(threads)
     loaded = load(dataset, data_dir=data_dir)
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = export(loaded, Path(folder))
         for name in names:
             rows[name] = measure(name, loaded, python, place, repeats, threads)
             Console(stderr=True).print(name, rows[name])
-    page = [
-        f"# Seconds of an epoch, dense, {loaded.name}",
+            if output is not None:  # after every model: a failure of a later one costs nothing
+                document = {"dataset": loaded.summary(), "seconds": rows}
+                save_results(output, "python -m harness.epochs", _page(loaded, rows, threads), document)
+    typer.echo("\n".join(_page(loaded, rows, threads)))
+
+
+def _page(dataset: Dataset, rows: dict[str, dict[str, float]], threads: int) -> list[str]:
+    return [
+        f"# Seconds of an epoch, dense, {dataset.name}",
         "",
-        f"{loaded.n_users:,} users, {loaded.n_items:,} items, {loaded.n_interactions:,} interactions; "
+        f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions; "
         f"{threads} threads. Ratio: RecBole's seconds / ours.",
         "",
         "| model | RecBole | ours | ratio |",
@@ -126,9 +134,6 @@ def main(
             for name, row in rows.items()
         ),
     ]
-    typer.echo("\n".join(page))
-    if output is not None:
-        save_results(output, "python -m harness.epochs", page, {"dataset": loaded.summary(), "seconds": rows})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ today's torch in an environment (Python 3.11) made by
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -30,7 +31,7 @@ from recsys.data import Dataset, load
 from recsys.errors import ConfigError, RecsysError
 from recsys.results import save_results
 
-__all__ = ["export", "main", "run"]
+__all__ = ["export", "main", "run", "with_recbole"]
 
 PARTS = ("train", "valid", "test")
 _DEFAULTS: dict[str, Any] = {
@@ -70,11 +71,35 @@ def _pairs(matrix: csr_array, users: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.column_stack([np.repeat(users, np.diff(matrix.indptr)), matrix.indices])
 
 
+def with_recbole(python: str) -> str:
+    """A Python as it can be called from any folder: a path, made absolute, or a name on PATH.
+
+    Raises:
+        RecsysError: it cannot be run, or has no RecBole.
+    """
+    # Not resolved: the python of an environment is a link to one outside of it.
+    found = os.path.abspath(python) if os.sep in python else python
+    program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('recbole') is None)"
+    try:
+        done = subprocess.run([found, "-P", "-c", program], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RecsysError(f"--python {python}: cannot be run: {error.strerror}") from error
+    if done.returncode:
+        raise RecsysError(
+            f"--python {python}: has no RecBole; expected the Python of an environment that it is installed in, "
+            f"see python -m pydoc harness.recbole {done.stderr.strip()[-500:]}".rstrip()
+        )
+    return found
+
+
 def run(python: str, model: str, place: Path, settings: dict[str, Any], threads: int) -> dict[str, Any]:
     """Train RecBole's model on exported files with another Python; returns what harness/recbole_worker.py reports.
 
+    Args:
+        python: from `with_recbole`.
+
     Raises:
-        RecsysError: if that Python has no RecBole, or RecBole fails; with the end of what it printed.
+        RecsysError: RecBole fails; with the end of what it printed.
     """
     worker = Path(__file__).with_name("recbole_worker.py")
     task = {
@@ -90,14 +115,11 @@ def run(python: str, model: str, place: Path, settings: dict[str, Any], threads:
         },
     }
     report = place.parent / "report.json"
-    try:
-        # In the temporary folder, because RecBole writes logs where it stands; without our paths.
-        done = subprocess.run(
-            [python, "-P", str(worker), json.dumps(task), str(report)],
-            cwd=place.parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError as error:
-        raise RecsysError(f"--python {python}: cannot be run: {error.strerror}") from error
+    # In the temporary folder, because RecBole writes logs where it stands; without our paths.
+    done = subprocess.run(
+        [python, "-P", str(worker), json.dumps(task), str(report)],
+        cwd=place.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         raise RecsysError(f"RecBole ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads(report.read_text())
@@ -133,8 +155,9 @@ def main(
     option: Annotated[list[str] | None, typer.Option(help="Data option KEY=VALUE, such as split.")] = None,
 ) -> None:
     """Train a model of RecBole on our split of a dataset and write down its metrics and its speed."""
-    loaded = load(dataset, data_dir=data_dir, seed=seed, **_parsed(option))
     settings = {"seed": seed, **_parsed(set_)}
+    python = with_recbole(python)
+    loaded = load(dataset, data_dir=data_dir, seed=seed, **_parsed(option))
     with tempfile.TemporaryDirectory() as folder:
         found = run(python, model, export(loaded, Path(folder)), settings, threads)
     found["settings"] = {**_DEFAULTS, **settings}

@@ -41,9 +41,9 @@ def test_held_out_users_are_refused(tmp_path):
 
 
 def stub(tmp_path, body):
-    """A stand-in for RecBole's Python: gets the same arguments as that."""
+    """A stand-in for RecBole's Python: gets the same arguments as that, and has RecBole if it is asked."""
     script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\nimport json, sys\n{body}\n")
+    script.write_text(f"#!{sys.executable}\nimport json, sys\nif sys.argv[2] == '-c': sys.exit()\n{body}\n")
     script.chmod(0o755)
     return str(script)
 
@@ -81,9 +81,41 @@ def test_failures_are_told(tmp_path):
             stub(tmp_path, "print('no such thing', file=sys.stderr); sys.exit(3)"), "CDAE", place, {}, 1
         )
     with pytest.raises(RecsysError, match="cannot be run"):
-        recbole.run(str(tmp_path / "nothing"), "CDAE", place, {}, 1)
+        recbole.with_recbole(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         recbole._parsed(["epochs"])
+
+
+def test_a_python_is_checked_and_found_from_anywhere(tmp_path, monkeypatch):
+    python = stub(tmp_path, "pass")
+    monkeypatch.chdir(tmp_path)
+    assert recbole.with_recbole("./python") == python
+    assert recbole.with_recbole(f"../{tmp_path.name}/python") == python
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert recbole.with_recbole("python") == "python"
+    without = tmp_path / "without"
+    without.symlink_to(sys.executable)
+    monkeypatch.setattr(recbole, "export", None)  # nothing is exported for a Python without RecBole
+    for main in (
+        lambda: recbole.main("CDAE", "./without", "synthetic", tmp_path / "out"),
+        lambda: epochs.main("./without", "synthetic"),
+    ):
+        with pytest.raises(RecsysError, match=r"--python \./without: has no RecBole"):
+            main()
+
+
+def test_epochs_are_kept_after_each_model(tmp_path, monkeypatch):
+    python = stub(
+        tmp_path,
+        "if json.loads(sys.argv[3])['model'] == 'BPR': sys.exit(3)\n"
+        f"json.dump({ANSWER!r}, open(sys.argv[4], 'w'))",
+    )
+    monkeypatch.setattr(sys, "argv", ["epochs"])
+    monkeypatch.setattr(epochs, "load", lambda name, data_dir: load(name, **TINY))
+    with pytest.raises(RecsysError, match="exit code 3"):
+        epochs.main(python, "synthetic", tmp_path / "out", None, "cdae,bprmf", 1, 1)
+    assert list(json.loads((tmp_path / "out.json").read_text())["seconds"]) == ["cdae"]
+    assert "| CDAE |" in (tmp_path / "out.md").read_text()
 
 
 def test_epochs_of_both_become_a_table(tmp_path, monkeypatch, capsys):
