@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +50,7 @@ def collect(
     Args:
         counts, seconds: see `harness.suite.measure.Effort`.
         threads: of torch.
-        timeout: seconds that a process may take; the workload that runs then counts as failed.
+        timeout: seconds that a workload may take, and the start of the process; it counts as failed then.
         progress: is called with the name of every workload that begins.
     """
     outcomes: dict[str, Outcome] = {}
@@ -110,14 +112,16 @@ def _run(
             found[name] = Outcome(**event)
     if why is None and len(found) == len(workloads):
         return found, None
-    return found, (running, f"{why or 'the measuring process ended early'}: {said.strip()}")
+    # Last, and in one line, because that line is what a verdict shows of an error.
+    why, lines = why or "the measuring process ended early", said.strip().splitlines()
+    return found, (running, "\n".join([*lines, ": ".join([why, *lines[-1:]])]))
 
 
 def _wait(
     process: subprocess.Popen[bytes], output: Path, timeout: float, progress: Progress | None
 ) -> str | None:
     """Wait for the end; why it is not a good one, or None."""
-    begun, spent = 0, 0.0
+    begun, since = 0, time.monotonic()
     try:
         while True:
             try:
@@ -125,19 +129,27 @@ def _wait(
             except subprocess.TimeoutExpired:
                 code = None
             starts = [line for line in output.read_text().splitlines() if line.startswith('{"start"')]
+            if len(starts) > begun:
+                since = time.monotonic()
             if progress is not None:
                 for line in starts[begun:]:
                     progress(json.loads(line)["start"])
             begun = len(starts)
             if code is not None:
-                return None if code == 0 else f"the measuring process ended with {code}"
-            spent += 0.2
-            if spent > timeout:
-                return f"the measuring process took longer than {timeout:g} s"
+                return None if code == 0 else f"the measuring process {_ended(code)}"
+            if time.monotonic() - since > timeout:
+                return f"it took longer than {timeout:g} s"
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with {code}"
+    hint = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
 def _environment(subject: Subject, threads: int) -> dict[str, str]:

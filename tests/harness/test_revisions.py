@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sparsecore
+from harness.gate.verdict import last_line
 from harness.revisions.collect import collect
 from harness.revisions.subject import GitError, Subject, extract, git, repository, snapshot
 
@@ -128,10 +130,49 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("raise SystemExit('not today')\n")
     broken = Subject("broken", "0", tmp_path, "0")
     found = collect(broken, ["propagate-5000x64", "import"])
+    shown = last_line(found["import"].error or "")
+    assert shown == "the measuring process ended with 1: not today"
     assert all("not today" in (found[name].error or "") for name in ("propagate-5000x64", "import"))
     # Another sparsecore than the one that was meant is never measured.
     found = collect(Subject("elsewhere", "0", tmp_path / "empty", "0"), ["import"])
     assert "was to come from" in (found["import"].error or "")
     here = Subject("here", "0", HOME, "0")
     found = collect(here, ["propagate-5000x64"], timeout=0.3)
-    assert "longer than 0.3 s" in (found["propagate-5000x64"].error or "")
+    assert "longer than 0.3 s" in last_line(found["propagate-5000x64"].error or "")
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A measuring process that does no more than `body`, which may call tell(event) and find the names in `works`."""
+    program = (
+        "import json, os, sys, time\n"
+        "request = json.load(open(sys.argv[-1]))\n"
+        "works, output = request['workloads'], open(request['output'], 'a')\n"
+        "def tell(**event): print(json.dumps(event), file=output, flush=True)\n"
+    )
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return start([command[0], "-c", program + body, command[-1]], **options)
+
+    monkeypatch.setattr("harness.revisions.collect.subprocess.Popen", popen)
+
+
+def test_the_limit_is_a_workloads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = "60 if name == 'hangs' else 0.9"
+    worker(
+        monkeypatch,
+        f"for name in works: tell(start=name); time.sleep({seconds}); tell(name=name, figures={{}})",
+    )
+    found = collect(Subject("x", "0", HOME, "0"), ["a", "b", "c", "hangs", "d"], timeout=2.5)
+    assert {name for name, outcome in found.items() if outcome.error} == {"hangs"}
+    assert "longer than 2.5 s" in (found["hangs"].error or "")
+
+
+def test_a_killed_process_is_told_in_the_line_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(
+        monkeypatch,
+        "tell(start=works[0]); print('a warning', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)",
+    )
+    found = collect(Subject("x", "0", HOME, "0"), ["a"])
+    assert "was killed by SIGKILL" in last_line(found["a"].error or "")
+    assert "where memory runs out: a warning" in last_line(found["a"].error or "")
