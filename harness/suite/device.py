@@ -66,7 +66,8 @@ def _operation(name: str, device: str, quick: bool) -> dict[str, Form]:
             (_, first), *others = made.dense.items()
             forms["dense"] = _timed(first, counted=density is not None)
             forms |= {f"dense/{other}": Form(_in_turn(run), None) for other, run in others}
-        forms["csr" if density is None else f"csr@{density:g}"] = _timed(made.ours)
+        # Not csr@...: which encoding a pattern takes, CSR or a bitmap, depends on the device.
+        forms["csr" if density is None else f"sparse@{density:g}"] = _timed(made.ours)
     return forms | {"frozen": Form(frozen.on_device(device))}
 
 
@@ -106,7 +107,7 @@ def device_workloads(device: str = "cuda", quick: bool = False) -> list[Workload
     """All of them; on another device, and in sizes that only run, for tests."""
     needs = ("sparsecore.MacCounter", "sparsecore.backend", "sparsecore.Pattern", "sparsecore.ops.score_topk")
     models = (*needs, "sparsecore.MaskedSparsity", "recsys.models.multvae.MultVAE", "recsys.models.losses")
-    sparse = tuple(f"csr@{density:g}" for density in _DENSITIES)
+    sparse = tuple(f"sparse@{density:g}" for density in _DENSITIES)
     found = [
         Workload(
             f"{device}-{short}",

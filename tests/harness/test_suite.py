@@ -46,6 +46,14 @@ def test_workloads_of_a_device_run_on_the_cpu_too(workload: Workload) -> None:
         assert all(math.isfinite(value) and value >= 0 for value in values.values())
 
 
+def test_forms_of_a_device_are_not_named_after_an_encoding() -> None:
+    """There a pattern is a bitmap, here it is CSR; "csr" alone is a graph, which is CSR everywhere."""
+    forms = {form for workload in device_workloads() for form in workload.forms}
+    assert {method_of(form) for form in forms} == {"dense", "masked", "sparse", "csr"}
+    assert "csr" in forms
+    assert not [form for form in forms if form.startswith("csr@")]
+
+
 def test_workloads_of_a_device_are_missing_without_one() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
