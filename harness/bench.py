@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from harness.command import new_file, regular_expression
 from harness.suite.measure import Effort, measure
 from harness.suite.registry import choose
 from harness.suite.workload import METRICS, Missing
@@ -32,11 +33,18 @@ _SHARES = (
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Regular expression of workloads; see harness list.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            callback=regular_expression, help="Regular expression of workloads; see harness list."
+        ),
+    ] = "",
     full: Annotated[bool, typer.Option("--full", help="Real shapes too.")] = False,
     seconds: Annotated[float, typer.Option(min=0, help="Timing of a workload; 0 counts only.")] = 1.0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write all figures here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", callback=new_file, help="Also write all figures here.")
+    ] = None,
 ) -> None:
     """Measure workloads here and now. Exit code 1 if one fails."""
     console = Console()

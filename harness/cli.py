@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from harness import command
 from harness.gate.expectations import ExpectationsError
 from harness.history.run import Kept
 from harness.history.writer import HistoryError
@@ -29,7 +30,12 @@ app = typer.Typer(
     help="Measures sparsecore and recsys: multiply-adds, memory, time and quality, commit after commit.",
 )
 
-Only = Annotated[str | None, typer.Option(help="Workloads whose name matches this regular expression.")]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        callback=command.regular_expression, help="Workloads whose name matches this regular expression."
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 STORE = Path(".harness")
 
@@ -51,8 +57,12 @@ def gate(
     ] = False,
     rounds: Annotated[int, typer.Option(min=2, help="Fresh processes of each side.")] = 3,
     threads: Threads = 1,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the verdict here, as Markdown.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write the findings here.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(callback=command.new_file, help="Also write the verdict here, as Markdown.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", callback=command.new_file, help="Also write the findings here.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also list what is new or was skipped.")] = False,
 ) -> None:
     """Is the working tree worse than a revision? Exit code 0 pass, 1 regression, 2 inconclusive or cannot run."""
@@ -82,14 +92,14 @@ def gate(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
     )
     show(verdict, Console(), verbose)
-    command = f"harness {shlex.join(sys.argv[1:])}"
+    called = f"harness {shlex.join(sys.argv[1:])}"
     if markdown is not None:
         facts = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
         with replacing(markdown) as temporary:
-            temporary.write_text(page(verdict, command, facts), encoding="utf-8")
+            temporary.write_text(page(verdict, called, facts), encoding="utf-8")
     if output is not None:
         document = {
-            "command": command,
+            "command": called,
             "machine": describe_machine(),
             "base": verdict.base.revision,
             "head": verdict.head.revision,
@@ -134,7 +144,7 @@ def run(
 
 @app.command()
 def report(
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Annotated[Path | None, typer.Option(callback=command.new_file, help="Write the page here.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     machine: Annotated[
         str | None, typer.Option(help="Machine, as in .asv/results. Default: this one.")
@@ -290,20 +300,14 @@ _EXTRA = ("asv", "asv_runner", "jinja2", "matplotlib", "psutil")
 def main() -> None:
     """Entry point; errors that a user can mend are one line, and exit code 2."""
     try:
-        app()
-    except (GitError, ExpectationsError, HistoryError) as error:
-        _fail(str(error))
+        with command.mendable(GitError, ExpectationsError, HistoryError):
+            app()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        _fail(
+        command.fail(
             f'{error.name} is not installed; harness needs more than the library: pip install "sparsecore[bench]"'
         )
-
-
-def _fail(why: str) -> None:
-    Console(stderr=True).print(f"error: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

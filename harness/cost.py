@@ -16,6 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
+from harness.command import run_main, shares
 from recsys.config import Config, load_config
 from recsys.data import Dataset
 from recsys.results import save_results
@@ -86,9 +87,9 @@ def _page(workloads: dict[str, Any]) -> list[str]:
 def main(
     presets: Annotated[list[str], typer.Argument(help="Presets of recsys.")],
     output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
-    densities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.5,0.25,0.1",
+    densities: Annotated[str, typer.Option(callback=shares, help="Comma-separated.")] = "0.5,0.25,0.1",
     seconds: Annotated[float, typer.Option(help="Timing of each preset.")] = 30.0,
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's default.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 leaves torch's default.")] = 0,
     epochs: Annotated[bool, typer.Option(help="Also time one whole epoch of each.")] = False,
     data_dir: Annotated[str | None, typer.Option(help="Default: environment SPARSECORE_DATA.")] = None,
 ) -> None:
@@ -119,4 +120,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)

@@ -19,6 +19,7 @@ import torch
 import typer
 from rich.console import Console
 
+from harness import command
 from harness.recbole import export, run, with_recbole
 from recsys.config import load_config
 from recsys.data import Dataset, load
@@ -137,4 +138,4 @@ def _page(dataset: Dataset, rows: dict[str, dict[str, float]], threads: int) -> 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run_main(main)

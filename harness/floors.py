@@ -29,6 +29,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
+from harness.command import run_main, some_of, whole_numbers
 from harness.operands import Forms, Weight, torch_csr
 from recsys.results import save_results
 from sparsecore import ops
@@ -184,10 +185,16 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main(
-    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
+    ] = "1,2",
     output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
-    simd: Annotated[str, typer.Option(help="Code to measure, comma-separated.")] = "native,portable",
-    part: Annotated[str, typer.Option(help="Comparisons, comma-separated.")] = ",".join(PARTS),
+    simd: Annotated[
+        str, typer.Option(callback=some_of(("native", "portable")), help="Code to measure, comma-separated.")
+    ] = "native,portable",
+    part: Annotated[
+        str, typer.Option(callback=some_of(PARTS), help="Comparisons, comma-separated.")
+    ] = ",".join(PARTS),
     seconds: Annotated[float, typer.Option(help="Timing of each row, at least.")] = 0.2,
     quick: Annotated[
         bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
@@ -216,4 +223,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--here"]:
         print(json.dumps(measure(*json.loads(sys.argv[2]))))
     else:
-        typer.run(main)
+        run_main(main)

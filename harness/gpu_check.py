@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 
 import sparsecore
+from harness.command import run_main
 from harness.gpu_forms import OPERATIONS, Operation, Run, only_csr
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, run_jobs, time_calls, watch
@@ -315,4 +316,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)

@@ -28,7 +28,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.revisions.subject import git, repository
+from harness.command import regular_expression, run_main
+from harness.revisions.subject import GitError, git, repository
 from recsys.results import save_results
 
 __all__ = ["CHANGES", "Change", "main"]
@@ -260,7 +261,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Repeats at a time.")] = 1,
     load: Annotated[int, typer.Option(min=0, help="Processes that take a core each beside it.")] = 0,
-    only: Annotated[str, typer.Option(help="Workloads of the gate.")] = ONLY,
+    only: Annotated[str, typer.Option(callback=regular_expression, help="Workloads of the gate.")] = ONLY,
     rounds: Annotated[int, typer.Option(min=2)] = 3,
     changes: Annotated[str, typer.Option(help="Comma-separated names; default: all.")] = "",
 ) -> None:
@@ -321,4 +322,4 @@ def _save(output: Path, chosen: list[Change], rows: dict[str, list[dict[str, Any
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main, GitError)

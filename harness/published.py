@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.command import run_main
 from recsys.config import Config, load_config, presets
 from recsys.errors import RecsysError
 from recsys.reproduce.definition import load_published
@@ -143,4 +144,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)

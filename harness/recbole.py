@@ -27,6 +27,7 @@ import typer
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from harness import command
 from recsys.data import Dataset, load
 from recsys.errors import ConfigError, RecsysError
 from recsys.results import save_results
@@ -185,4 +186,4 @@ def _parsed(pairs: list[str] | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run_main(main)

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.command import new_file, run_main
+from recsys.errors import RecsysError
 from recsys.files import replacing
 
 __all__ = ["main", "page"]
@@ -23,6 +25,7 @@ _HEAD = """# Where it runs
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
 For most settings there is a tox environment of that name.
 """
+_KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
 
 
 def page(runs: dict[str, dict[str, Any]]) -> str:
@@ -66,15 +69,33 @@ def _mark(outcomes: dict[str, int]) -> str:
     return "yes" if passed else ""
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """What pytest wrote.
+
+    Raises:
+        RecsysError: it is something else.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecsysError(f"{file}: not JSON: {error}") from error
+    absent = _KEYS - set(document) if isinstance(document, dict) else _KEYS
+    if absent:
+        raise RecsysError(
+            f"{file}: expected what pytest --outcomes writes, but it has no {', '.join(sorted(absent))}"
+        )
+    return document
+
+
 def main(
     files: Annotated[list[Path], typer.Argument(help="What pytest --outcomes wrote.")],
-    output: Annotated[Path, typer.Option(help="The page.")] = Path("docs/where.md"),
+    output: Annotated[Path, typer.Option(callback=new_file, help="The page.")] = Path("docs/where.md"),
 ) -> None:
     """Write the page."""
-    runs = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    runs = {file.stem: _read(file) for file in files}
     with replacing(output) as temporary:
         temporary.write_text(page(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)
