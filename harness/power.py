@@ -215,6 +215,7 @@ def judge(scratch: Path, base: str, change: Change, only: str, rounds: int) -> d
     git(scratch, "add", "--all")
     git(scratch, "commit", "--quiet", "--message", change.name)
     begun, found = time.perf_counter(), scratch / ".harness" / "found.json"
+    found.parent.mkdir(exist_ok=True)
     found.unlink(missing_ok=True)
     arguments = ["gate", "--base", "HEAD~1", "--only", only, "--rounds", str(rounds), "--json", str(found)]
     done = subprocess.run(
