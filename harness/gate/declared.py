@@ -1,7 +1,8 @@
 """What a suite declares that it measures: the base's own against that of the running tree.
 
 Both revisions are measured by the running tree's suite, so a workload, form or figure that it lost is missing on both
-sides. It is found here, where it is declared: a workload's `forms`, and what is tracked of its group.
+sides. It is found here, where it is declared: a workload's `forms`, and what is tracked of its group. (What the counts
+of a single workload leave out of its group's figures is declared nowhere.)
 """
 
 from __future__ import annotations
