@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
@@ -243,11 +242,11 @@ def backfill(
     for commit in commits_between(root, revisions):
         left = workloads
         if not again:
-            with contextlib.suppress(
-                HistoryError
-            ):  # of a damaged file nothing is left; it is set aside below
+            try:
                 there = held(results_file(root / RESULTS, commit, identify(threads)))
-                left = [workload for workload in workloads if workload.name not in there]
+            except HistoryError:  # damaged: nothing of it is left, and measuring sets it aside
+                there = set()
+            left = [workload for workload in workloads if workload.name not in there]
         if not left:
             Console().print(f"{commit[:10]}: has figures already", highlight=False)
             continue

@@ -67,7 +67,7 @@ def held(path: Path) -> set[str]:
     try:
         Results.load(str(path), machine_name=path.parent.name)
         run = read_file(path)
-    except (UserError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+    except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise HistoryError(f"{path}: not a result file of asv: {error or type(error).__name__}") from error
     return {
         str(record.params[0])
