@@ -21,6 +21,7 @@ from rich.console import Console
 
 from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
+from harness.command import run_main, whole_numbers
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 from harness.overhead import measure_overhead
 from recsys.results import save_results
@@ -184,7 +185,9 @@ def _page(document: dict[str, Any]) -> list[str]:
 
 
 def main(
-    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
+    ] = "1,2",
     output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
     only: Annotated[str, typer.Option(help="Measure only operations whose name contains this.")] = "",
     seconds: Annotated[
@@ -229,4 +232,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from harness.command import run_main, shares
 from recsys.results import save_results
 
 __all__ = ["main", "measure"]
@@ -84,9 +85,9 @@ def measure(rows: int, cols: int, density: float) -> dict[str, int]:
 
 def main(
     output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
-    rows: Annotated[int, typer.Option()] = 2_000_000,
-    cols: Annotated[int, typer.Option()] = 64,
-    densities: Annotated[str, typer.Option(help="Comma-separated.")] = "0.5,0.25,0.1",
+    rows: Annotated[int, typer.Option(min=1)] = 2_000_000,
+    cols: Annotated[int, typer.Option(min=1)] = 64,
+    densities: Annotated[str, typer.Option(callback=shares, help="Comma-separated.")] = "0.5,0.25,0.1",
 ) -> None:
     """Measure the memory of training an embedding table, dense and at several densities."""
     found: dict[str, dict[str, Any]] = {}
@@ -111,4 +112,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)

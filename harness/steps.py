@@ -21,6 +21,7 @@ from rich.console import Console
 
 import sparsecore
 from harness.bpr import BprStep
+from harness.command import run_main, whole_numbers
 from recsys.config import Config
 from recsys.data import load
 from recsys.results import save_results
@@ -179,7 +180,9 @@ def _page(found: dict[str, list[dict[str, Any]]]) -> list[str]:
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Workloads; all of them if absent.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
-    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
+    ] = "1,2",
     seconds: Annotated[float, typer.Option(help="Timing of each workload and number of threads.")] = 30.0,
 ) -> None:
     """Measure whole training steps against dense."""
@@ -203,4 +206,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_main(main)
