@@ -124,11 +124,11 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
 
 
 def keep(ctx: Any, *index: Tensor | None) -> None:
-    """Keep index sets for the backward pass: themselves, not what hooks on saved tensors make of them, such as copies
-    elsewhere. Who watches a weight is found by where its index set lies.
+    """Keep index sets (each two arguments) for the backward pass: themselves, not what hooks on saved tensors make of
+    them, such as copies elsewhere. Who watches a weight is found by where its index set lies.
     """
     ctx.index = index
-    ctx.versions = [_version(tensor) for tensor in index]
+    ctx.versions = [_version(first) for first in index[::2]]
 
 
 def kept(ctx: Any) -> Any:
@@ -137,18 +137,17 @@ def kept(ctx: Any) -> Any:
     Raises:
         RuntimeError: if an index set has been changed since.
     """
-    if ctx.versions != [_version(tensor) for tensor in ctx.index]:
+    index = ctx.index
+    if [_version(first) for first in index[::2]] != ctx.versions:
         raise RuntimeError(
             "the index set of a sparse weight was changed between a forward pass and its backward pass: "
             "explore (and load) after the backward pass"
         )
-    return ctx.index
+    return index
 
 
-def _version(tensor: Tensor | None) -> int | None:
-    if type(tensor) is not Tensor or tensor.is_inference() or torch.compiler.is_compiling():
-        return None
-    return tensor._version
+def _version(first: Any) -> int | None:
+    return first._version if type(first) is Tensor and not first.is_inference() else None
 
 
 _HALF = (torch.float16, torch.bfloat16)
