@@ -83,8 +83,8 @@ class TrainConfig(Section):
     optimizer: "adam", or "adagrad" as some models' authors do.
     lr_schedule: how the rate falls from `lr` at the first update to 0 at the last of `epochs`: "cosine", "linear", or
         "constant", not at all.
-    precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which takes half
-        the time or less where the processor has instructions for it. Weights, gradients, optimizer state, losses,
+    precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which is
+        faster where the processor has instructions for it. Weights, gradients, optimizer state, losses,
         products of sparse weights and everything in evaluation are float32 all the same. So it has no effect where all
         products are of sparse weights (multvae, cdae, neumf with `sparsity.weights = "full"` by "static" or "dsl"), and
         is refused for models without such products: lightgcn, ultragcn, bprmf, and those that are fitted.
