@@ -71,6 +71,18 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, up to the end of the file: a short piece may lie within a line, and pyarrow refuses a line
+        that reaches beyond two of its blocks.
+        """
+        filled, whole = 0, memoryview(buffer)
+        while filled < len(whole):
+            count = self._read_some(whole[filled:])
+            if not count:
+                break
+            filled += count
+        return filled
+
+    def _read_some(self, buffer: Any) -> int:
         while not self._ready:
             more = self._start or self._file.read(BLOCK)
             self._start = b""

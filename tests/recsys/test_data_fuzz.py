@@ -198,6 +198,16 @@ def test_a_huge_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read_interactions(path)
 
 
+@pytest.mark.parametrize("block", range(40, 64))
+def test_a_last_line_over_the_end_of_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Separators shrink to one character, and pieces with them: none may be shorter than a block before the end."""
+    monkeypatch.setattr("recsys.data.text.BLOCK", block)
+    (tmp_path / "own.dat").write_text("10::10::0::0\n10::11::1::1\n0::10::2::2\n10::12::3::3\n10::0::4::4")
+    assert read_interactions(tmp_path / "own.dat").matrix.nnz == 5
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_pieces_do_not_change_what_is_read(
