@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from harness import kernel_forms as forms
+from harness import lazy_forms
 from harness.operands import Forms
 
 __all__ = ["CASES", "LOSING", "SKEWED", "Case", "densities_of"]
@@ -116,7 +117,7 @@ CASES: tuple[Case, ...] = (
     Case("explore 64M positions", forms.explore, _TABLE, _SMALL_TABLE, _by_density(15, 15, 10), "read"),
     Case(
         "embedding gradient + lazy Adam, 1M x 64, B = 2048",
-        forms.lazy_adam,
+        lazy_forms.lazy_adam,
         _TABLE | {"batch": 2048},
         _SMALL_TABLE | {"batch": 7},
         _by_density(11, 12, 14),
@@ -124,7 +125,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "embedding gradient + lazy Adam without autograd, 1M x 64, B = 2048",
-        forms.lazy_adam_alone,
+        lazy_forms.lazy_adam_alone,
         _TABLE | {"batch": 2048},
         _SMALL_TABLE | {"batch": 7},
         _by_density(11, 12, 14),

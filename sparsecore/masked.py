@@ -21,7 +21,7 @@ from sparsecore.nn.base import SparseModule
 from sparsecore.nn.bias import SparseBias
 from sparsecore.pattern import Pattern
 from sparsecore.sampling import sample_ranks
-from sparsecore.topology.explorer import expect_names, own_generator, realignable
+from sparsecore.topology.checks import expect_names, own_generator, realignable
 from sparsecore.topology.report import ExplorationReport, LayerReport
 from sparsecore.topology.rewrite import fresh_state
 from sparsecore.topology.schedule import Timetable

@@ -154,8 +154,8 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class _SquaredNorm(torch.autograd.Function):
-    """Autograd's own steps would write the squares and, backward, two more buffers of the size of x: a fifth of
-    UltraGCN's step.
+    """Autograd's own steps would write the squares and, backward, two more buffers of the size of x, which is that of
+    whole tables in UltraGCN.
     """
 
     @staticmethod

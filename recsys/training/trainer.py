@@ -150,7 +150,8 @@ class Trainer:
         """
         assert self.optimizer is not None
         self.optimizer.zero_grad()
-        with phase("forward"), self._arithmetic():
+        rounded = self.config.train.precision == "bfloat16"
+        with phase("forward"), torch.autocast(self.device.type, torch.bfloat16, enabled=rounded):
             loss = self.model.loss(batch, self.step)
         with phase("backward"):
             loss.backward()
@@ -165,11 +166,6 @@ class Trainer:
             if report is not None:
                 self._report = report
         return loss.detach()
-
-    def _arithmetic(self) -> AbstractContextManager:
-        if self.config.train.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _counted_step(self, batch: Batch) -> Tensor:
         """`train_step`, and its multiply-adds where they are not known yet."""

@@ -30,7 +30,11 @@ class AveragedModel(swa_utils.AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """One more step into the average, as torch's."""
+        """One more step into the average, as torch's.
+
+        Raises:
+            ValueError: the model has not the sparse modules of the one that the average was made of.
+        """
         pairs = _pairs(self.module, model)
         for mine, now in pairs:
             mine.set_encoding(now.encoding)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from sparsecore.errors import TopologyError
@@ -17,6 +17,13 @@ from sparsecore.nn.base import SparseModule
 from sparsecore.ops.explore import GradientSource
 from sparsecore.ops.recording import watch
 from sparsecore.topology.accumulate import RowAccumulator
+from sparsecore.topology.checks import (
+    expect_held,
+    expect_names,
+    expect_told,
+    own_generator,
+    realignable,
+)
 from sparsecore.topology.grow import plan_exchange
 from sparsecore.topology.history import EverActive
 from sparsecore.topology.ranks import Ranks, SummedGradient, expect_layout
@@ -316,72 +323,3 @@ def close(armed: list[Recorder]) -> None:
     for recorder in armed:
         recorder.close()
         recorder.discard()
-
-
-def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers as a list.
-
-    Raises:
-        TopologyError: for one whose state is not element by element, so that it cannot follow a weight, and for what is
-            no optimizer.
-    """
-    optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise TopologyError(
-                f"expected a torch.optim.Optimizer or a list of them, got {type(one).__name__}; of a wrapper give the "
-                "optimizer inside"
-            )
-        if isinstance(one, torch.optim.LBFGS):
-            raise TopologyError(
-                "LBFGS keeps a history of whole steps that cannot be realigned; use another optimizer"
-            )
-    return optimizers
-
-
-def expect_held(modules: Mapping[str, SparseModule], optimizers: Sequence[Optimizer]) -> None:
-    """Refuse values that no optimizer holds: their state would be left behind.
-
-    Raises:
-        TopologyError: naming the weights.
-    """
-    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-    missing = [name for name, m in modules.items() if m.values.requires_grad and id(m.values) not in held]
-    if missing:
-        raise TopologyError(
-            f"the optimizer does not hold the values of {', '.join(name or 'the model' for name in missing)}: build it "
-            "from the parameters of the sparse model, after sparsify() and after whatever replaces parameters "
-            "(load_state_dict(assign=True), torch.nn.utils.prune)"
-        )
-
-
-def expect_told(recorder: Recorder, values: Tensor, name: str) -> None:
-    """Refuse to take a weight for unused because what used it ran unseen.
-
-    Raises:
-        TopologyError: for a gradient of which neither an operator nor autograd told.
-    """
-    grad = values.grad
-    if recorder.stored is not None or grad is None or not values.requires_grad:
-        return
-    if bool((grad._values() if grad.is_sparse else grad).any()):
-        raise TopologyError(
-            f"{name} has a gradient, but nothing that computed it ran in this step: a CUDA graph that is replayed "
-            "runs no Python. Take steps that explore without a graph (torch.compile: another mode than "
-            "'reduce-overhead'), or grow='random'; if the gradient is of earlier steps, call optimizer.zero_grad()"
-        )
-
-
-def own_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The given generator, or a new one seeded from torch's default."""
-    if generator is not None:
-        return generator
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
-
-
-def expect_names(saved: dict[str, Tensor], present: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model."""
-    if set(saved) != set(present):
-        raise TopologyError(
-            f"the saved explorer has weights {sorted(saved)}, this model has {sorted(present)}"
-        )

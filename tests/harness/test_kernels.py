@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from harness import compile_times, kernel_forms, kernels
+from harness import compile_times, kernel_forms, kernels, lazy_forms
 from harness.ceilings import measure_ceilings
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 
@@ -20,8 +20,8 @@ STATEFUL = (
     kernel_forms.gather,
     kernel_forms.gather_dot,
     kernel_forms.adam,
-    kernel_forms.lazy_adam,
-    kernel_forms.lazy_adam_alone,
+    lazy_forms.lazy_adam,
+    lazy_forms.lazy_adam_alone,
     kernel_forms.explore,
 )
 COMPARED = [case for case in (*CASES, *LOSING, *SKEWED) if case.build not in STATEFUL]

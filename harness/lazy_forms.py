@@ -1,0 +1,75 @@
+"""Gradient and update of the rows that were looked up, and of no others: ours, and torch's sparse gradients.
+
+Made as the forms of `harness.kernel_forms`, and measured with them.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+import sparsecore
+from harness.operands import IDS, Forms, Run, moments_on_huge_pages, on_huge_pages, random_ids
+from sparsecore import SparseEmbedding
+
+__all__ = ["lazy_adam", "lazy_adam_alone"]
+
+
+def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """Gradient of a lookup and Adam over what was looked up, called as in training."""
+    table = SparseEmbedding(rows, cols, density=density, sparse=True)
+    other = SparseEmbedding(rows, cols, density=density, sparse=True)
+    dense = nn.Embedding(rows, cols, sparse=True)
+    huge = nn.Embedding.from_pretrained(on_huge_pages(dense.weight.detach()), freeze=False, sparse=True)
+    grad, draw = torch.randn(batch, cols), random_ids(rows, batch)
+
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer) -> Run:
+        turn = itertools.cycle([module(draw()) for _ in range(IDS)])
+
+        def step() -> None:
+            optimizer.zero_grad()
+            next(turn).backward(grad, retain_graph=True)
+            optimizer.step()
+
+        return step
+
+    lazy, adam = torch.optim.SparseAdam(dense.parameters()), sparsecore.optim.Adam
+    on_huge = moments_on_huge_pages(torch.optim.SparseAdam(huge.parameters()))
+    return Forms(
+        ours=steps(table, adam(table.parameters(), in_backward=True)),
+        dense={
+            "nn.Embedding(sparse=True) + SparseAdam": steps(dense, lazy),
+            "nn.Embedding(sparse=True) + SparseAdam on huge pages": steps(huge, on_huge),
+        },
+        others={"ours, step() afterwards": steps(other, adam(other.parameters()))},
+        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+    )
+
+
+def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
+    """The same without autograd: the two operators that make the gradient, and the optimizers."""
+    table = SparseEmbedding(rows, cols, density=density, sparse=True)
+    dense = nn.Parameter(torch.randn(rows, cols))
+    huge = nn.Parameter(on_huge_pages(dense.detach()))
+    ours = sparsecore.optim.Adam([table.values], in_backward=True)
+    torchs, on_huge = torch.optim.SparseAdam([dense]), moments_on_huge_pages(torch.optim.SparseAdam([huge]))
+    grad, a, b, c = torch.randn(batch, cols), *(random_ids(rows, batch) for _ in range(3))
+
+    def step() -> None:
+        dense.grad = torch.ops.aten.embedding_sparse_backward(grad, b(), rows, -1, False)
+        torchs.step()
+
+    def step_huge() -> None:
+        huge.grad = torch.ops.aten.embedding_sparse_backward(grad, c(), rows, -1, False)
+        on_huge.step()
+
+    return Forms(
+        ours=lambda: ours.update_rows(table.values, *table.index, a(), grad, None, None),
+        dense={
+            "embedding_sparse_backward + SparseAdam": step,
+            "embedding_sparse_backward + SparseAdam on huge pages": step_huge,
+        },
+        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+    )
