@@ -67,6 +67,8 @@ def reproduce(
     pattern = _pattern(only)
     work, notes = [], []
     for row in table.rows:
+        if only and not _chosen(table, row, pattern):
+            continue  # settings that are meant for the chosen rows need not be valid for others
         missing = _missing(row, data_dir, overrides)
         if missing is not None:
             notes.append(missing)
@@ -136,6 +138,14 @@ def _pattern(only: str | None) -> re.Pattern[str]:
         return re.compile(only or "")
     except re.error as error:
         raise ConfigError(f"--only {only!r} is not a regular expression: {error}") from error
+
+
+def _chosen(table: TableDefinition, row: TableRow, pattern: re.Pattern[str]) -> bool:
+    """Whether the pattern is in any of the row's runs, or in the name of a preset that does not exist."""
+    if row.preset not in presets():
+        return pattern.search(row.preset) is not None
+    cells = _cells(table.model_copy(update={"seeds": 1}), row, None, ())
+    return any(pattern.search(f"{row.preset} {cell.name}") for cell in cells)
 
 
 def _missing(row: TableRow, data_dir: str | None, overrides: Sequence[str]) -> str | None:

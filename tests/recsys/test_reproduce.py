@@ -130,6 +130,27 @@ def test_reproduce(table, tmp_path, in_process):
     assert "| - | - | - |" in page  # no costs
 
 
+def test_settings_of_chosen_rows_need_not_fit_the_others(table, tmp_path, in_process):
+    command = [
+        "--table",
+        table,
+        "-o",
+        tmp_path / "t",
+        "--runs",
+        tmp_path / "runs",
+        "--timing",
+        0,
+        "--epochs",
+        1,
+    ]
+    result = call(*command, "--seeds", 1, "--only", "quickstart dense", "--set", "model.beta_cap=0.1")
+    assert result.exit_code == 0, result.output  # BPR-MF, in the table's other row, has no beta_cap
+    assert "bprmf" not in result.stderr + (tmp_path / "t.md").read_text()
+    refused = call(*command, "--only", "quickstart", "--set", "model.negatives=3")
+    assert refused.exit_code == 2
+    assert "model.negatives" in refused.stderr
+
+
 def test_published_values_stand_beside_ours(table, tmp_path, in_process, monkeypatch):
     from recsys.reproduce import command as module
     from recsys.reproduce import definition
