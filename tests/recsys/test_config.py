@@ -46,6 +46,7 @@ def test_every_preset_is_valid():
         "sasrec-ml-100k",
         "ultragcn-amazon-book",
         "ultragcn-gowalla",
+        "ultragcn-lastfm",
         "ultragcn-yelp2018",
     ]
     for name in presets():

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli import app
-from recsys.config import load_config, presets
+from recsys.config import load_config
 from recsys.errors import ConfigError
 from recsys.models.build import MODELS
 from recsys.reproduce.definition import load_published, load_table, tables
@@ -48,6 +48,15 @@ def call(*arguments):
     return CliRunner(env={"COLUMNS": "300"}).invoke(app, ["reproduce", *map(str, arguments)])
 
 
+@pytest.mark.parametrize("name", tables())
+def test_tables_of_the_package(name):
+    table = load_table(name)
+    for row in table.rows:
+        config = load_config(row.preset, options=row.set)
+        assert config.model.name in MODELS
+        assert all(metric.partition("@")[1] for metric in row.metrics or table.metrics)
+
+
 def test_main_table():
     assert "main" in tables()
     main = load_table("main")
@@ -55,12 +64,6 @@ def test_main_table():
     assert main.methods == ["dense", "static", "masked", "dsl"]
     rows = [row.preset for row in main.rows]
     assert len(set(rows)) == len(rows) == 12
-    for row in main.rows:
-        if row.preset in presets():
-            config = load_config(row.preset, options=row.set)
-            computed = [f"{name.partition('@')[0]}" for name in row.metrics or main.metrics]
-            assert config.model.name in MODELS
-            assert computed
 
 
 def test_published_values():
