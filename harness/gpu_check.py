@@ -26,7 +26,8 @@ from rich.console import Console
 
 import sparsecore
 from harness.command import run_main
-from harness.gpu_forms import OPERATIONS, Operation, Run, only_csr
+from harness.gpu_forms import OPERATIONS
+from harness.gpu_operands import Operation, Run, only_csr
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, run_jobs, time_calls, watch
 from recsys.results import save_results

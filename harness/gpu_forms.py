@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,138 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
+from harness.gpu_operands import Forms, Operation, Run, ids_of, normal, relative_error, weight_of
 from sparsecore import Pattern, ops
-from sparsecore.encoding import choose_encoding, decode, encode
+from sparsecore.encoding import decode
 
-__all__ = [
-    "DENSITIES",
-    "OPERATIONS",
-    "Forms",
-    "Operation",
-    "Run",
-    "forget_weights",
-    "only_csr",
-    "relative_error",
-]
-
-DENSITIES = (0.5, 0.25, 0.1, 0.05)
-_INPUTS = 8  # drawn for each operand that changes from call to call
-
-Run = Callable[[int], Any]
-
-
-def relative_error(ours: Tensor, reference: Tensor) -> float:
-    """``|ours - reference| / |reference|``, Euclidean, in float64; infinite for NaN and for other shapes."""
-    if ours.shape != reference.shape:
-        return float("inf")
-    difference = torch.linalg.vector_norm(ours.double() - reference.double())
-    error = float(difference / torch.linalg.vector_norm(reference.double()).clamp(min=1e-30))
-    return error if error == error else float("inf")
-
-
-@dataclass(frozen=True)
-class Forms:
-    """Ways to compute one thing from input number i.
-
-    Attributes:
-        ours: our operator.
-        dense: forms by name to compare with; the fastest of them is "dense", the first is the reference.
-        others: more forms over sparse weights, by name.
-        error: of our result against the reference's.
-    """
-
-    ours: Run
-    dense: Mapping[str, Run]
-    others: Mapping[str, Run] = field(default_factory=dict)
-    error: Callable[[Any, Any], float] = relative_error
-
-
-@dataclass(frozen=True)
-class Operation:
-    """Something to measure: ``build(density, device, **size)`` makes its forms; ``quick`` is a size that only runs.
-
-    With ``rival``, our form is also run by the torch backend over csr. With ``tf32``, dense and sparse products of
-    float32 may be as exact as TF32's.
-    """
-
-    build: Callable[..., Forms]
-    size: Mapping[str, int]
-    quick: Mapping[str, int]
-    densities: tuple[float | None, ...] = DENSITIES
-    rival: bool = False
-    tf32: bool = False
-
-
-class Weight:
-    """A sparse weight on a device in the encoding that modules have there, or csr; and its dense form."""
-
-    def __init__(self, rows: int, cols: int, density: float, device: str, csr: bool) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.shape, self.device = (rows, cols), device
-        self.pattern = Pattern.random(self.shape, density, generator=generator).to(device)
-        self.values = torch.randn(self.pattern.nnz, generator=generator).to(device)
-        self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
-        self.nnz = self.pattern.nnz
-        # On the CPU csr too: what the torch backend, which runs there, reads as it is.
-        if not csr and choose_encoding(self.nnz, self.shape, device) == "bitmap" and device != "cpu":
-            self.index = encode(*self.index, cols), None
-
-    @functools.cached_property
-    def positions(self) -> Tensor:
-        return self.pattern.positions()
-
-    @functools.cached_property
-    def dense(self) -> Tensor:
-        return self.pattern.to_dense(self.values)
-
-    def at_nonzeros(self, ours: Tensor, reference: Tensor) -> float:
-        """Error of numbers of the nonzeros against a whole matrix."""
-        return relative_error(ours, reference.view(-1)[self.positions])
-
-
-@functools.cache
-def _made(rows: int, cols: int, density: float, device: str, csr: bool) -> Weight:
-    return Weight(rows, cols, density, device, csr)
-
-
-_csr: ContextVar[bool] = ContextVar("csr", default=False)
-
-
-def _weight(rows: int, cols: int, density: float, device: str) -> Weight:
-    return _made(rows, cols, density, device, _csr.get())
-
-
-@contextmanager
-def only_csr() -> Iterator[None]:
-    """Forms that are built here have csr weights."""
-    token = _csr.set(True)
-    try:
-        yield
-    finally:
-        _csr.reset(token)
-
-
-def forget_weights() -> None:
-    """Free the operands that operations share."""
-    _made.cache_clear()
-
-
-def _inputs(draw: Callable[[], Tensor]) -> Callable[[int], Tensor]:
-    drawn = [draw() for _ in range(_INPUTS)]
-    return lambda i: drawn[i % _INPUTS]
-
-
-def _ids(weight: Weight, batch: int) -> Callable[[int], Tensor]:
-    return _inputs(lambda: torch.randint(weight.shape[0], (batch,), device=weight.device))
-
-
-def _normal(*shape: int, device: str) -> Callable[[int], Tensor]:
-    return _inputs(lambda: torch.randn(*shape, device=device))
+__all__ = ["OPERATIONS"]
 
 
 def gather(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    table, ids, out = weight.dense, _ids(weight, batch), torch.empty(batch, cols, device=device)
+    weight = weight_of(rows, cols, density, device)
+    table, ids, out = weight.dense, ids_of(weight, batch), torch.empty(batch, cols, device=device)
     return Forms(
         ours=lambda i: ops.gather(weight.values, *weight.index, ids(i), cols),
         dense={
@@ -163,8 +38,8 @@ def gather(density: float, device: str, rows: int, cols: int, batch: int) -> For
 
 def gather_dot(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
     """Scores of pairs of rows; both are looked up in one table, at other places."""
-    weight = _weight(rows, cols, density, device)
-    table, users, items = weight.dense, _ids(weight, batch), _ids(weight, batch)
+    weight = weight_of(rows, cols, density, device)
+    table, users, items = weight.dense, ids_of(weight, batch), ids_of(weight, batch)
     operand = (weight.values, *weight.index)
     return Forms(
         ours=lambda i: ops.gather_dot(*operand, users(i), *operand, items(i), cols),
@@ -178,8 +53,8 @@ def gather_dot(density: float, device: str, rows: int, cols: int, batch: int) ->
 
 
 def scatter_grad(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    ids, grad = _ids(weight, batch), _normal(batch, cols, device=device)
+    weight = weight_of(rows, cols, density, device)
+    ids, grad = ids_of(weight, batch), normal(batch, cols, device=device)
     kept = torch.zeros(rows, cols, device=device)
     backward = torch.ops.aten.embedding_dense_backward
     return Forms(
@@ -193,8 +68,8 @@ def scatter_grad(density: float, device: str, rows: int, cols: int, batch: int) 
 
 
 def spmm(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    table, x, out = weight.dense, _normal(batch, cols, device=device), torch.empty(batch, rows, device=device)
+    weight = weight_of(rows, cols, density, device)
+    table, x, out = weight.dense, normal(batch, cols, device=device), torch.empty(batch, rows, device=device)
     return Forms(
         ours=lambda i: ops.spmm(weight.values, *weight.index, x(i)),
         dense={
@@ -205,8 +80,8 @@ def spmm(density: float, device: str, rows: int, cols: int, batch: int) -> Forms
 
 
 def spmm_t(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    table, dy = weight.dense, _normal(batch, rows, device=device)
+    weight = weight_of(rows, cols, density, device)
+    table, dy = weight.dense, normal(batch, rows, device=device)
     out = torch.empty(batch, cols, device=device)
     return Forms(
         ours=lambda i: ops.spmm_t(weight.values, *weight.index, dy(i), cols),
@@ -215,8 +90,8 @@ def spmm_t(density: float, device: str, rows: int, cols: int, batch: int) -> For
 
 
 def sddmm(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    dy, x = _normal(batch, rows, device=device), _normal(batch, cols, device=device)
+    weight = weight_of(rows, cols, density, device)
+    dy, x = normal(batch, rows, device=device), normal(batch, cols, device=device)
     out = torch.empty(rows, cols, device=device)
     return Forms(
         ours=lambda i: ops.sddmm(*weight.index, dy(i), x(i), weight.nnz),
@@ -226,8 +101,8 @@ def sddmm(density: float, device: str, rows: int, cols: int, batch: int) -> Form
 
 
 def score_topk(density: float, device: str, rows: int, cols: int, batch: int, k: int) -> Forms:
-    weight = _weight(rows, cols, density, device)
-    table, queries = weight.dense, _normal(batch, cols, device=device)
+    weight = weight_of(rows, cols, density, device)
+    table, queries = weight.dense, normal(batch, cols, device=device)
     scores, step = torch.empty(batch, rows, device=device), 8192
 
     def in_blocks(i: int) -> Any:
@@ -264,7 +139,7 @@ def propagate(density: None, device: str, users: int, items: int, edges: int, di
         warnings.simplefilter("ignore")
         shape = (graph.n_nodes, graph.n_nodes)
         wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
-    x = _normal(graph.n_nodes, dim, device=device)
+    x = normal(graph.n_nodes, dim, device=device)
     return Forms(ours=lambda i: graph(x(i)), dense={"torch.sparse CSR int64": lambda i: wide @ x(i)})
 
 
@@ -283,7 +158,7 @@ class _Gradient:
 
 def explore(density: float, device: str, rows: int, cols: int) -> Forms:
     """Prune 30 % of the weights, grow as many, move values and two moments along; the gradient is given."""
-    weight = _weight(rows, cols, density, device)
+    weight = weight_of(rows, cols, density, device)
     k, values = round(0.3 * weight.nnz), weight.values.clone()
     mask, table = weight.pattern.to_mask(), weight.dense
     first, second = torch.rand(2, weight.nnz, device=device)
@@ -319,7 +194,7 @@ def explore(density: float, device: str, rows: int, cols: int) -> Forms:
 
 def adam(density: float, device: str, rows: int, cols: int) -> Forms:
     """The update alone, from a gradient that is there."""
-    weight = _weight(rows, cols, density, device)
+    weight = weight_of(rows, cols, density, device)
     gradient = torch.randn(rows, cols, device=device)
 
     def stepping(begin: Tensor, grad: Tensor, make: Callable[..., torch.optim.Optimizer]) -> Run:

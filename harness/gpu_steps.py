@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from harness.gpu_forms import DENSITIES, forget_weights
+from harness.gpu_operands import DENSITIES, forget_weights
 from harness.gpu_worker import Job, Row, describe_error, time_calls, watch
 from recsys.data import load
 from recsys.models.base import Interactions

@@ -79,7 +79,9 @@ def sweep(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Option(help="Table of results: main, or a .toml file of your own.")] = "main",
+    table: Annotated[
+        str, typer.Option(help="Table of results: main, small, or a .toml file of your own.")
+    ] = "main",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Written: OUTPUT.md, OUTPUT.json. Default: TABLE.")
     ] = None,

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 import sparsecore
-from harness import gpu_check, gpu_forms, gpu_steps, gpu_worker
+from harness import gpu_check, gpu_operands, gpu_steps, gpu_worker
 from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
 from sparsecore.backends import backend_name
 
@@ -61,7 +61,7 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
     assert {r["name"] for r in document["memory"]} == set(gpu_steps.MEMORY)
     table = [r for r in document["memory"] if "target" in r]
-    assert len(table) == len(gpu_forms.DENSITIES)
+    assert len(table) == len(gpu_operands.DENSITIES)
     # The command judges memory by the device's allocator; the count, which is exact, is there on the CPU too.
     assert all(r["counted ratio"] <= r["target"] for r in table)
     page = (tmp_path / "gpu.md").read_text()
@@ -72,19 +72,19 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def build(density: float, device: str, wrong: bool) -> gpu_forms.Forms:
+    def build(density: float, device: str, wrong: bool) -> gpu_operands.Forms:
         def fails(i: int) -> torch.Tensor:
             raise RuntimeError("no such kernel")
 
         right = torch.ones(3)
-        return gpu_forms.Forms(
+        return gpu_operands.Forms(
             lambda i: right * (1 + wrong),
             {"dense": lambda i: right, "another": fails},
             {"other": fails, "double": lambda i: right * 2},
         )
 
     operations = {
-        name: gpu_forms.Operation(build, {}, {"wrong": name == "wrong"}) for name in ("wrong", "right")
+        name: gpu_operands.Operation(build, {}, {"wrong": name == "wrong"}) for name in ("wrong", "right")
     }
     monkeypatch.setattr(gpu_check, "OPERATIONS", operations)
     (row,) = gpu_check.measure(Job("", "wrong", 0.5), "cpu", True)
@@ -98,22 +98,24 @@ def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
 
 
 def test_the_torch_backend_is_a_rival_where_it_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(density: float, device: str) -> gpu_forms.Forms:
-        return gpu_forms.Forms(lambda i: (backend_name(torch.device("cuda")), gpu_forms._csr.get()), {})
+    def build(density: float, device: str) -> gpu_operands.Forms:
+        return gpu_operands.Forms(
+            lambda i: (backend_name(torch.device("cuda")), gpu_operands._csr_only.get()), {}
+        )
 
-    operation = gpu_forms.Operation(build, {}, {}, rival=True)
+    operation = gpu_operands.Operation(build, {}, {}, rival=True)
     monkeypatch.setattr(sparsecore.backends, "has_triton", lambda: True)
     assert build(0.5, "cuda").ours(0) == ("triton", False)
     assert gpu_check._by_torch(operation, 0.5, "cpu", {}) == {}
     assert gpu_check._by_torch(operation, 0.5, "cuda", {})["torch backend, csr"](0) == ("torch", False)
-    with gpu_forms.only_csr():
+    with gpu_operands.only_csr():
         assert build(0.5, "cuda").ours(0) == ("triton", True)
 
 
 def test_nan_and_other_shapes_are_wrong() -> None:
-    assert gpu_forms.relative_error(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
-    assert gpu_forms.relative_error(torch.ones(2, 1), torch.ones(2)) == float("inf")
-    assert gpu_forms.relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == 1
+    assert gpu_operands.relative_error(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
+    assert gpu_operands.relative_error(torch.ones(2, 1), torch.ones(2)) == float("inf")
+    assert gpu_operands.relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == 1
 
 
 def test_a_form_that_fails_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def test_a_form_that_fails_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> 
     with sparsecore.backend("torch"):
         rows = gpu_steps.measure(Job("", "SparseEmbedding 2,000,000 x 64, Adam"), "cpu", True)
     assert "OutOfMemoryError: tried to allocate 9 GiB" in rows[0]["error"]
-    assert [row["form"] for row in rows[1:]] == [f"sparse@{f:g}" for f in gpu_forms.DENSITIES]
+    assert [row["form"] for row in rows[1:]] == [f"sparse@{f:g}" for f in gpu_operands.DENSITIES]
     assert all(row["counted"] > 0 for row in rows[1:])
 
 

@@ -1,0 +1,149 @@
+"""Operands of measurements on a device: sparse weights, drawn inputs, and what is compared with what."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecore import Pattern
+from sparsecore.encoding import choose_encoding, encode
+
+__all__ = [
+    "DENSITIES",
+    "Forms",
+    "Operation",
+    "Run",
+    "Weight",
+    "forget_weights",
+    "ids_of",
+    "inputs",
+    "normal",
+    "only_csr",
+    "relative_error",
+    "weight_of",
+]
+
+DENSITIES = (0.5, 0.25, 0.1, 0.05)
+_INPUTS = 8  # drawn for each operand that changes from call to call
+
+Run = Callable[[int], Any]
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    """``|ours - reference| / |reference|``, Euclidean, in float64; infinite for NaN and for other shapes."""
+    if ours.shape != reference.shape:
+        return float("inf")
+    difference = torch.linalg.vector_norm(ours.double() - reference.double())
+    error = float(difference / torch.linalg.vector_norm(reference.double()).clamp(min=1e-30))
+    return error if error == error else float("inf")
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Ways to compute one thing from input number i.
+
+    Attributes:
+        ours: our operator.
+        dense: forms by name to compare with; the fastest of them is "dense", the first is the reference.
+        others: more forms over sparse weights, by name.
+        error: of our result against the reference's.
+    """
+
+    ours: Run
+    dense: Mapping[str, Run]
+    others: Mapping[str, Run] = field(default_factory=dict)
+    error: Callable[[Any, Any], float] = relative_error
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something to measure: ``build(density, device, **size)`` makes its forms; ``quick`` is a size that only runs.
+
+    With ``rival``, our form is also run by the torch backend over csr. With ``tf32``, dense and sparse products of
+    float32 may be as exact as TF32's.
+    """
+
+    build: Callable[..., Forms]
+    size: Mapping[str, int]
+    quick: Mapping[str, int]
+    densities: tuple[float | None, ...] = DENSITIES
+    rival: bool = False
+    tf32: bool = False
+
+
+class Weight:
+    """A sparse weight on a device in the encoding that modules have there, or csr; and its dense form."""
+
+    def __init__(self, rows: int, cols: int, density: float, device: str, csr: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.shape, self.device = (rows, cols), device
+        self.pattern = Pattern.random(self.shape, density, generator=generator).to(device)
+        self.values = torch.randn(self.pattern.nnz, generator=generator).to(device)
+        self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
+        self.nnz = self.pattern.nnz
+        # On the CPU csr too: what the torch backend, which runs there, reads as it is.
+        if not csr and choose_encoding(self.nnz, self.shape, device) == "bitmap" and device != "cpu":
+            self.index = encode(*self.index, cols), None
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        return self.pattern.positions()
+
+    @functools.cached_property
+    def dense(self) -> Tensor:
+        return self.pattern.to_dense(self.values)
+
+    def at_nonzeros(self, ours: Tensor, reference: Tensor) -> float:
+        """Error of numbers of the nonzeros against a whole matrix."""
+        return relative_error(ours, reference.view(-1)[self.positions])
+
+
+@functools.cache
+def _made(rows: int, cols: int, density: float, device: str, csr: bool) -> Weight:
+    return Weight(rows, cols, density, device, csr)
+
+
+_csr_only: ContextVar[bool] = ContextVar("csr", default=False)
+
+
+def weight_of(rows: int, cols: int, density: float, device: str) -> Weight:
+    """The weight of that size, the same for all who ask until `forget_weights`."""
+    return _made(rows, cols, density, device, _csr_only.get())
+
+
+@contextmanager
+def only_csr() -> Iterator[None]:
+    """Forms that are built here have csr weights."""
+    token = _csr_only.set(True)
+    try:
+        yield
+    finally:
+        _csr_only.reset(token)
+
+
+def forget_weights() -> None:
+    """Free the operands that operations share."""
+    _made.cache_clear()
+
+
+def inputs(draw: Callable[[], Tensor]) -> Callable[[int], Tensor]:
+    """Some drawn operands, by the number of a call."""
+    drawn = [draw() for _ in range(_INPUTS)]
+    return lambda i: drawn[i % _INPUTS]
+
+
+def ids_of(weight: Weight, batch: int) -> Callable[[int], Tensor]:
+    """Rows of the weight, at random."""
+    return inputs(lambda: torch.randint(weight.shape[0], (batch,), device=weight.device))
+
+
+def normal(*shape: int, device: str) -> Callable[[int], Tensor]:
+    """Activations from N(0, 1)."""
+    return inputs(lambda: torch.randn(*shape, device=device))
