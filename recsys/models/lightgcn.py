@@ -77,9 +77,9 @@ class LightGCN(Recommender):
                 bound = (6 / (self.n_users + self.n_items + self.dim)) ** 0.5
                 values.uniform_(-bound, bound, generator=generator)
 
-    def propagate(self) -> Tensor:
-        """(n_users + n_items, dim) final embeddings."""
-        return propagate_mean(self.graph, self.table, self.hops)
+    def propagate(self, rows: Tensor | None = None) -> Tensor:
+        """(n_users + n_items, dim) final embeddings, or some rows of them."""
+        return propagate_mean(self.graph, self.table, self.hops, rows)
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """As many triples as there are interactions, see `triple_batches`."""
@@ -90,8 +90,7 @@ class LightGCN(Recommender):
 
     def loss(self, batch: Triples, step: int) -> Tensor:
         rows = torch.cat([batch.users, self.n_users + batch.positives, self.n_users + batch.negatives])
-        # index_select: its backward adds rows in parallel, that of [] goes one by one.
-        user, positive, negative = self.propagate().index_select(0, rows).chunk(3)
+        user, positive, negative = self.propagate(rows).chunk(3)
         ranking = F.softplus((user * (negative - positive)).sum(dim=1)).mean()
         penalty = squared_norm(self.table(rows)) / (2 * batch.size)
         return ranking + self.regularization * penalty

@@ -108,8 +108,14 @@ def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype | None
     return Graph(adjacency, dtype)
 
 
-def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int) -> Tensor:
-    """``(E + A E + .. + A^hops E) / (hops + 1)`` for the table's rows E: dense, (n_nodes, d).
+def propagate_mean(
+    graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int, rows: Tensor | None = None
+) -> Tensor:
+    """``(E + A E + .. + A^hops E) / (hops + 1)`` for the table's rows E: dense, (n_nodes, d); or of some rows.
+
+    With ``rows`` (n,), int64 or int32, the result is ``[rows]`` of that, (n, d), which costs less than to choose them
+    afterwards: the last hop is multiplied at those rows alone, and the first hop backward begins at them alone. (Not
+    where they are more than half as many as the nodes, nor with one hop over a sparse table.)
 
     For a sparse table the first hop expands it a strip of 32 columns at a time, on the numba backend (torch.sparse
     expands hop 0 for the call); hops after the first are dense, because one hop fills the embeddings in. Forward, one
@@ -122,18 +128,32 @@ def propagate_mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: in
     Source: He et al., LightGCN, SIGIR 2020, equations 7 and 8 with equal weights.
 
     Raises:
-        SparsecoreError: if the table does not have one row for each node, or ``hops < 1``, or it accumulates rows.
+        SparsecoreError: if the table does not have one row for each node, or ``hops < 1``, or it accumulates rows, or
+            ``rows`` are not one-dimensional integers.
+        IndexError: if a row is not a node of the graph (noticed on the CPU).
     """
     if hops < 1:
         raise SparsecoreError(f"hops must be at least 1, got {hops}")
     _check_rows(table.num_embeddings, graph)
+    if isinstance(table, SparseEmbedding) and table.accumulator is not None:
+        raise SparsecoreError("accumulate_rows sums looked-up rows only; leave it out of a propagated table")
+    if rows is not None and rows.dim() != 1:
+        raise SparsecoreError(f"rows must be one-dimensional, got shape {tuple(rows.shape)}; use .flatten()")
+    if rows is None:
+        return _mean(graph, table, hops)
+    if 2 * rows.shape[0] > graph.n_nodes or (hops == 1 and isinstance(table, SparseEmbedding)):
+        return _mean(graph, table, hops).index_select(0, rows)
     if isinstance(table, SparseEmbedding):
-        if table.accumulator is not None:
-            raise SparsecoreError(
-                "accumulate_rows sums looked-up rows only; leave it out of a propagated table"
-            )
-        arrays = graph.arrays()
-        return ops.propagate_mean(*arrays, table.values, *table.index, table.embedding_dim, hops)
+        own = ops.gather(table.values, *table.index, rows, table.embedding_dim)
+    else:
+        own = table.weight.index_select(0, rows)
+    before = _mean(graph, table, hops - 1) if hops > 1 else table.weight
+    return (own + hops * ops.propagate_rows(*graph.arrays(), before, rows)) / (hops + 1)
+
+
+def _mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int) -> Tensor:
+    if isinstance(table, SparseEmbedding):
+        return ops.propagate_mean(*graph.arrays(), table.values, *table.index, table.embedding_dim, hops)
     total = table.weight
     for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
         total = table.weight + graph(total)

@@ -22,6 +22,8 @@ operator               result                                              multi
 ``sddmm``              dY^T X at the nonzeros, (nnz,)                      B nnz
 ``score_topk``         k best of each row of X E^T, (B, k) twice           B nnz
 ``propagate``          A X for a graph A, (M, d)                           nnz(A) d
+``propagate_rows``     (A X)[ids], (n, d)                                   edges of ids, times d
+``propagate_rows_t``   A[ids]^T X, the gradient of that, (N, d)            the same
 ``propagate_mean``     mean of E, AE, .., A^h E; dense (N, d)              see `_mean_macs`
 ``propagate_mean_grad``  its gradient at E's nonzeros, (nnz,)              h nnz(A) d
 =====================  ==================================================  =======================
@@ -29,7 +31,13 @@ operator               result                                              multi
 
 from sparsecore.ops.dot import gather_dot, gather_dot_touched
 from sparsecore.ops.embedding import bag, bag_dot, bag_grad, gather, gather_touched, scatter_grad, touched
-from sparsecore.ops.graph import propagate, propagate_mean, propagate_mean_grad
+from sparsecore.ops.graph import (
+    propagate,
+    propagate_mean,
+    propagate_mean_grad,
+    propagate_rows,
+    propagate_rows_t,
+)
 from sparsecore.ops.linear import sddmm, spmm, spmm_t
 from sparsecore.ops.topk import score_topk
 
@@ -44,6 +52,8 @@ __all__ = [
     "propagate",
     "propagate_mean",
     "propagate_mean_grad",
+    "propagate_rows",
+    "propagate_rows_t",
     "scatter_grad",
     "score_topk",
     "sddmm",

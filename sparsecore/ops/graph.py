@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends import load
-from sparsecore.ops.operator import GRAPH, keep, kept, nonzeros_of, operator, same_dtype
+from sparsecore.ops.operator import GRAPH, check_ids, keep, kept, nonzeros_of, operator, same_dtype
 from sparsecore.ops.recording import watcher_of
 
-__all__ = ["propagate", "propagate_mean", "propagate_mean_grad"]
+__all__ = ["propagate", "propagate_mean", "propagate_mean_grad", "propagate_rows", "propagate_rows_t"]
 
 
 def _propagate(
@@ -37,6 +37,59 @@ propagate = operator(
     setup=_propagate_setup,
     backward=_propagate_backward,
     macs=lambda crow, col, weight, crow_t, col_t, weight_t, x: col.shape[0] * x.shape[1],
+)
+
+
+def _propagate_rows(
+    crow: Tensor, col: Tensor, weight: Tensor, crow_t: Tensor, col_t: Tensor, weight_t: Tensor, x: Tensor, ids: Tensor
+) -> Tensor:  # fmt: skip
+    same_dtype("propagate_rows", weight=weight, x=x)
+    check_ids(ids, crow.shape[0] - 1)
+    return load(x.device).propagate_rows(crow, col, weight, x, ids)
+
+
+def _propagate_rows_t(
+    crow: Tensor, col: Tensor, weight: Tensor, crow_t: Tensor, col_t: Tensor, weight_t: Tensor, x: Tensor, ids: Tensor
+) -> Tensor:  # fmt: skip
+    same_dtype("propagate_rows_t", weight=weight, x=x)
+    check_ids(ids, crow.shape[0] - 1)
+    return load(x.device).propagate_from(crow_t, col_t, weight_t, x, ids, crow.shape[0] - 1)
+
+
+def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6], inputs[7])
+
+
+def _propagate_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *a, ids = ctx.saved_tensors
+    return *[None] * 6, propagate_rows_t(*a, grad, ids), None
+
+
+def _propagate_rows_t_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *a, ids = ctx.saved_tensors
+    return *[None] * 6, propagate_rows(*a, grad, ids), None
+
+
+def _rows_macs(crow: Tensor, *rest: Any) -> int:
+    x, ids = rest[5:]
+    return nonzeros_of(crow, ids) * x.shape[1]
+
+
+propagate_rows = operator(
+    f"propagate_rows({GRAPH}, Tensor x, Tensor ids) -> Tensor",
+    _propagate_rows,
+    fake=lambda *args: args[6].new_empty((args[7].shape[0], args[6].shape[1])),
+    setup=_rows_setup,
+    backward=_propagate_rows_backward,
+    macs=_rows_macs,
+)
+propagate_rows_t = operator(
+    f"propagate_rows_t({GRAPH}, Tensor x, Tensor ids) -> Tensor",
+    _propagate_rows_t,
+    fake=lambda *args: args[6].new_empty((args[3].shape[0] - 1, args[6].shape[1])),
+    setup=_rows_setup,
+    backward=_propagate_rows_t_backward,
+    macs=_rows_macs,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,53 @@ def test_propagate_mean_dense_and_sparse_agree_with_the_formula(
             (out * weights).sum().backward()
     close(dense.weight.grad, e.grad)  # type: ignore[arg-type]
     close(sparse.values.grad, e.grad.view(-1)[sparse.pattern.positions()])  # type: ignore[arg-type]
+
+
+@every_backend
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("hops", [1, 2, 3])
+@pytest.mark.parametrize("ids", [[3, 0, 3, 4], [8, 5, 3, 3, 2, 1], []], ids=["few", "many", "none"])
+def test_some_rows_of_the_mean_are_those_of_all(
+    backend: str, symmetric: bool, hops: int, ids: list[int]
+) -> None:
+    graph, _ = make(symmetric)
+    sparse = SparseEmbedding(
+        9, 70, density=0.3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    rows = torch.tensor(ids, dtype=torch.int64)
+    weights = torch.randn(len(ids), 70, dtype=torch.float64)
+    with sparsecore.backend(backend):
+        for table in (sparse, sparse.to_dense()):
+            parameter = table.values if isinstance(table, SparseEmbedding) else table.weight
+            all_rows, some = (
+                propagate_mean(graph, table, hops)[rows],
+                propagate_mean(graph, table, hops, rows),
+            )
+            close(some.detach(), all_rows.detach())
+            expected, found = (
+                torch.autograd.grad((out * weights).sum(), parameter) for out in (all_rows, some)
+            )
+            close(found[0], expected[0])
+
+
+def test_growth_is_scored_by_some_rows_as_by_all() -> None:
+    graph, _ = make(False)
+    generator = torch.Generator().manual_seed(0)
+    table = SparseEmbedding(9, 12, density=0.3, dtype=torch.float64, generator=generator)
+    rows = torch.tensor([3, 0, 3, 8])
+    weights = torch.randn(4, 12, dtype=torch.float64)
+    grown = []
+    for some in (True, False):
+        model = copy.deepcopy(table)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        explorer = sparsecore.DynamicSparsity(model, optimizer, interval=1, total_steps=10)
+        out = propagate_mean(graph, model, 3, rows) if some else propagate_mean(graph, model, 3)[rows]
+        (out * weights).square().sum().backward()
+        optimizer.step()
+        assert explorer.step() is not None
+        grown.append(model.pattern.positions())
+    assert torch.equal(*grown)
+    assert not torch.equal(grown[0], table.pattern.positions())
 
 
 @given(masks(max_rows=7, widths=(1, 2, 7)), seeds, st.booleans())
@@ -172,6 +220,13 @@ def test_propagation_refuses(table: Any) -> None:
         propagate_mean(graph, table, 2)
     with pytest.raises(SparsecoreError, match="hops must be at least 1, got 0"):
         propagate_mean(graph, table, 0)
+    fitting = type(table)(9, 2, **({"density": 0.5} if isinstance(table, SparseEmbedding) else {}))
+    with pytest.raises(SparsecoreError, match=r"rows must be one-dimensional, got shape \(2, 1\)"):
+        propagate_mean(graph.float(), fitting, 2, torch.zeros(2, 1, dtype=torch.int64))
+    for row in (-1, 9):
+        with pytest.raises(IndexError):
+            propagate_mean(graph, fitting, 2, torch.tensor([0, row]))
+    graph.double()
     with pytest.raises(SparsecoreError, match="got 8"):
         graph(torch.ones(8, 2, dtype=torch.float64))
     with pytest.raises(SparsecoreError, match="propagate needs one floating-point type"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ def test_multvae(backend: str) -> None:
         assert 4 * smallest not in sizes
 
 
+@pytest.mark.parametrize("some", [True, False], ids=["some rows", "all rows"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_lightgcn_keeps_few_hops(backend: str) -> None:
+def test_lightgcn_keeps_few_hops(backend: str, some: bool) -> None:
     """Propagated embeddings are activations, dense by the model's definition: at most hops + 1 and a gradient live."""
     n_users, n_items, dim, hops = 3000, 3000, 64, 3
     matrix = scipy.sparse.random_array((n_users, n_items), density=0.001, format="csr", rng=0)
@@ -123,10 +125,13 @@ def test_lightgcn_keeps_few_hops(backend: str) -> None:
     explorer = sparsecore.DynamicSparsity(table, optimizer, interval=2, total_steps=10)
     rows = torch.randint(0, n_users + n_items, (64,))
 
+    def chosen(*args: Any) -> Tensor:
+        return sparsecore.propagate_mean(*args, rows) if some else sparsecore.propagate_mean(*args)[rows]
+
     def step() -> None:
         with sparsecore.backend(backend):
             optimizer.zero_grad()
-            sparsecore.propagate_mean(graph, table, hops)[rows].square().sum().backward()
+            chosen(graph, table, hops).square().sum().backward()
             optimizer.step()
             explorer.step()
 

@@ -120,6 +120,8 @@ OPERATORS = [
     Operator("spmm_t", lambda v, crow, col, dy, n: dy @ dense(v, crow, col, n), (0, 3)),
     Operator("sddmm", lambda crow, col, dy, x, nnz: at(dy.t() @ x, crow, col), (2, 3)),
     Operator("propagate", lambda *a: adjacency(*a[:3]) @ a[6], (6,)),
+    Operator("propagate_rows", lambda *a: (adjacency(*a[:3]) @ a[6])[a[7]], (6,)),
+    Operator("propagate_rows_t", lambda *a: adjacency(*a[:3])[a[7]].t() @ a[6], (6,)),
     Operator("propagate_mean", propagate_mean, (6,)),
     Operator("propagate_mean_grad", propagate_mean_grad, (8,)),
 ]
@@ -161,6 +163,8 @@ def arguments(
         edges = list(graph(rows, min(0.3, 2500 / rows**2), dtype, generator))
         return {
             "propagate": [*edges, randn(rows, cols)],
+            "propagate_rows": [*edges, randn(rows, cols), ids],
+            "propagate_rows_t": [*edges, randn(batch, cols), ids],
             "propagate_mean": [*edges, values, *index, cols, 3],
             "propagate_mean_grad": [*edges, *index, randn(rows, cols), 3, pattern.nnz],
         }[name]
@@ -332,7 +336,7 @@ def large(name: str, dtype: torch.dtype) -> list[Any]:
     """Arguments with more work than the serial threshold in every kernel."""
     generator = torch.Generator().manual_seed(3)
     if name.startswith("propagate"):
-        return arguments(name, Pattern.random((300, 200), 0.95, generator=generator), 0, dtype)
+        return arguments(name, Pattern.random((300, 200), 0.95, generator=generator), 400, dtype)
     batch = 130 if name in ("spmm", "spmm_t", "sddmm") else 1500
     pattern = Pattern.random((80, 100), 0.5, generator=generator)
     return arguments(name, pattern, batch, dtype)
@@ -576,6 +580,9 @@ def brute_force_macs(name: str, args: list[Any]) -> int:
         edges = [(i, col[k]) for i in range(len(crow) - 1) for k in range(crow[i], crow[i + 1])]
         if name == "propagate":
             return sum(1 for _ in itertools.product(edges, range(args[6].shape[1])))
+        if name.startswith("propagate_rows"):
+            edges = [edge for i in args[7].tolist() for edge in edges if edge[0] == i]
+            return sum(1 for _ in itertools.product(edges, range(args[6].shape[1])))
         if name == "propagate_mean_grad":
             return sum(1 for _ in itertools.product(range(args[9]), edges, range(args[8].shape[1])))
         table, cols, hops = args[7].tolist(), args[9], args[10]
@@ -593,7 +600,8 @@ BACKWARD = {
     "gather": {0: "scatter_grad"}, "scatter_grad": {3: "gather"}, "bag": {0: "bag_grad", 5: "bag_dot"},
     "bag_grad": {4: "bag_dot", 5: "bag"}, "bag_dot": {0: "bag_grad", 5: "bag"},
     "spmm": {0: "sddmm", 3: "spmm_t"}, "spmm_t": {0: "sddmm", 3: "spmm"}, "sddmm": {2: "spmm", 3: "spmm_t"},
-    "propagate": {6: "propagate"}, "propagate_mean": {6: "propagate_mean_grad"},
+    "propagate": {6: "propagate"}, "propagate_rows": {6: "propagate_rows_t"},
+    "propagate_rows_t": {6: "propagate_rows"}, "propagate_mean": {6: "propagate_mean_grad"},
     "propagate_mean_grad": {8: "propagate_mean"},
 }  # fmt: skip
 

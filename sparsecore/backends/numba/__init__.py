@@ -4,6 +4,7 @@ from sparsecore.backends.numba.bags import bag, bag_dot, bag_grad
 from sparsecore.backends.numba.embedding import gather
 from sparsecore.backends.numba.gather_dot import gather_dot
 from sparsecore.backends.numba.graph import propagate, propagate_sample
+from sparsecore.backends.numba.graph_rows import propagate_from, propagate_rows
 from sparsecore.backends.numba.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.numba.optimizer import adagrad_, adam_, sgd_
 from sparsecore.backends.numba.row_updates import adam_rows_
@@ -25,6 +26,8 @@ __all__ = [
     "gather_dot",
     "id_range",
     "propagate",
+    "propagate_from",
+    "propagate_rows",
     "propagate_sample",
     "propagate_table",
     "sample",

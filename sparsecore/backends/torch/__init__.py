@@ -10,7 +10,15 @@ from sparsecore.backends.torch.embedding import (
     scatter_grad,
     touched,
 )
-from sparsecore.backends.torch.graph import add_rows_, propagate, propagate_sample, propagate_table, sample
+from sparsecore.backends.torch.graph import (
+    add_rows_,
+    propagate,
+    propagate_from,
+    propagate_rows,
+    propagate_sample,
+    propagate_table,
+    sample,
+)
 from sparsecore.backends.torch.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.torch.topk import score_topk
 
@@ -23,6 +31,8 @@ __all__ = [
     "gather_dot",
     "id_range",
     "propagate",
+    "propagate_from",
+    "propagate_rows",
     "propagate_sample",
     "propagate_table",
     "sample",

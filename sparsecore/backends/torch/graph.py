@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import Product, indices, product
+from sparsecore.backends.torch.csr import Product, entries, indices, product
 from sparsecore.pattern import Pattern
 
 Add = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # `add_rows_`
 Pick = Callable[[Tensor, Tensor | None, Tensor, int], Tensor]  # `sample`
 
-__all__ = ["add_rows_", "propagate", "propagate_sample", "propagate_table", "sample"]
+__all__ = [
+    "add_rows_",
+    "propagate",
+    "propagate_from",
+    "propagate_rows",
+    "propagate_sample",
+    "propagate_table",
+    "sample",
+]
 
 
 def propagate(
@@ -34,6 +43,28 @@ def propagate(
     if table is not None:
         (add_rows or add_rows_)(out, *table)
     return out if scale == 1.0 else out.mul_(scale)
+
+
+def propagate_rows(
+    crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, ids: Tensor, *, product: Product = product
+) -> Tensor:
+    """``(A X)[ids]``: of a graph on the CPU only these rows are multiplied; elsewhere to know their number of edges
+    would be to wait for the device.
+    """
+    if not ids.is_cpu:
+        return product(weight, crow, col, x.shape[0], x).index_select(0, ids)
+    place = entries(crow, ids)[1]
+    pointers = F.pad((crow[ids + 1] - crow[ids]).cumsum(0), (1, 0)).to(crow.dtype)
+    return product(weight[place], pointers, col[place], x.shape[0], x)
+
+
+def propagate_from(
+    crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, ids: Tensor, n: int, *, product: Product = product
+) -> Tensor:
+    """``A Z`` where Z, of n rows, is 0 but for the sums of rows of X with the same id: X (m, d) -> (M, d)."""
+    # Not index_add_: on CUDA its order of additions changes from run to run.
+    whole = x.new_zeros((n, x.shape[1])).index_put_((ids,), x, accumulate=True)
+    return product(weight, crow, col, n, whole)
 
 
 def propagate_table(

@@ -36,6 +36,8 @@ __all__ = [
     "gather_dot",
     "id_range",
     "propagate",
+    "propagate_from",
+    "propagate_rows",
     "propagate_sample",
     "propagate_table",
     "sample",
@@ -58,5 +60,7 @@ def _product(
 spmm = partial(_linear.spmm, product=_product)
 spmm_t = partial(_linear.spmm_t, product=_product)
 propagate = partial(_graph.propagate, product=_product)
+propagate_rows = partial(_graph.propagate_rows, product=_product)
+propagate_from = partial(_graph.propagate_from, product=_product)
 propagate_table = partial(_graph.propagate_table, product=_product)
 propagate_sample = partial(_graph.propagate_sample, product=_product)

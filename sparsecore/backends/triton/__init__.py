@@ -10,6 +10,8 @@ Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU), com
 
 from sparsecore.backends.torch import (
     id_range,
+    propagate_from,
+    propagate_rows,
 )
 from sparsecore.backends.triton.dots import bag_dot, gather_dot
 from sparsecore.backends.triton.embedding import bag, gather
@@ -27,6 +29,8 @@ __all__ = [
     "gather_dot",
     "id_range",
     "propagate",
+    "propagate_from",
+    "propagate_rows",
     "propagate_sample",
     "propagate_table",
     "sample",
