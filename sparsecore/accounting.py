@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from sparsecore.nn.base import SparseModule
 from sparsecore.topology.explorer import DynamicSparsity
@@ -34,16 +35,47 @@ def _bag_weights_backward_flops(
 
 
 _RAW: tuple[Any, ...] = (_bag_flops, _bag_backward_flops, _bag_weights_backward_flops)
+
+
+def _attention_flops(
+    query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward_flops(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+def _vector_flops(matrix: Tensor, vector: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    return 2 * matrix.numel()
+
+
+def _added_vector_flops(
+    start: Tensor, matrix: Tensor, vector: Tensor, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
+    return 2 * matrix.numel()
+
+
+_RAW += (_attention_flops, _attention_backward_flops, _vector_flops, _added_vector_flops)
 for _formula in _RAW:
     _formula._get_raw = True
 
 # torch counts dense bags as free; next to sparse bags, which are counted, that would flatter the dense baseline.
-_DENSE_BAGS: dict[Any, Callable[..., int]] = {
+# Nor does it know attention on the CPU and products with one vector.
+_NOT_TORCHS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._embedding_bag: _bag_flops,
     torch.ops.aten._embedding_bag_forward_only: _bag_flops,
     torch.ops.aten._embedding_bag_backward: _bag_backward_flops,
     torch.ops.aten._embedding_bag_dense_backward: _bag_backward_flops,
     torch.ops.aten._embedding_bag_per_sample_weights_backward: _bag_weights_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    torch.ops.aten.mv: _vector_flops,
+    torch.ops.aten.dot: _vector_flops,
+    torch.ops.aten.addmv: _added_vector_flops,
 }
 
 
@@ -52,8 +84,9 @@ class MacCounter:
 
     Matrix products, convolutions and attention are counted by torch's ``FlopCounterMode``, sparsecore's operations by
     the formulas registered with them (exact: from nnz and from the rows that are read). Additions without a
-    multiplication, elementwise functions, softmax and the optimizer's update are not counted; one multiply-add is one
-    MAC (2 FLOPs).
+    multiplication, elementwise functions, softmax and the optimizer's update are not counted, nor are dense operators
+    that nobody has a formula for (``nn.LSTM`` on the CPU, ``nn.Bilinear``, and the fused path that
+    ``nn.TransformerEncoder`` takes for inference); one multiply-add is one MAC (2 FLOPs).
 
     Example:
         >>> counter = MacCounter()
@@ -71,7 +104,7 @@ class MacCounter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs in the block to ``macs[name]``."""
-        with FlopCounterMode(display=False, custom_mapping=_DENSE_BAGS) as flops:
+        with FlopCounterMode(display=False, custom_mapping=_NOT_TORCHS) as flops:
             yield
         self.macs[name] = self.macs.get(name, 0) + flops.get_total_flops() // 2
 
@@ -92,6 +125,8 @@ class ResidentBytes:
         optimizer_state: every tensor of the optimizer's state.
         topology: masks of a simulation, or the explorer's history bits and accumulated rows.
         other: buffers that are not indices (graphs, running statistics).
+        results: memory of large outputs and gradients (8 MiB and more) that the numba backend keeps for each weight, to
+            use it again.
     """
 
     weights: int
@@ -100,12 +135,19 @@ class ResidentBytes:
     optimizer_state: int
     topology: int
     other: int
+    results: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all."""
         return (
-            self.weights + self.indices + self.gradients + self.optimizer_state + self.topology + self.other
+            self.weights
+            + self.indices
+            + self.gradients
+            + self.optimizer_state
+            + self.topology
+            + self.other
+            + self.results
         )
 
 
@@ -123,13 +165,15 @@ def resident_bytes(
     """
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     seen: set[tuple[Any, int]] = set()
+    results = sys.modules.get("sparsecore.backends.numba.memory")  # not imported: nothing is kept
 
     def size(tensors: Sequence[Any]) -> int:
         total = 0
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                key = (storage.device, storage.data_ptr())
+                # All memory of the meta device begins at 0.
+                key = (storage.device, storage.data_ptr() or storage._cdata)
                 if key not in seen:
                     seen.add(key)
                     total += storage.nbytes()
@@ -143,15 +187,22 @@ def resident_bytes(
         gradients=size([t for p in parameters for t in _parts(p.grad)]),
         optimizer_state=size([t for o in optimizers for state in o.state.values() for t in state.values()]),
         topology=size(_topology_tensors(explorer)),
-        other=size(list(model.buffers())),
+        other=size([t for buffer in model.buffers() for t in _parts(buffer)]),
+        results=results.kept_bytes(t for t in indices if t is not None) if results else 0,
     )
 
 
-def _parts(grad: Tensor | None) -> list[Tensor]:
-    """What a gradient consists of: indices and values of a sparse one."""
-    if grad is None:
+def _parts(tensor: Tensor | None) -> list[Tensor]:
+    """What a gradient or a buffer consists of: indices and values of a sparse one."""
+    if tensor is None:
         return []
-    return [grad._indices(), grad._values()] if grad.layout is torch.sparse_coo else [grad]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor]
 
 
 def _topology_tensors(explorer: Any) -> list[Tensor]:

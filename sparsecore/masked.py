@@ -112,7 +112,8 @@ class MaskedSparsity:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.mul_(self.multipliers[name])
-                parameter.register_hook(self._mask_gradient(name))
+                if parameter.requires_grad:
+                    parameter.register_hook(self._mask_gradient(name))
         self._arm()
 
     @property

@@ -40,6 +40,8 @@ def exact_nnz(shape: tuple[int, int], density: float) -> int:
     if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
         raise DensityError(f"density must be a number in (0, 1], got {density!r}")
     nnz = round(float(density) * rows * cols)
+    if not rows * cols:
+        raise DensityError(f"a {rows} x {cols} weight has nothing to store: leave it dense")
     if nnz < 1:
         raise DensityError(
             f"density {density:g} of a {rows} x {cols} weight leaves no nonzero at all; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
@@ -29,6 +30,9 @@ _CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
 }
 
 
+_DENSE_FORMS = (SparseLinear, SparseConv2d, SparseEmbedding, SparseEmbeddingBag)
+
+
 def sparsify(
     model: nn.Module,
     density: float,
@@ -50,8 +54,9 @@ def sparsify(
     Args:
         model: any module.
         density: overall fraction of the swapped weights that is stored, in (0, 1].
-        include: shell patterns of module names to swap (``"encoder.*"``); all if absent.
-        exclude: shell patterns of module names to leave dense; wins over ``include``.
+        include: names of modules, or shell patterns of names (``"encoder.*"``), to swap, with all that is in them; all
+            if absent.
+        exclude: names or patterns of modules to leave dense, with all that is in them; wins over ``include``.
         distribution: how the density is shared out between layers: ``"uniform"``, ``"er"`` or ``"erk"``
             (see `sparsecore.topology.allocate`).
         keep: which weights stay: ``"random"`` (for training from the start) or ``"magnitude"`` (for a trained model).
@@ -60,8 +65,9 @@ def sparsify(
 
     Raises:
         DensityError: density outside (0, 1], or so low that a weight would store nothing.
-        ConversionError: if no module is left to swap, a module has an option without a sparse form, or a weight is
-            shared between modules (exclude them). Nothing is swapped in any of these cases.
+        ConversionError: if no module is left to swap, a name is no module's, a module has an option without a sparse
+            form, hooks, or parts of its own that would be lost, or a weight or bias is shared between modules
+            (exclude them). Nothing is swapped in any of these cases.
 
     Example:
         >>> model = sparsify(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 0.25, exclude="2")
@@ -69,6 +75,7 @@ def sparsify(
     if keep not in ("random", "magnitude"):
         raise ConversionError(f"keep must be 'random' or 'magnitude', got {keep!r}")
     chosen = list(_choose(model, include, exclude))
+    _refuse_unknown(model, [*_patterns(include, []), *_patterns(exclude, [])])
     if not chosen:
         raise ConversionError(_nothing(model, include, exclude))
     _refuse_shared(model, chosen)
@@ -102,11 +109,13 @@ def sparsify(
 def densify(model: nn.Module) -> nn.Module:
     """Swap every sparse module of a model for its dense form, in place; returns the model.
 
+    Subclasses are left alone, since the dense form would lose their code.
+
     Raises:
         ConversionError: if the model has no sparse module, a table whose rows are split over ranks, or hooks on a
             sparse module, which would be lost.
     """
-    if not any(isinstance(module, SparseModule) for module in model.modules()):
+    if not any(type(module) in _DENSE_FORMS for module in model.modules()):
         raise ConversionError("the model has no sparse module to make dense")
     for name, module in model.named_modules():
         if isinstance(module, SparseModule) and module.row_mesh is not None:
@@ -118,11 +127,11 @@ def densify(model: nn.Module) -> nn.Module:
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, (SparseLinear, SparseConv2d, SparseEmbedding, SparseEmbeddingBag)):
-            if id(module) not in dense:
-                dense[id(module)] = module.to_dense()
-            return dense[id(module)]
-        return None
+        if type(module) not in _DENSE_FORMS:
+            return None
+        if id(module) not in dense:
+            dense[id(module)] = module.to_dense()  # type: ignore[operator]
+        return dense[id(module)]
 
     return _swap(model, replacement)
 
@@ -142,9 +151,25 @@ def _choose(
         if type(module) in _CONVERTERS:
             names.setdefault(module, []).append(name)
     for module, places in names.items():
-        chosen = [name for name in places if any(fnmatchcase(name, p) for p in wanted)]
-        if chosen and not any(fnmatchcase(name, p) for name in places for p in unwanted):
+        chosen = [name for name in places if _named(name, wanted)]
+        if chosen and not any(_named(name, unwanted) for name in places):
             yield chosen[0], module
+
+
+def _named(name: str, patterns: list[str]) -> bool:
+    """Whether a pattern is that of a module or of one that it is in."""
+    parts = name.split(".")
+    places = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(fnmatchcase(place, pattern) for place in places for pattern in patterns)
+
+
+def _refuse_unknown(model: nn.Module, patterns: list[str]) -> None:
+    """A name without wildcards is meant to be somebody's; a pattern may find nothing in this model."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(mark in pattern for mark in "*?[") and pattern not in names:
+            near = difflib.get_close_matches(pattern, names, n=3) or [n or "''" for n in names[:20]]
+            raise ConversionError(f"the model has no module {pattern!r}; such as {', '.join(near)}")
 
 
 def _patterns(given: str | Iterable[str] | None, default: list[str]) -> list[str]:
@@ -182,11 +207,26 @@ def _refuse_shared(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> Non
                 "or construct its sparse form there (SparseLinear(..., device='meta'))"
             )
         _refuse_hooks(name, module, "sparsify()")
-        names = owners[id(module.weight)]
-        if len(names) > 1:
-            raise ConversionError(
-                f"the modules {', '.join(names)} share one weight; making one sparse would part them: exclude them"
-            )
+        for kind, parameter in module.named_parameters(recurse=False):
+            names = owners[id(parameter)]
+            if len(names) > 1:
+                raise ConversionError(
+                    f"the modules {', '.join(names)} share one {kind}; making one sparse would part them: exclude them"
+                )
+        _refuse_additions(name, module)
+
+
+def _refuse_additions(name: str, module: nn.Module) -> None:
+    """What has been hung on a dense module would be lost with it."""
+    found = [p for p in module._parameters if p not in ("weight", "bias")]
+    found += [*module._buffers, *module._modules, *(["forward"] if "forward" in vars(module) else [])]
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters(recurse=False)):
+        found.append("hooks on its parameters")
+    if found:
+        raise ConversionError(
+            f"{name or 'the model'}: {', '.join(found)}, which a plain {type(module).__name__} does not have, would be "
+            "lost; add them after sparsify(), or exclude this module"
+        )
 
 
 def _refuse_hooks(name: str, module: nn.Module, call: str) -> None:

@@ -49,6 +49,10 @@ def score_topk(
     seen_arrays: tuple[Tensor | None, Tensor | None] = (None, None)
     if seen is not None:
         source: Any = seen
+        if not hasattr(source, "tocsr"):
+            raise SparsecoreError(
+                f"seen must be a scipy.sparse matrix, got {type(seen).__name__}; scipy.sparse.csr_array(...) makes one"
+            )
         if source.shape != (queries.shape[0], rows):
             raise SparsecoreError(f"seen must be {(queries.shape[0], rows)}, got {source.shape}")
         csr = source.tocsr(copy=True)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.recording import through_dispatcher
+from sparsecore.ops.recording import in_transform, through_dispatcher
 
 __all__ = [
     "GRAPH",
@@ -110,11 +110,15 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
         # Has no rule for forward-mode tangents, and says so where there are any.
         return function.apply(*args) if forward_ad._current_level >= 0 else run(*args)
 
+    def backward_of_level(ctx: Any, *grads: Tensor) -> Any:
+        with in_transform():
+            return backward(ctx, *grads)
+
     # What torch.library derives has no rule for functional transforms. Here each level of them calls the next one.
     levels = {
         "forward": staticmethod(call),
         "setup_context": staticmethod(setup),
-        "backward": staticmethod(backward),
+        "backward": staticmethod(backward_of_level),
     }
     transformed: Any = type(name, (torch.autograd.Function,), levels)
 

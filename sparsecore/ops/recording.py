@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Watcher", "forget", "owned", "through_dispatcher", "unwatch", "watch", "watcher_of"]
+__all__ = [
+    "Watcher",
+    "forget",
+    "in_transform",
+    "owned",
+    "through_dispatcher",
+    "unwatch",
+    "watch",
+    "watcher_of",
+    "within_transform",
+]
 
 
 class Watcher(Protocol):
@@ -37,6 +48,22 @@ class Watcher(Protocol):
 
 _watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
 _here = threading.local()
+
+
+@contextmanager
+def in_transform() -> Iterator[None]:
+    """Around derivatives that a functional transform (``torch.func.grad``) computes, through values of its own."""
+    before = within_transform()
+    _here.transform = True
+    try:
+        yield
+    finally:
+        _here.transform = before
+
+
+def within_transform() -> bool:
+    """Whether a functional transform computes the derivative that asks."""
+    return getattr(_here, "transform", False)
 
 
 def watch(index: Tensor, watcher: Watcher) -> None:

@@ -1,8 +1,8 @@
 """torch's element-wise optimizers, aware of sparse weights: one pass over values, gradient and state on the CPU.
 
-Arguments, defaults, update rules, state names and state dicts are those of ``torch.optim``: either kind loads what the
-other saved, and dense parameters are as welcome as values of sparse weights. On other devices and types torch's own
-implementation runs. What is more:
+Defaults, update rules, state names, state dicts and arguments (without amsgrad, maximize, capturable, differentiable,
+foreach and fused) are those of ``torch.optim``: either kind loads what the other saved, and dense parameters are as
+welcome as values of sparse weights. On other devices and types torch's own implementation runs. What is more:
 
 * **Lazy updates.** A ``torch.sparse_coo`` gradient (of ``SparseEmbedding(sparse=True)``, ``nn.Embedding(sparse=True)``)
   updates the elements that it names and their state, and reads nothing else: a step costs what the batch touched. As

@@ -19,7 +19,7 @@ __all__ = ["ElementwiseOptimizer", "step_tensor"]
 State = dict[str, Any]
 
 # Options of torch's optimizers that have no counterpart here, and the value under which they do nothing.
-_NEUTRAL = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False}
+_NEUTRAL: State = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False}
 
 
 def step_tensor() -> Tensor:
@@ -38,6 +38,7 @@ class ElementwiseOptimizer(Optimizer):
     """
 
     _state_names: tuple[str, ...]  # the state that is shaped like the parameter
+    _decoupled = False  # whether weight decay is AdamW's
 
     def _begin(self, parameter: Tensor, group: State, state: State) -> None:
         """Make what is missing of a parameter's state."""
@@ -62,16 +63,25 @@ class ElementwiseOptimizer(Optimizer):
     def __setstate__(self, state: State) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for option, neutral in _NEUTRAL.items():
-                if group.get(option, neutral) != neutral:
-                    raise SparsecoreError(
-                        f"{type(self).__name__} does not support {option}={group[option]!r}"
-                    )
+            self._check(group)
             for option, default in self.defaults.items():
                 group.setdefault(option, default)
             self._watch(group)
 
+    def _check(self, group: State) -> None:
+        """Refuse options of torch's that would be ignored."""
+        name = type(self).__name__
+        for option, neutral in _NEUTRAL.items():
+            if group.get(option, neutral) != neutral:
+                raise SparsecoreError(f"{name} does not support {option}={group[option]!r}")
+        if group.get("decoupled_weight_decay", self._decoupled) != self._decoupled and group["weight_decay"]:
+            other = "Adam" if self._decoupled else "AdamW"
+            raise SparsecoreError(
+                f"the weight decay of this group is that of {other}, not of {name}: use {other}"
+            )
+
     def add_param_group(self, param_group: State) -> None:
+        self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._watch(self.param_groups[-1])
 

@@ -56,7 +56,8 @@ class DynamicSparsity:
         end_drop_fraction: rho at ``total_steps``.
         total_steps: length of the run, in calls of ``step()``; may be left out if ``interval`` is None.
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
-        stop_fraction: explorations end after this fraction of ``total_steps``.
+        stop_fraction: explorations end after this fraction of ``total_steps``. At 1 the last one may be at the very
+            last step, and what it grows stays 0: with ``schedule="constant"`` end earlier.
         grow: ``"gradient"`` or ``"random"``.
         track_ever_active: remember which positions were ever stored, one bit a position. At density 0.01 that is
             0.125 bytes beside 0.16 for weight, gradient and Adam's moments; without it the report says NaN.

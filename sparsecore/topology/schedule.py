@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -64,7 +65,7 @@ class Timetable:
         self, interval: int | None, drop_fraction: float, total_steps: int | None,
         end_drop_fraction: float, schedule: str, stop_fraction: float, grow: str,
     ) -> None:  # fmt: skip
-        if interval is not None and (not isinstance(interval, int) or interval < 1):
+        if interval is not None and (not isinstance(interval, numbers.Integral) or interval < 1):
             raise TopologyError(f"interval must be a positive number of steps or None, got {interval!r}")
         if interval is not None and total_steps is None:
             raise TopologyError("total_steps is needed: the drop fraction falls over the whole run")
@@ -72,9 +73,10 @@ class Timetable:
             raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
         if grow not in ("gradient", "random"):
             raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
+        interval = None if interval is None else int(interval)
         self.interval, self.grow = interval, grow
         self.total_steps = 1 if total_steps is None else total_steps
-        self.last_step = stop_fraction * self.total_steps
+        self.last_step = math.floor(stop_fraction * self.total_steps + 1e-6)
         self.drop_fraction = make_schedule(schedule, drop_fraction, end_drop_fraction, self.total_steps)
         self._settings: dict[str, Any] = {
             "interval": interval, "drop_fraction": drop_fraction, "total_steps": total_steps,

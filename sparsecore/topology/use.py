@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsecore import ops
 from sparsecore.ops.explore import overlay_
-from sparsecore.ops.recording import forget, owned, watch
+from sparsecore.ops.recording import forget, owned, watch, within_transform
 from sparsecore.topology.blocks import BLOCK
 
 __all__ = [
@@ -203,7 +203,7 @@ class Recorder:
         task = torch._C._current_graph_task_id()
         # Outside a backward pass, and in one that a functional transform takes through values of its own, no hook
         # will say that they were reached.
-        if self._hook is None or task < 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        if self._hook is None or task < 0 or within_transform():
             self.uses.append((use, grad))
             return
         if task not in self._pending:

@@ -259,3 +259,43 @@ def test_interleaved_restores_garbage_collection_even_after_an_error() -> None:
     assert gc.isenabled()
     with pytest.raises(SparsecoreError, match="nothing to time"):
         interleaved({})
+
+
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_resident_bytes_of_a_sparse_buffer(form: str) -> None:
+    model = nn.Module()
+    adjacency = getattr(torch.eye(3), form)()
+    model.register_buffer("adjacency", adjacency)
+    indices = 3 * 2 * 8 if form == "to_sparse" else (4 + 3) * 8
+    # torch makes the compressed forms in storages with some room to spare.
+    assert indices + 3 * 4 <= resident_bytes(model).other <= indices + 64
+
+
+def test_resident_bytes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+    assert resident_bytes(model).weights == 80_000
+
+
+def test_resident_bytes_know_the_results_that_are_kept() -> None:
+    layer = SparseLinear(20, 20_000, density=0.05).requires_grad_(False)
+    assert resident_bytes(layer).results == 0
+    layer(torch.randn(200, 20))
+    expected = 4 * 200 * 20_000 if sparsecore.backends.backend_name(torch.device("cpu")) == "numba" else 0
+    assert resident_bytes(layer).results == expected
+    assert resident_bytes(layer).total - resident_bytes(layer).weights >= expected
+
+
+def test_attention_and_products_with_a_vector_are_counted() -> None:
+    q = torch.randn(3, 2, 50, 16, requires_grad=True)
+    counter = MacCounter()
+    with counter.phase("forward"):
+        out = nn.functional.scaled_dot_product_attention(q, q, q)
+    with counter.phase("backward"):
+        out.sum().backward()
+    product = 3 * 2 * 50 * 50 * 16
+    assert counter.macs["forward"] == 2 * product
+    assert counter.macs["backward"] >= 4 * product  # and the scores again, if they were not kept
+    with counter.phase("vector"):
+        torch.randn(5, 7) @ torch.randn(7)
+    assert counter.macs["vector"] == 35

@@ -352,3 +352,67 @@ def test_autocast_gives_the_kernels_float32() -> None:
     assert out.dtype == torch.float32
     out.sum().backward()
     torch.testing.assert_close(out, model(x), rtol=0.05, atol=0.05)
+
+
+def test_a_container_stands_for_what_is_in_it() -> None:
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(9, 9)), "head": nn.Sequential(nn.Linear(9, 2))})
+    sparsify(model, 0.5, exclude="head")
+    assert type(model["head"][0]) is nn.Linear  # type: ignore[index]
+    assert type(model["body"][0]) is SparseLinear  # type: ignore[index]
+    assert type(sparsify(Net(), 0.5, include="encoder").head) is nn.Linear
+
+
+@pytest.mark.parametrize("names", [{"exclude": "haed"}, {"include": ["encoder", "haed"]}], ids=str)
+def test_a_name_that_is_no_modules_is_refused(names: dict[str, object]) -> None:
+    model = Net()
+    with pytest.raises(ConversionError, match="no module 'haed'; such as head"):
+        sparsify(model, 0.5, **names)  # type: ignore[arg-type]
+    assert type(model.head) is nn.Linear
+    sparsify(model, 0.5, exclude=["*norm*", "head"])  # a pattern may find nothing
+
+
+def test_what_hangs_on_a_dense_module_is_not_lost() -> None:
+    def patched(change: object) -> nn.Module:
+        model = nn.Sequential(nn.Linear(8, 8))
+        change(model[0])  # type: ignore[operator]
+        return model
+
+    for change, named in (
+        (lambda layer: layer.register_parameter("lora", nn.Parameter(torch.ones(8))), "lora"),
+        (lambda layer: layer.register_buffer("scale", torch.ones(8)), "scale"),
+        (lambda layer: setattr(layer, "forward", lambda x: x), "forward"),
+        (lambda layer: layer.weight.register_hook(lambda grad: grad), "hooks on its parameters"),
+    ):
+        with pytest.raises(
+            ConversionError, match=f"{named}, which a plain Linear does not have, would be lost"
+        ):
+            sparsify(patched(change), 0.5)
+
+
+def test_tied_biases_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].bias = model[0].bias
+    with pytest.raises(ConversionError, match="share one bias"):
+        sparsify(model, 0.5)
+    assert model[1].bias is model[0].bias
+
+
+def test_densify_leaves_subclasses_alone() -> None:
+    class Doubled(SparseLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(9, 9, density=0.5), SparseLinear(9, 9, density=0.5))
+    x = torch.randn(3, 9)
+    before = model(x)
+    assert [type(m) for m in densify(model)] == [Doubled, nn.Linear]  # type: ignore[attr-defined]
+    torch.testing.assert_close(model(x), before)
+    with pytest.raises(ConversionError, match="no sparse module"):
+        densify(model)
+
+
+def test_an_empty_weight_is_left_dense() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Linear(0, 5)
+    with pytest.raises(DensityError, match="nothing to store"):
+        sparsify(empty, 0.5)

@@ -579,3 +579,30 @@ def test_in_backward_refuses_values_that_were_needed_afterwards() -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     assert optimizer.param_groups[0]["in_backward"]
+
+
+def test_options_that_would_be_ignored_are_refused() -> None:
+    for option in ("maximize", "amsgrad", "capturable"):
+        with pytest.raises(SparsecoreError, match=f"does not support {option}=True"):
+            optim.Adam([{"params": [nn.Parameter(torch.zeros(2))], option: True}])
+    optimizer = optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+    with pytest.raises(SparsecoreError, match="does not support maximize=True"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "maximize": True})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_other_weight_decay_is_refused(decoupled: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    theirs, ours, wrong = (
+        (torch.optim.AdamW, optim.AdamW, optim.Adam)
+        if decoupled
+        else (torch.optim.Adam, optim.Adam, optim.AdamW)
+    )
+    saved = theirs([parameter], weight_decay=0.1).state_dict()
+    if "decoupled_weight_decay" not in saved["param_groups"][0]:
+        pytest.skip("this torch does not say which it is")
+    ours([parameter]).load_state_dict(saved)
+    with pytest.raises(SparsecoreError, match="weight decay of this group is that of"):
+        wrong([parameter]).load_state_dict(saved)
+    wrong([parameter]).load_state_dict(theirs([parameter], weight_decay=0.0).state_dict())

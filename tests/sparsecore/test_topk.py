@@ -175,3 +175,9 @@ def test_without_avx512() -> None:
     command = [sys.executable, "-c", PORTABLE, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_seen_must_be_a_scipy_matrix() -> None:
+    table = sparsecore.SparseEmbedding(7, 4, density=0.5)
+    with pytest.raises(sparsecore.SparsecoreError, match=r"seen must be a scipy\.sparse matrix, got Tensor"):
+        sparsecore.score_topk(torch.randn(2, 4), table, 3, seen=torch.zeros(2, 7))  # type: ignore[arg-type]

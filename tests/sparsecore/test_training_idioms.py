@@ -204,3 +204,25 @@ def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
 def test_shared_memory() -> None:
     layer = SparseLinear(20, 30, density=0.3).share_memory()
     assert all(tensor.is_shared() for tensor in layer.state_dict().values())
+
+
+@pytest.mark.feature("torch.func.grad, first and second order")
+@pytest.mark.parametrize("detached", [True, False])
+def test_growth_is_scored_by_functional_gradients(detached: bool) -> None:
+    grown = []
+    for functional in (True, False):
+        layer = SparseLinear(12, 9, density=0.3, generator=torch.Generator().manual_seed(0))
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        explorer = sparsecore.DynamicSparsity(layer, optimizer, interval=1, total_steps=10)
+        x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+        if functional:
+            names = {k: p.detach() if detached else p for k, p in layer.named_parameters()}
+            found = grad(lambda p, x=x, layer=layer: functional_call(layer, p, (x,)).square().sum())(names)
+            for name, parameter in layer.named_parameters():
+                parameter.grad = found[name].detach()
+        else:
+            layer(x).square().sum().backward()
+        optimizer.step()
+        assert explorer.step() is not None
+        grown.append(layer.pattern.positions())
+    assert torch.equal(*grown)

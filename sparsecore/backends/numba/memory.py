@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["output", "result_of", "workspace"]
+__all__ = ["kept_bytes", "output", "result_of", "workspace"]
 
 _KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
 _LARGE = 8 << 20  # bytes of a result whose memory is kept
@@ -67,6 +68,11 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     # to the one that lies there) is not worth its memory.
     kept[operation] = chosen if memory is None or memory.size != size else memory
     return torch.from_numpy(chosen).view(dtype).view(shape)
+
+
+def kept_bytes(indices: Iterable[Tensor]) -> int:
+    """Bytes of the results that are kept for the weights with these indices."""
+    return sum(memory.nbytes for index in indices for memory in _results.get(index, {}).values())
 
 
 def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.ndarray:
