@@ -69,6 +69,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside `path` and move it there at the end, in place of the one that was there; errors as of
     `writing`.
     """
+    path = path.absolute()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

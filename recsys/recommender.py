@@ -168,7 +168,8 @@ class SavedRecommender:
         Args:
             user_id: raw id of a user of the training data. Text is accepted for numeric ids.
             k: how many; fewer come back if fewer are left.
-            exclude_seen: leave out what the user has chosen already.
+            exclude_seen: leave out what the user has chosen already: of someone the model was trained with, the
+                training part, without what was kept for validation and test.
             items: raw ids, in place of `user_id`; for a model of sequences the oldest first.
 
         Returns:

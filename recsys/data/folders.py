@@ -30,10 +30,12 @@ from recsys.data.interactions import Interactions, merge_pairs
 from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,
+    VALIDATION_NAMES,
     load_heldout,
     load_published,
     published_parts,
     published_train,
+    published_validation,
     validation_of,
 )
 from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
@@ -44,12 +46,14 @@ __all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_
 SPLIT_OPTIONS = {"split": "kind", "validation": "validation", "test": "test", "fold_in": "fold_in"}
 READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
 LOAD_OPTIONS = (*SPLIT_OPTIONS, *READ_OPTIONS)
-VALIDATION_NAMES = ("valid", "validation", "val")
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether the folder has one of the layouts of this module's docstring."""
-    return folder.is_dir() and _loader(folder) is not None
+    """Whether the folder has one of the layouts of this module's docstring, or two (to load it says which)."""
+    try:
+        return folder.is_dir() and _loader(folder) is not None
+    except DataError:
+        return True
 
 
 def load_folder(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
@@ -86,21 +90,35 @@ def _loader(folder: Path) -> Loader | None:
 def _interaction_file(folder: Path) -> Path | None:
     own = [f"interactions{suffix}" for suffix in (".npz", ".csv.gz", ".csv", *SUFFIXES)]
     names = [*own, "ratings.dat", "u.data", f"{folder.name}.inter"]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    found = [folder / name for name in dict.fromkeys(names) if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(
+            f"{folder}: expected one file of interactions, got {', '.join(path.name for path in found)}"
+        )
+    return found[0] if found else None
 
 
 def _part_files(folder: Path) -> dict[str, Path] | None:
     """Files of the parts train, test and perhaps validation, or None without the first two."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[tuple[str, Path]]] = {}
     for path in sorted(folder.iterdir()):
         if not is_supported(path.name) or not path.is_file():
             continue
         suffix = next(end for end in SUFFIXES if path.name.endswith(end))
-        part = path.name.removesuffix(".gz").removesuffix(suffix.removesuffix(".gz")).rpartition(".")[2]
+        stem = path.name.removesuffix(".gz").removesuffix(suffix.removesuffix(".gz"))
+        name, _, part = stem.rpartition(".")
         part = "validation" if part in VALIDATION_NAMES else part
         if part in ("train", "test", "validation"):
-            found.setdefault(part, path)
-    return found if {"train", "test"} <= found.keys() else None
+            found.setdefault(part, []).append((name, path))
+    if not {"train", "test"} <= found.keys():
+        return None
+    files = [file for several in found.values() for file in several]
+    if len(files) > len(found) or len({name for name, _ in files}) > 1:
+        listed = ", ".join(path.name for _, path in files)
+        raise DataError(
+            f"{folder}: expected one file for each of train, test and perhaps validation, all of one name; got {listed}"
+        )
+    return {part: several[0][1] for part, several in found.items()}
 
 
 def split_file(name: str, path: Path | None, seed: int, options: dict[str, Any]) -> Dataset:
@@ -157,7 +175,7 @@ def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> D
         union = csr_array(sum(matrices[1:], start=matrices[0]))
         union.data[:] = 1.0
         return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
-    usable = set() if (folder / "valid.npz").is_file() else {"validation"}
+    usable = set() if published_validation(folder) else {"validation"}
     _refuse(name, options, usable, "is a published split")
     # The folder's own file, or that of the folder around it, may tell the order.
     sources = (_interaction_file(folder), _interaction_file(folder.parent))

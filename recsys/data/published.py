@@ -34,12 +34,16 @@ from recsys.errors import DataError
 __all__ = [
     "ABOUT_FILE",
     "HELDOUT_FILES",
+    "VALIDATION_NAMES",
     "load_heldout",
     "load_published",
     "published_parts",
     "published_train",
+    "published_validation",
     "validation_of",
 ]
+
+VALIDATION_NAMES = ("valid", "validation", "val")
 
 HELDOUT_FILES = ("validation_tr.npz", "validation_te.npz", "test_tr.npz", "test_te.npz")
 ABOUT_FILE = "prepared.json"
@@ -108,14 +112,22 @@ def _exactly(folder: Path, key: str, size: int) -> NDArray[Any]:
     return np.arange(size, dtype=np.int64) if ids is None else ids[:size]
 
 
+def published_validation(folder: Path) -> str | None:
+    """Name of the file of validation pairs, if there is one."""
+    found = [f"{name}.npz" for name in VALIDATION_NAMES if (folder / f"{name}.npz").is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: expected one file of validation pairs, got {', '.join(found)}")
+    return found[0] if found else None
+
+
 def published_parts(
     folder: Path,
 ) -> tuple[list[csr_array], NDArray[Any], NDArray[Any], tuple[str, ...]]:
     """([train, test, perhaps validation], user_ids, item_ids, notes) of a published split of each user."""
     train_file = published_train(folder)
     assert train_file is not None
-    with_validation = (folder / "valid.npz").is_file()
-    files = [train_file.name, "test.npz", *(["valid.npz"] if with_validation else [])]
+    validation = published_validation(folder)
+    files = [train_file.name, "test.npz", *([validation] if validation else [])]
     matrices, notes = _read_all(folder, files)
     train = matrices[0]
     for file, matrix in zip(files, matrices, strict=True):

@@ -66,6 +66,7 @@ class _Body(io.RawIOBase):
     def __init__(self, start: bytes, file: BinaryIO, separator: bytes) -> None:
         self._start, self._file, self._separator = start, file, separator
         self._held, self._ready = b"", memoryview(b"")
+        self.breaks = 0  # line breaks so far
 
     def readable(self) -> bool:
         return True
@@ -90,6 +91,7 @@ class _Body(io.RawIOBase):
             if not data:
                 return 0
             self._held = b""
+            self.breaks += more.count(b"\n")
             if len(self._separator) > 1:
                 data = data.replace(self._separator, SEPARATOR)
                 # A separator may lie across two reads: its beginning waits for the next one.
@@ -161,6 +163,19 @@ class _Lines:
         record = row + 1 + int(self.header)
         return f"{self.path}:{self._line(record) if self.quotes else record}"
 
+    def unclosed(self) -> int | None:
+        """The line with a quote that nothing closes up to the end of the file, where there is one."""
+        begins, reader = 1, None
+        try:
+            with opened(self.path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+                reader = csv.reader(text, delimiter=self.separator[:1], strict=True)
+                for _ in reader:
+                    begins = reader.line_num + 1
+        except csv.Error as error:
+            # Other errors are of quotes that pyarrow and this reader see differently.
+            return begins if "unexpected end of data" in str(error) or "field larger" in str(error) else None
+        return None
+
     def _line(self, record: int) -> int:
         """Read once more, only to name the line in an error."""
         begins, reader = 1, None
@@ -222,6 +237,10 @@ def _batches(
             if count:
                 yield {field: column.slice(0, count) for field, column in found.items()}
             seen += batch.num_rows
+        # Some fields go over several lines: on purpose, or because a quote swallows what follows.
+        begin = lines.unclosed() if quotes and body.breaks > seen else None
+        if begin is not None:
+            raise DataError(f"{lines.path}:{begin}: a quote is not closed in this row")
     except pa.ArrowException as error:
         # pyarrow's handler of invalid rows cannot be told of one that is not UTF-8; the message always comes.
         malformed = MALFORMED.search(str(error))

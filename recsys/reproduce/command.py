@@ -69,7 +69,7 @@ def reproduce(
     for row in table.rows:
         if only and not _chosen(table, row, pattern):
             continue  # settings that are meant for the chosen rows need not be valid for others
-        missing = _missing(row, data_dir, overrides)
+        missing = _missing(table, row, data_dir, overrides)
         if missing is not None:
             notes.append(missing)
             continue
@@ -100,6 +100,7 @@ def reproduce(
         sections.append(
             {
                 "preset": row.preset,
+                "set": row.set,
                 "config": config,
                 "metrics": [metric for metric in asked if summary and metric in summary[0]["test"]]
                 or shown_metrics(summary, config.train.metric),
@@ -148,12 +149,15 @@ def _chosen(table: TableDefinition, row: TableRow, pattern: re.Pattern[str]) -> 
     return any(pattern.search(f"{row.preset} {cell.name}") for cell in cells)
 
 
-def _missing(row: TableRow, data_dir: str | None, overrides: Sequence[str]) -> str | None:
+def _missing(
+    table: TableDefinition, row: TableRow, data_dir: str | None, overrides: Sequence[str]
+) -> str | None:
     """Why a row cannot be, or None."""
     if row.preset not in presets():
         return f"{row.preset}: there is no such preset"
-    dataset = load_config(row.preset, overrides=overrides, options=row.set).data.name
-    if dataset not in available(data_dir) and not Path(dataset).is_absolute():
+    data = _cells(table.model_copy(update={"seeds": 1}), row, data_dir, overrides)[0].config.data
+    dataset = data.name
+    if dataset not in available(data.dir) and not Path(dataset).exists():
         return f"{row.preset}: the data set {dataset} was not found (--data-dir, SPARSECORE_DATA)"
     return None
 
@@ -161,7 +165,7 @@ def _missing(row: TableRow, data_dir: str | None, overrides: Sequence[str]) -> s
 def _cells(
     table: TableDefinition, row: TableRow, data_dir: str | None, overrides: Sequence[str]
 ) -> list[Cell]:
-    options = {**row.set, "data.dir": data_dir}
+    options = row.set if data_dir is None else {**row.set, "data.dir": data_dir}
     shorter = {"train.epochs": table.epochs} if table.epochs else {}
 
     def make_config(variation: Mapping[str, Any]) -> Config:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from recsys.errors import ConfigError
 from recsys.settings import Section
@@ -32,6 +33,20 @@ class TableRow(Section):
     preset: str
     metrics: list[str] = Field(default=[])
     set: dict[str, Any] = Field(default={})
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """TOML reads ``train.lr = 0.01`` without quotes as a table: it sets one setting, not all of [train]."""
+        return dict(_flattened(given)) if isinstance(given, dict) else given
+
+
+def _flattened(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and "." not in key:
+            yield from _flattened(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 class TableDefinition(Section):

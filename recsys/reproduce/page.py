@@ -70,14 +70,23 @@ def _glance(table: TableDefinition, published: Published, section: Section) -> l
         for method in sparse or ["dense"]:
             ours = [_means(section["summary"], metric, method, density) for density in table.densities]
             lines.append(
-                f"| {section['preset']} | {metric} | {theirs} | {dense} | {method} | {' | '.join(ours)} |"
+                f"| {_label(section)} | {metric} | {theirs} | {dense} | {method} | {' | '.join(ours)} |"
             )
     return lines
+
+
+def _label(section: Section) -> str:
+    """The preset, and the model and the data if they are others."""
+    other = [str(section["set"][key]) for key in ("model.name", "data.name") if key in section["set"]]
+    return " ".join([section["preset"], *other])
 
 
 def _details(published: Published, section: Section) -> list[str]:
     rows, cost, metrics = section["summary"], section["cost"], section["metrics"]
     lines = [f"## {section['preset']}", ""]
+    if section["set"]:
+        changed = ", ".join(f"`{key} = {value}`" for key, value in section["set"].items())
+        lines += [f"Other settings than the preset's: {changed}.", ""]
     if section["dataset"]:
         data = section["dataset"]
         lines += [

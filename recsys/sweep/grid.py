@@ -127,6 +127,11 @@ def make_grid(
                     f"--grid data.name: {cell.config.data.name} and {config.data.name} have one name; rename a file, "
                     "or take a sweep for each"
                 )
+            if cell.settings != read:
+                raise ConfigError(
+                    f"--grid: {cell.settings} and {read} would be one run, whose name does not tell them apart; take a "
+                    "sweep for each"
+                )
             if seed == first:
                 names.append((point, cell.name))
     return Grid(dict(axes), list(cells.values()), names)

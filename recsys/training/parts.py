@@ -10,11 +10,30 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 import sparsecore
 from recsys.config import SparsityConfig, TrainConfig
+from recsys.data import Dataset
+from recsys.errors import DataError
+from recsys.models.base import Recommender
+from recsys.models.fitted import Fitted
 from recsys.models.layers import Density
 from recsys.models.transfer import carried_mask
 from recsys.training.densities import parameter_densities
 
-__all__ = ["make_explorer", "make_optimizer", "make_schedule"]
+__all__ = ["make_explorer", "make_optimizer", "make_schedule", "steps_of_epoch"]
+
+
+def steps_of_epoch(model: Recommender, dataset: Dataset, batch_size: int) -> int:
+    """Updates of an epoch, at least one but for models that are fitted at once.
+
+    Raises:
+        DataError: there is nothing to make an update with.
+    """
+    steps = model.steps_per_epoch(dataset, batch_size)
+    if not steps and not isinstance(model, Fitted):
+        raise DataError(
+            f"{dataset.name}: there is nothing to train {type(model).__name__} on: no user has both an item that was "
+            "chosen and one that was not"
+        )
+    return steps
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from torch import Tensor
 from recsys.config import Config, load_config
 from recsys.errors import OutputExistsError, RecsysError
 from recsys.files import check_place, new_folder, replacing, save_tensors, writing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["RunFolder"]
 
@@ -59,6 +65,8 @@ class RunFolder:
                 f"{path} was not written by recsys (no config.toml in it), so it is not overwritten; "
                 "remove it yourself or choose another --output"
             )
+        with RunFolder(path).busy():
+            pass
 
     @classmethod
     def create(
@@ -87,6 +95,29 @@ class RunFolder:
         if not (Path(path) / "config.toml").is_file():
             raise RecsysError(f"{path} is not the folder of a run: expected a file config.toml in it")
         return cls(path)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Hold the folder while a run is written to it (on systems with ``flock``).
+
+        Raises:
+            RecsysError: if another process holds it.
+        """
+        place = self.path / ".lock"
+        with writing(place):
+            file = place.open("w")
+        with file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RecsysError(
+                    f"{self.path} is being written by another process; wait for it to end, or choose another --output"
+                ) from error
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
 
     @property
     def recommender(self) -> Path:

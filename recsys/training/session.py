@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet, load
-from recsys.errors import DataError, RecsysError
+from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
 from recsys.training.densities import nnz_per_tensor
@@ -34,6 +34,12 @@ _LARGE = 64 << 20  # bytes: a smaller file is written at every epoch, however sl
 def load_dataset(config: Config) -> Dataset:
     """The data that a run's settings name."""
     data = config.data
+    reserved = {"name": "name", "data_dir": "dir", "seed": "seed"}.keys() & data.options.keys()
+    if reserved:
+        key = min(reserved)
+        raise ConfigError(
+            f"data.options.{key} is no option of a data set; did you mean data.{key.removeprefix('data_')}?"
+        )
     return load(data.name, data_dir=data.dir, seed=data.seed, **data.options)
 
 
@@ -86,10 +92,11 @@ def train(
             "(data.options.test), or data with more interactions of a user"
         )
     trainer = Trainer(config, dataset)
-    folder = None
-    if output is not None:
-        folder = RunFolder.create(output, config, trainer.state_dict(), overwrite)
-    return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
+    if output is None:
+        return fit(trainer, None, quiet=quiet, on_epoch=on_epoch)
+    folder = RunFolder.create(output, config, trainer.state_dict(), overwrite)
+    with folder.busy():
+        return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
 
 
 def resume(
@@ -108,7 +115,7 @@ def resume(
     A run that has ended is not touched; its metrics are returned.
 
     Raises:
-        RecsysError: not a run, no checkpoint, or a damaged one; the data has changed.
+        RecsysError: not a run, no checkpoint, or a damaged one; the data has changed; another process writes to it.
     """
     folder = RunFolder.open(path)
     metrics = folder.metrics()
@@ -116,9 +123,10 @@ def resume(
         return metrics
     config = placed(folder.config(), data_dir, device)
     trainer = Trainer(config, load_dataset(config) if dataset is None else dataset, fresh=False)
-    trainer.load_state_dict(folder.load_checkpoint())
-    folder.truncate_log(trainer.epoch)
-    return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
+    with folder.busy():
+        trainer.load_state_dict(folder.load_checkpoint())
+        folder.truncate_log(trainer.epoch)
+        return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
 
 
 def fit(

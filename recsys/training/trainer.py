@@ -25,7 +25,7 @@ from recsys.models.devices import find_device, moved
 from recsys.models.fitted import Fitted
 from recsys.training.densities import density_of, expect_sparse_weights, nnz_per_tensor
 from recsys.training.evaluator import Evaluator
-from recsys.training.parts import make_explorer, make_optimizer, make_schedule
+from recsys.training.parts import make_explorer, make_optimizer, make_schedule, steps_of_epoch
 from recsys.training.prefetch import prefetch
 from recsys.training.pretrained import load_parts
 
@@ -83,7 +83,7 @@ class Trainer:
         # Initial values and index sets are drawn on the CPU: the same ones for every device.
         self.device = torch.device("cpu") if isinstance(self.model, Fitted) else find_device(train.device)
         self.model.to(self.device)
-        self.steps_per_epoch = self.model.steps_per_epoch(dataset, train.batch_size)
+        self.steps_per_epoch = steps_of_epoch(self.model, dataset, train.batch_size)
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
         self.explorer: sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None = None

@@ -486,3 +486,48 @@ def test_a_file_that_happens_to_lie_beside_a_split_does_no_harm(tmp_path: Path) 
     data = load("project/mine", tmp_path, validation=0)
     assert same(data.train, train)
     assert data.order is None
+
+
+@pytest.mark.parametrize("text", ['user,item\n1,"2\n1,3\n', 'user,item,title\n1,2,a\n1,3,"b\n2,3,c\n'])
+def test_a_quote_that_nothing_closes_swallows_no_rows(tmp_path, text):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    line = 2 if "title" not in text else 3
+    with pytest.raises(DataError, match=rf"x\.csv:{line}: a quote is not closed"):
+        read_interactions(path)
+
+
+def test_fields_may_go_over_several_lines(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('user,item,title\n1,2,"a\nb"\n1,3,c\n')
+    assert read_interactions(path).matrix.nnz == 2
+
+
+@pytest.mark.parametrize(
+    "names", [["a.train.csv", "b.test.csv"], ["train.csv", "train.csv.gz", "test.csv"]], ids=str
+)
+def test_parts_of_several_names_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("user,item\n1,2\n")
+    with pytest.raises(DataError, match="one file for each of train, test"):
+        load(str(tmp_path))
+
+
+def test_two_files_of_interactions_are_refused(tmp_path):
+    for name in ("interactions.csv", "ratings.dat"):
+        (tmp_path / name).write_text("user,item\n1,2\n")
+    with pytest.raises(DataError, match=r"one file of interactions, got interactions\.csv, ratings\.dat"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val"])
+def test_published_validation_goes_by_any_of_its_names(tmp_path, name):
+    matrix = np.zeros((4, 6), np.float32)
+    parts = {"train": (0, 1, 2), name: (3,), "test": (4,)}
+    for part, items in parts.items():
+        matrix[:] = 0
+        matrix[:, items] = 1
+        sparse.save_npz(tmp_path / f"{part}.npz", sparse.csr_matrix(matrix))
+    data = load(str(tmp_path))
+    assert data.train.nnz == 12
+    assert (data.validation.targets.indices == 3).all()

@@ -154,6 +154,21 @@ def test_settings_of_chosen_rows_need_not_fit_the_others(table, tmp_path, in_pro
     assert "model.negatives" in refused.stderr
 
 
+def test_settings_of_rows(tmp_path, in_process):
+    (tmp_path / "t.toml").write_text(
+        'title = "x"\nmethods = ["dense"]\nseeds = 1\n[[rows]]\npreset = "quickstart"\n'
+        "[rows.set]\ntrain.lr = 0.01\nmodel.beta_cap = 0.1\ntrain.epochs = 1\n"
+    )
+    row = load_table(str(tmp_path / "t.toml")).rows[0]
+    assert row.set == {"train.lr": 0.01, "model.beta_cap": 0.1, "train.epochs": 1}
+    preset = load_config("quickstart")
+    assert load_config("quickstart", options=row.set).train.batch_size == preset.train.batch_size
+    command = ["--table", tmp_path / "t.toml", "-o", tmp_path / "t", "--runs", tmp_path / "r", "--timing", 0]
+    assert call(*command).exit_code == 0
+    page = (tmp_path / "t.md").read_text()
+    assert "Other settings than the preset's: `train.lr = 0.01`, `train.epochs = 1`, `model.beta_cap" in page
+
+
 def test_published_values_stand_beside_ours(table, tmp_path, in_process, monkeypatch):
     from recsys.reproduce import command as module
     from recsys.reproduce import definition

@@ -203,3 +203,15 @@ def test_weights_are_as_readable_as_other_new_files(tmp_path):
     (tmp_path / "other").touch()
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("w.safetensors", "other")}
     assert len(modes) == 1
+
+
+def test_a_folder_that_is_being_written_is_left_alone(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "config.toml").write_text("")
+    with (
+        folder.busy(),
+        pytest.raises(RecsysError, match="is being written by another process"),
+    ):
+        RunFolder.check_free(tmp_path, overwrite=True)
+    RunFolder.check_free(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

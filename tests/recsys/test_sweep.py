@@ -354,3 +354,11 @@ def test_heat_map_has_a_number_for_every_point(tmp_path):
     assert files[2].read_bytes().startswith(b"\x89PNG")
     heatmap.draw_heatmap(grid, [], "ndcg@20", files[0])  # all failed: an empty picture
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_values_that_make_one_run_are_refused():
+    def make(given):
+        return load_config(options={"data.dir": "v1", **given})
+
+    with pytest.raises(ConfigError, match="would be one run"):
+        make_grid(make, [("data.dir", ["v1", "v2"])], 1)

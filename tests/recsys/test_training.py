@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sparsecore
+from recsys.config import Config
 from recsys.data import load
 from recsys.errors import ConfigError, DataError, OutputExistsError, RecsysError
 from recsys.models import losses
@@ -584,3 +585,11 @@ def _stop_at(epoch):
             raise KeyboardInterrupt
 
     return listener
+
+
+def test_data_options_that_are_settings_of_their_own_are_named():
+    config = Config.model_validate({"data": {"name": "synthetic", "options": {"seed": 3}}})
+    with pytest.raises(
+        ConfigError, match=r"data\.options\.seed is no option of a data set; did you mean data\.seed"
+    ):
+        session.load_dataset(config)
