@@ -62,8 +62,11 @@ def propagate_from(
     crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, ids: Tensor, n: int, *, product: Product = product
 ) -> Tensor:
     """``A Z`` where Z, of n rows, is 0 but for the sums of rows of X with the same id: X (m, d) -> (M, d)."""
-    # Not index_add_: on CUDA its order of additions changes from run to run.
-    whole = x.new_zeros((n, x.shape[1])).index_put_((ids,), x, accumulate=True)
+    whole = x.new_zeros((n, x.shape[1]))
+    if ids.is_cpu:
+        whole.index_add_(0, ids, x)
+    else:  # where the order of index_add_'s additions changes from run to run
+        whole.index_put_((ids,), x, accumulate=True)
     return product(weight, crow, col, n, whole)
 
 
