@@ -133,7 +133,7 @@ _DEFECTS = (
     ),
     Change(
         "one propagation hop more",
-        (("recsys/models/lightgcn.py", "self.table, self.hops)", "self.table, self.hops + 1)"),),
+        (("recsys/models/lightgcn.py", "self.table, self.hops, rows)", "self.table, self.hops + 1, rows)"),),
         "macs_forward",
     ),
     Change(

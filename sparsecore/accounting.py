@@ -74,7 +74,6 @@ _NOT_TORCHS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.aten.mv: _vector_flops,
-    torch.ops.aten.dot: _vector_flops,
     torch.ops.aten.addmv: _added_vector_flops,
 }
 
@@ -126,7 +125,7 @@ class ResidentBytes:
         topology: masks of a simulation, or the explorer's history bits and accumulated rows.
         other: buffers that are not indices (graphs, running statistics).
         results: memory of large outputs and gradients (8 MiB and more) that the numba backend keeps for each weight, to
-            use it again.
+            use it again, where no gradient lies in it.
     """
 
     weights: int
@@ -188,7 +187,7 @@ def resident_bytes(
         optimizer_state=size([t for o in optimizers for state in o.state.values() for t in state.values()]),
         topology=size(_topology_tensors(explorer)),
         other=size([t for buffer in model.buffers() for t in _parts(buffer)]),
-        results=results.kept_bytes(t for t in indices if t is not None) if results else 0,
+        results=size(results.kept_results(t for t in indices if t is not None)) if results else 0,
     )
 
 

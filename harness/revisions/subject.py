@@ -103,7 +103,10 @@ def extract(root: Path, revision: str, store: Path, packages: Sequence[str] = PA
 
     def unpack(place: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(place, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not in Python 3.11.0 to 3.11.3; the archive is git's own
+                tar.extractall(place, filter="data")
+            else:
+                tar.extractall(place)
 
     return _stored(revision, commit, store, unpack)
 

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["kept_bytes", "output", "result_of", "workspace"]
+__all__ = ["kept_results", "output", "result_of", "workspace"]
 
 _KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
 _LARGE = 8 << 20  # bytes of a result whose memory is kept
@@ -70,9 +70,9 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     return torch.from_numpy(chosen).view(dtype).view(shape)
 
 
-def kept_bytes(indices: Iterable[Tensor]) -> int:
-    """Bytes of the results that are kept for the weights with these indices."""
-    return sum(memory.nbytes for index in indices for memory in _results.get(index, {}).values())
+def kept_results(indices: Iterable[Tensor]) -> list[Tensor]:
+    """Memory that is kept for results of the weights with these indices."""
+    return [torch.from_numpy(memory) for index in indices for memory in _results.get(index, {}).values()]
 
 
 def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.ndarray:
