@@ -1,7 +1,7 @@
 """Propagation where only some nodes count: those whose result is wanted, or those that have a gradient.
 
 The last hop of a model that scores a batch is wanted at the batch's nodes alone, and the first hop backward begins at
-these: a few percent of the nodes, about a fifth of the edges of gowalla at 2048 triples.
+these.
 """
 
 from __future__ import annotations
