@@ -113,7 +113,11 @@ def _exactly(folder: Path, key: str, size: int) -> NDArray[Any]:
 
 
 def published_validation(folder: Path) -> str | None:
-    """Name of the file of validation pairs, if there is one."""
+    """Name of the file of validation pairs, if there is one.
+
+    Raises:
+        DataError: there are several.
+    """
     found = [f"{name}.npz" for name in VALIDATION_NAMES if (folder / f"{name}.npz").is_file()]
     if len(found) > 1:
         raise DataError(f"{folder}: expected one file of validation pairs, got {', '.join(found)}")

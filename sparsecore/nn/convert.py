@@ -28,9 +28,8 @@ _CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
     nn.Embedding: SparseEmbedding.from_dense,
     nn.EmbeddingBag: SparseEmbeddingBag.from_dense,
 }
-
-
-_DENSE_FORMS = (SparseLinear, SparseConv2d, SparseEmbedding, SparseEmbeddingBag)
+# Those that have a dense form.
+_SPARSE = (SparseLinear, SparseConv2d, SparseEmbedding, SparseEmbeddingBag)
 
 
 def sparsify(
@@ -115,7 +114,7 @@ def densify(model: nn.Module) -> nn.Module:
         ConversionError: if the model has no sparse module, a table whose rows are split over ranks, or hooks on a
             sparse module, which would be lost.
     """
-    if not any(type(module) in _DENSE_FORMS for module in model.modules()):
+    if not any(type(module) in _SPARSE for module in model.modules()):
         raise ConversionError("the model has no sparse module to make dense")
     for name, module in model.named_modules():
         if isinstance(module, SparseModule) and module.row_mesh is not None:
@@ -127,7 +126,7 @@ def densify(model: nn.Module) -> nn.Module:
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:
-        if type(module) not in _DENSE_FORMS:
+        if type(module) not in _SPARSE:
             return None
         if id(module) not in dense:
             dense[id(module)] = module.to_dense()  # type: ignore[operator]

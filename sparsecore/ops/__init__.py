@@ -22,7 +22,7 @@ operator               result                                              multi
 ``sddmm``              dY^T X at the nonzeros, (nnz,)                      B nnz
 ``score_topk``         k best of each row of X E^T, (B, k) twice           B nnz
 ``propagate``          A X for a graph A, (M, d)                           nnz(A) d
-``propagate_rows``     (A X)[ids], (n, d)                                   edges of ids, times d
+``propagate_rows``     (A X)[ids], (n, d)                                  edges of ids, times d
 ``propagate_rows_t``   A[ids]^T X, the gradient of that, (N, d)            the same
 ``propagate_mean``     mean of E, AE, .., A^h E; dense (N, d)              see `_mean_macs`
 ``propagate_mean_grad``  its gradient at E's nonzeros, (nnz,)              h nnz(A) d
