@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
 
 from sparsecore import Pattern
-from sparsecore.backends.numba import blockwise, few, few_csr, jit, linear, panel_spmm, panels, turned_spmm_t
+from sparsecore.backends.numba import blockwise, few, few_spmm, jit, linear, panel_spmm, panels, turned_spmm_t
 from sparsecore.encoding import ENCODINGS, encode
 
 TURN = (1, 1 << 30)  # always, never: from which batch on the gradient in the input turns the weight
@@ -133,12 +133,36 @@ def test_patterns(pattern, encoding, batch, dtype, count, turn):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("batch", [2, 3, 4])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_few_examples_without_avx512(batch, dtype, monkeypatch, n_threads):
-    monkeypatch.setattr(few_csr, "has_expand", lambda: False)
-    check(random_pattern((150, 137), 0.3, seed=1), "csr", batch, dtype)
-    check(random_pattern((9, 1), 1.0, seed=1), "csr", batch, dtype)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1, 2, 4, 7, 16])
+def test_a_few_examples_read_no_scratch_that_was_not_written(batch, encoding, monkeypatch, n_threads):
+    workspace = few_spmm.workspace
+
+    def poisoned(name, n_chunks, size, dtype):
+        scratch = workspace(name, n_chunks, size, dtype)
+        scratch[:] = np.nan if dtype.is_floating_point else -1  # the largest column that there could be
+        return scratch
+
+    monkeypatch.setattr(few_spmm, "workspace", poisoned)
+    for shape, density in (((53, 77), 0.5), ((20, 33), 0.02), ((1, 64), 0.5), ((3, 70_000), 0.01)):
+        check(random_pattern(shape, density, seed=8), encoding, batch, torch.float32)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1, 2, 4, 7, 16])
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_a_few_examples_do_not_multiply_what_is_not_stored(density, batch, encoding, n_threads):
+    pattern = random_pattern((40, 90), density, seed=8)
+    values = values_for(pattern, dtype=torch.float32)
+    x = torch.randn((batch, 90), generator=torch.Generator().manual_seed(0))
+    right = linear.spmm(values, *index_of(pattern, encoding), x)
+    x[:, 17] = float("nan")
+    reached = torch.zeros(40, dtype=torch.bool)
+    reached[where(pattern)[0][where(pattern)[1] == 17]] = True
+    result = linear.spmm(values, *index_of(pattern, encoding), x)
+    assert 0 < reached.sum() < 40
+    assert result[:, reached].isnan().all()
+    assert torch.equal(result[:, ~reached], right[:, ~reached])
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numba import prange
 
-from sparsecore.backends.numba import few_csr
+from sparsecore.backends.numba import few_csr, few_spmm
 from sparsecore.backends.numba.jit import device_function, kernel
-from sparsecore.backends.numba.memory import workspace
-from sparsecore.backends.numba.panels import move, split_rows
+from sparsecore.backends.numba.memory import TYPES, workspace
+from sparsecore.backends.numba.panels import split_rows
 from sparsecore.backends.numba.simd import (
+    LANES,
     add,
     at,
     bits,
@@ -31,24 +32,22 @@ from sparsecore.backends.numba.simd import (
     prefetch,
     put,
     splat,
+    spread,
     store,
     store_masked,
+    transpose_part,
     where,
     zeros,
 )
 
-_TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 _AHEAD = 1024  # values: 256 took 1.2 times as long at density 0.5
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    if col is None:
-        if len(x) > 1:
-            _expand_four(values, crow, _widened(x, -(-len(x) // 4) * 4), y, n_chunks)
-        else:
-            _expand_one(values, crow, _widened(x, 1), y, n_chunks)
+    if col is None and len(x) == 1:
+        _expand_one(values, crow, x[0], y[0], n_chunks)
     else:
-        few_csr.spmm(values, crow, col, x, y, n_chunks)
+        few_spmm.spmm(values, crow, col, x, y, n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
@@ -66,7 +65,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 def sddmm(crow, col, dy, x, out, n_chunks):
     if col is None:
-        tiles = workspace("tiles", n_chunks, 16 * 16 + 512, torch.from_numpy(x).dtype)
+        tiles = workspace("tiles", n_chunks, 16 * 16, TYPES[x.dtype])
         _outer(crow, dy, _widened(x, len(x)), tiles, out, n_chunks)
     else:
         few_csr.sddmm(crow, col, dy, x, out, n_chunks)
@@ -83,7 +82,7 @@ def _on_lines(shape, dtype):
     """Zeros that begin on a cache line (torch's memory does, numpy's not): from a vector across two of them a product
     at density 0.1 took 1.1 times as long.
     """
-    return torch.zeros(shape, dtype=_TYPES[dtype], device="cpu").numpy()
+    return torch.zeros(shape, dtype=TYPES[dtype], device="cpu").numpy()
 
 
 # ---------------------------------------------------------------- bitmap
@@ -92,60 +91,50 @@ def _on_lines(shape, dtype):
 
 @kernel
 def _expand_one(values, crow, x, y, n_chunks):
-    words, flat, out = crow.reshape(-1), x.reshape(-1), y.reshape(-1)
-    wide = crow.shape[1]
+    words, wide, rows = crow.reshape(-1), crow.shape[1], crow.shape[0] - 1
+    inner = rows  # up to here a vector that begins in a row lies within the values
+    while inner > 0 and crow[inner, 0] + LANES > len(values):
+        inner -= 1
     for chunk in prange(n_chunks):
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            k = np.intp(at(words, row * wide))
-            a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
-            for j in range(0, x.shape[1], 64):
-                # The row's last 64 bits may reach into the next row's pointer.
-                m = bits64(words, row * wide + 1 + j // 32)
-                if j // 32 + 2 >= wide:
-                    m &= np.uint64(0xFFFFFFFF)
-                m0, m1 = np.uint16(m), np.uint16(m >> np.uint64(16))
-                m2, m3 = np.uint16(m >> np.uint64(32)), np.uint16(m >> np.uint64(48))
-                k2 = k + count(np.uint32(m))
-                prefetch(values, k + _AHEAD)
-                prefetch(values, k + _AHEAD + 16)
-                a = fma(expand(values, k, m0), load_masked(flat, j, m0), a)
-                b = fma(expand(values, k + count(m0), m1), load_masked(flat, j + 16, m1), b)
-                c = fma(expand(values, k2, m2), load_masked(flat, j + 32, m2), c)
-                d = fma(expand(values, k2 + count(m2), m3), load_masked(flat, j + 48, m3), d)
-                k += count(m)
-            put(out, row, horizontal_sum(add(add(a, b), add(c, d))))
+        end = split_rows(crow, n_chunks, chunk + 1)
+        for row in range(split_rows(crow, n_chunks, chunk), min(inner, end)):
+            put(y, row, _expanded_dot(values, words, wide, row, x, _loaded))
+        for row in range(max(inner, split_rows(crow, n_chunks, chunk)), end):
+            put(y, row, _expanded_dot(values, words, wide, row, x, _masked))
 
 
-@kernel
-def _expand_four(values, crow, x, y, n_chunks):
-    masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
-    flat = x.reshape(-1)
-    batch, wide = x.shape
-    width = min(wide, 32 * (crow.shape[1] - 1))
-    for chunk in prange(n_chunks):
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            for e in range(0, batch, 4):
-                k = np.intp(crow[row, 0])
-                word = row * words + 2
-                place = e * wide
-                a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
-                for j in range(place, place + width, 16):
-                    m = bits(masks, word)
-                    prefetch(values, k + _AHEAD)
-                    w = expand(values, k, m)
-                    a = fma(w, load_masked(flat, j, m), a)
-                    b = fma(w, load_masked(flat, j + wide, m), b)
-                    c = fma(w, load_masked(flat, j + 2 * wide, m), c)
-                    d = fma(w, load_masked(flat, j + 3 * wide, m), d)
-                    k += count(m)
-                    word += 1
-                y[e, row] = horizontal_sum(a)
-                if e + 1 < y.shape[0]:
-                    y[e + 1, row] = horizontal_sum(b)
-                if e + 2 < y.shape[0]:
-                    y[e + 2, row] = horizontal_sum(c)
-                if e + 3 < y.shape[0]:
-                    y[e + 3, row] = horizontal_sum(d)
+@device_function
+def _loaded(values, k, mask):
+    """`expand` is slow when it reads memory itself, and this is, when the load is masked."""
+    return spread(load(values, k), mask)
+
+
+@device_function
+def _masked(values, k, mask):
+    return expand(values, k, mask)
+
+
+@device_function
+def _expanded_dot(values, words, wide, row, x, following):
+    """A row of W times x."""
+    place = row * wide
+    k = np.intp(at(words, place))
+    a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+    for j in range(0, len(x), 64):
+        m = bits64(words, place + 1 + j // 32)
+        if j // 32 + 2 >= wide:  # the row's last 64 bits reach into the next row's pointer
+            m &= np.uint64(0xFFFFFFFF)
+        m0, m1 = np.uint16(m), np.uint16(m >> np.uint64(16))
+        m2, m3 = np.uint16(m >> np.uint64(32)), np.uint16(m >> np.uint64(48))
+        k2 = k + count(np.uint32(m))
+        prefetch(values, k + _AHEAD)
+        prefetch(values, k + _AHEAD + 16)
+        a = fma(following(values, k, m0), load_masked(x, j, m0), a)
+        b = fma(following(values, k + count(m0), m1), load_masked(x, j + 16, m1), b)
+        c = fma(following(values, k2, m2), load_masked(x, j + 32, m2), c)
+        d = fma(following(values, k2 + count(m2), m3), load_masked(x, j + 48, m3), d)
+        k += count(m)
+    return horizontal_sum(add(add(a, b), add(c, d)))
 
 
 @kernel
@@ -180,11 +169,10 @@ def _outer(crow, dy, x, tiles, out, n_chunks):
     source, flat = dy.reshape(-1), x.reshape(-1)
     for chunk in prange(n_chunks):
         tile = tiles[chunk]
-        spare = tile[256:]
         end = split_rows(crow, n_chunks, chunk + 1)
         for first in range(split_rows(crow, n_chunks, chunk), end, 16):
             n = min(16, end - first)
-            move(source, first, rows, batch, n, tile, 0, 16, 16, spare)
+            transpose_part(source, first, rows, batch, n, tile, 0, 16, 16)
             for i in range(n):
                 k = np.intp(crow[first + i, 0])
                 word = (first + i) * words + 2

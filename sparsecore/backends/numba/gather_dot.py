@@ -223,7 +223,7 @@ def _dot_csr(
                 row[at(col_a, k)] = at(values_a, k)
             for j in range(e * each, (e + 1) * each):
                 s = at(ids_b, j)
-                total = np.zeros(1, values_a.dtype)[0]
+                total = values_a.dtype.type(0)
                 for k in range(at(crow_b, s), at(crow_b, s + 1)):
                     total += at(values_b, k) * row[at(col_b, k)]
                 put(out, j, total)

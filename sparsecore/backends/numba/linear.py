@@ -33,7 +33,7 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 
 # Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
 # faster for sddmm) and for CSR (one vector of `few_csr`).
-_FEW = {"spmm": (4, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
+_FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
 # 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 4, whose limits hold for processors that were not measured. Those of

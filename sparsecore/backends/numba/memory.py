@@ -16,7 +16,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["kept_results", "output", "result_of", "workspace"]
+__all__ = ["TYPES", "kept_results", "output", "result_of", "workspace"]
+
+TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
 _KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
 _LARGE = 8 << 20  # bytes of a result whose memory is kept

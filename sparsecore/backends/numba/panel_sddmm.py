@@ -35,7 +35,7 @@ def sddmm(crow, col, dy, x, out, n_chunks):
     width = width_of(batch)
     height = max(1, min(_HEIGHT, _LOCAL // cols))
     block = block_of(width, out.shape[0] / (cols * (crow.shape[0] - 1)), cols)
-    tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
+    tiles = workspace("tiles", n_chunks, height * width, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
         panels, more = packed(x[part], n_chunks), part.start > 0

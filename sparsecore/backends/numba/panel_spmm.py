@@ -15,7 +15,6 @@ from sparsecore.backends.numba.panels import (
     index_space,
     lanes_of,
     localise,
-    move,
     packed,
     parts,
     pointer,
@@ -26,7 +25,7 @@ from sparsecore.backends.numba.panels import (
     split_rows,
     width_of,
 )
-from sparsecore.backends.numba.simd import at
+from sparsecore.backends.numba.simd import at, transpose_part
 
 _HEIGHT = 128  # rows of W that are decoded at a time
 WIDE = 4096  # columns of a W that is wide: a panel does not stay in the second-level cache
@@ -38,7 +37,7 @@ def spmm(values, crow, col, x, y, n_chunks):
     width, dtype = width_of(batch), torch.from_numpy(x).dtype
     height = max(1, min(_HEIGHT, _LOCAL // cols))
     block = block_of(width, values.shape[0] / (cols * (crow.shape[0] - 1)), cols)
-    tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
+    tiles = workspace("tiles", n_chunks, height * width, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
         panels = packed(x[part], n_chunks)
@@ -66,7 +65,6 @@ def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segmen
     for chunk in prange(n_chunks):
         local, segment = locals_[chunk], segments[chunk]
         tile = tiles[chunk]
-        spare = tile[tile.shape[0] - 512 :]
         end = split_rows(crow, n_chunks, chunk + 1)
         for first in range(split_rows(crow, n_chunks, chunk), end, height):
             last = min(first + height, end)
@@ -98,4 +96,4 @@ def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segmen
                     for i in range(0, n, 16):
                         t = (p + lane) * rows + first + i
                         wide = min(16, n - i)
-                        move(tile, i * lanes + lane, lanes, wide, examples, out, t, rows, wide, spare)
+                        transpose_part(tile, i * lanes + lane, lanes, wide, examples, out, t, rows, wide)

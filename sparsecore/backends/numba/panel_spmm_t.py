@@ -19,14 +19,13 @@ from sparsecore.backends.numba.panels import (
     index_space,
     lanes_of,
     localise,
-    move,
     padded,
     parts,
     pointer,
     split_rows,
     width_of,
 )
-from sparsecore.backends.numba.simd import add, at, fma, hidden, load, prefetch, splat, store
+from sparsecore.backends.numba.simd import add, at, fma, hidden, load, prefetch, splat, store, transpose_part
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
@@ -36,7 +35,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     width = width_of(batch)
     height = max(1, min(_HEIGHT, _LOCAL // cols))
     block = block_of(width, values.shape[0] / (cols * rows), cols)
-    tiles = workspace("tiles", n_chunks, height * width + 512, dtype)
+    tiles = workspace("tiles", n_chunks, height * width, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
         sums = workspace("sums", n_chunks, padded(len(dy[part])) * cols, dtype)
@@ -81,14 +80,14 @@ def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments
 
 @device_function
 def tile_of(dy, p, first, last, tile, lanes):
-    """Columns first .. last of dY's examples from p on, turned to panel rows; the last 512 numbers are scratch."""
+    """Columns first .. last of dY's examples from p on, turned to panel rows."""
     batch, rows = dy.shape
-    source, spare, n = dy.reshape(-1), tile[tile.shape[0] - 512 :], last - first
+    source, n = dy.reshape(-1), last - first
     for lane in range(0, lanes, 16):
         examples = max(0, min(16, batch - p - lane))
         for i in range(0, n, 16):
             s = (p + lane) * rows + first + i
-            move(source, s, rows, examples, min(16, n - i), tile, i * lanes + lane, lanes, 16, spare)
+            transpose_part(source, s, rows, examples, min(16, n - i), tile, i * lanes + lane, lanes, 16)
 
 
 @device_function
@@ -157,7 +156,6 @@ def add_and_unpack(sums, dx, n_chunks):
     out, flat = dx.reshape(-1), sums.reshape(-1)
     groups = -(-cols // 16)
     for chunk in prange(n_chunks):
-        spare = np.empty(512, dx.dtype)
         for p in range(0, batch, 128):
             lanes = lanes_of(batch - p)
             for g in range(groups * chunk // n_chunks, groups * (chunk + 1) // n_chunks):
@@ -171,4 +169,6 @@ def add_and_unpack(sums, dx, n_chunks):
                     store(flat, t, v)
                 for lane in range(0, min(lanes, batch - p), 16):
                     examples = min(16, batch - p - lane)
-                    move(flat, s + lane, lanes, wide, examples, out, (p + lane) * cols + j, cols, wide, spare)
+                    transpose_part(
+                        flat, s + lane, lanes, wide, examples, out, (p + lane) * cols + j, cols, wide
+                    )

@@ -21,19 +21,16 @@ from sparsecore.backends.numba.simd import (
     at,
     bits64,
     count,
-    first_lanes,
     fma,
     hidden,
     load,
-    load_masked,
     mul,
     positions,
     prefetch,
     put,
     splat,
     store,
-    store_masked,
-    transpose,
+    transpose_part,
     zeros,
 )
 
@@ -73,27 +70,6 @@ def lanes_of(batch):
     return 16 if batch <= 16 else 32 if batch <= 32 else 64 if batch <= 64 else 128
 
 
-@device_function
-def move(source, s, s_step, rows, cols, target, t, t_step, lanes, spare):
-    """target[t + j * t_step + i] = source[s + i * s_step + j] for 16 x 16 numbers or fewer.
-
-    There are ``rows`` x ``cols`` of them; ``lanes`` of each target row are written, those beyond ``rows`` as 0.
-    """
-    if rows == 16 and cols == 16:
-        transpose(source, s, s_step, target, t, t_step)
-    else:
-        mask = first_lanes(cols)
-        for i in range(16):
-            if i < rows:
-                store(spare, i * 16, load_masked(source, s + i * s_step, mask))
-            else:
-                store(spare, i * 16, zeros(spare))
-        transpose(spare, 0, 16, spare, 256, 16)
-        mask = first_lanes(lanes)
-        for j in range(cols):
-            store_masked(target, t + j * t_step, load(spare, 256 + j * 16), mask)
-
-
 @kernel
 def pack(x, panels, n_chunks):
     """x (batch, cols) -> its panels one after the other, each (cols, lanes); lanes beyond the batch are 0."""
@@ -101,14 +77,13 @@ def pack(x, panels, n_chunks):
     flat = x.reshape(-1)
     groups = -(-n // 16)
     for chunk in prange(n_chunks):
-        spare = np.empty(512, x.dtype)
         for p in range(0, batch, 128):
             lanes = lanes_of(batch - p)
             for lane in range(0, lanes, 16):
                 here = max(0, min(16, batch - p - lane))
                 for j in range(groups * chunk // n_chunks * 16, groups * (chunk + 1) // n_chunks * 16, 16):
                     t = p * n + j * lanes + lane
-                    move(flat, (p + lane) * n + j, n, here, min(16, n - j), panels, t, lanes, 16, spare)
+                    transpose_part(flat, (p + lane) * n + j, n, here, min(16, n - j), panels, t, lanes, 16)
 
 
 # ---------------------------------------------------------------- index sets

@@ -25,9 +25,17 @@ from sparsecore.backends.numba.simd_arithmetic import (
     sqrt,
     sub,
     sum_of_each,
+    sum_of_rows,
     zeros,
 )
-from sparsecore.backends.numba.simd_lanes import compress, expand, has_avx512, spread, transpose
+from sparsecore.backends.numba.simd_lanes import (
+    compress,
+    expand,
+    has_avx512,
+    spread,
+    transpose,
+    transpose_part,
+)
 from sparsecore.backends.numba.simd_masks import (
     at_least,
     bits,
@@ -38,6 +46,7 @@ from sparsecore.backends.numba.simd_masks import (
     greater,
     lowest,
     positions,
+    positions_few,
     where,
 )
 from sparsecore.backends.numba.simd_memory import (
@@ -53,8 +62,9 @@ from sparsecore.backends.numba.simd_memory import (
 from sparsecore.backends.numba.simd_types import LANES, VectorType
 
 __all__ = [
-    "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress",
-    "consecutive", "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum",
-    "load", "load_masked", "lookup", "lowest", "mul", "positions", "prefetch", "put", "splat", "spread", "sqrt",
-    "store", "store_masked", "sub", "sum_of_each", "transpose", "where", "zeros",
+    "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress", "consecutive",
+    "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum", "load",
+    "load_masked", "lookup", "lowest", "mul", "positions", "positions_few", "prefetch", "put", "splat", "spread",
+    "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part", "where",
+    "zeros",
 ]  # fmt: skip

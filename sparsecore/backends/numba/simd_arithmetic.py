@@ -7,7 +7,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsecore.backends.numba.simd_types import I32, LANES, VectorType, call, interleave, suffix
+from sparsecore.backends.numba.simd_types import (
+    I32,
+    I64,
+    LANES,
+    VectorType,
+    alignment,
+    call,
+    interleave,
+    place_of,
+    suffix,
+)
 
 
 @intrinsic
@@ -95,19 +105,40 @@ def sum_of_each(typing_context, vectors):
     result = vectors.dtype
 
     def emit(context, builder, signature, arguments):
-        parts = cgutils.unpack_tuple(builder, arguments[0], LANES)
-        for half in (8, 4, 2, 1):
-            # parts[k] and parts[k + half] become one vector whose lanes with bit `half` belong to the second.
-            parts = [
-                builder.fadd(
-                    interleave(builder, parts[k], parts[k + half], half, high=False),
-                    interleave(builder, parts[k], parts[k + half], half, high=True),
-                )
-                for k in range(half)
-            ]
-        return parts[0]
+        return _folded(builder, cgutils.unpack_tuple(builder, arguments[0], LANES))
 
     return result(vectors), emit
+
+
+@intrinsic
+def sum_of_rows(typing_context, array, index):
+    """The same for the 16 rows of 16 that begin at ``index``."""
+    result = VectorType(array.dtype)
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(result)
+        rows = []
+        for row in range(LANES):
+            start = builder.add(arguments[1], I64(row * LANES))
+            place = place_of(context, builder, signature.args[0], arguments[0], start, vector)
+            rows.append(builder.load(place, typ=vector))
+            rows[-1].align = alignment(array)
+        return _folded(builder, rows)
+
+    return result(array, types.intp), emit
+
+
+def _folded(builder, parts):
+    for half in (8, 4, 2, 1):
+        # parts[k] and parts[k + half] become one vector whose lanes with bit `half` belong to the second.
+        parts = [
+            builder.fadd(
+                interleave(builder, parts[k], parts[k + half], half, high=False),
+                interleave(builder, parts[k], parts[k + half], half, high=True),
+            )
+            for k in range(half)
+        ]
+    return parts[0]
 
 
 @intrinsic

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils, config, typing
 from numba.extending import intrinsic
 
 from sparsecore.backends.numba.simd_types import (
     I16,
     I32,
+    I64,
     LANES,
     VectorType,
     alignment,
@@ -108,29 +109,78 @@ def _compress_by_lane(builder, vector, value, mask):
 @intrinsic
 def transpose(typing_context, source, index, stride, target, place, target_stride):
     """16 x 16 block: ``target.flat[place + i * target_stride + j] = source.flat[index + j * stride + i]``."""
-    kind = VectorType(source.dtype)
 
     def emit(context, builder, signature, arguments):
-        a, start, step, b, place, leap = arguments
-        vector = context.get_value_type(kind)
-        rows = []
-        for _ in range(LANES):
-            row = builder.load(place_of(context, builder, signature.args[0], a, start, vector), typ=vector)
-            row.align = alignment(source)
-            rows.append(row)
-            start = builder.add(start, step)
-        # Exchange off-diagonal blocks of 8, 4, 2 and 1: after each stage rows and lanes have swapped one index bit.
-        for half in (8, 4, 2, 1):
-            swapped = list(rows)
-            for k in range(LANES):
-                if not k & half:
-                    swapped[k] = interleave(builder, rows[k], rows[k + half], half, high=False)
-                    swapped[k + half] = interleave(builder, rows[k], rows[k + half], half, high=True)
-            rows = swapped
-        for row in rows:
-            to = place_of(context, builder, signature.args[3], b, place, vector)
-            builder.store(row, to).align = alignment(target)
-            place = builder.add(place, leap)
+        _transpose(context, builder, signature, arguments)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), emit
+
+
+@intrinsic
+def transpose_part(typing_context, source, index, stride, rows, cols, target, place, target_stride, lanes):
+    """The same for ``rows`` x ``cols`` numbers of a block, 0 to 16 each: ``lanes`` numbers of ``cols`` target rows are
+    written, those beyond ``rows`` as 0.
+
+    The branch for whole blocks is in here because next to one in a kernel numba keeps counting references to arrays:
+    that took as long as the block, and longer where threads count those of the same array.
+    """
+
+    def emit(context, builder, signature, arguments):
+        rows, cols, lanes = arguments[3], arguments[4], arguments[8]
+        whole = arguments[:3] + arguments[5:8]
+        kinds = signature.args[:3] + signature.args[5:8]
+        all_rows, all_cols = (builder.icmp_signed("==", n, I64(LANES)) for n in (rows, cols))
+        every = builder.and_(builder.and_(all_rows, all_cols), builder.icmp_signed("==", lanes, I64(LANES)))
+        with builder.if_else(every) as (then, otherwise):
+            with then:
+                _transpose(context, builder, typing.signature(types.void, *kinds), whole)
+            with otherwise:
+                masks = _masks(builder, rows, cols), _masks(builder, cols, lanes)
+                _transpose(context, builder, typing.signature(types.void, *kinds), whole, *masks)
+        return context.get_dummy_value()
+
+    whole_numbers = (types.intp,) * 3
+    return types.void(source, *whole_numbers, types.intp, target, *whole_numbers), emit
+
+
+def _masks(builder, n, lanes):
+    """Masks of some lanes for the first n vectors, of none for the others."""
+    some = builder.sub(builder.shl(I32(1), builder.trunc(lanes, I32)), I32(1))
+    some = builder.trunc(some, I16)
+    return [builder.select(builder.icmp_signed("<", I64(i), n), some, I16(0)) for i in range(LANES)]
+
+
+def _transpose(context, builder, signature, arguments, read=None, written=None):
+    """With masks of what is read and written of each vector, or all of it."""
+    a, start, step, b, place, leap = arguments
+    source, target = signature.args[0], signature.args[3]
+    vector = context.get_value_type(VectorType(source.dtype))
+    zero = ir.Constant(vector, [0.0] * LANES)
+    rows = []
+    for i in range(LANES):
+        at = place_of(context, builder, source, a, start, vector)
+        if read is None:
+            row = builder.load(at, typ=vector)
+            row.align = alignment(source)
+        else:
+            masked = [at, I32(alignment(source)), as_lanes(builder, read[i]), zero]
+            row = call(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector, masked)
+        rows.append(row)
+        start = builder.add(start, step)
+    # Exchange off-diagonal blocks of 8, 4, 2 and 1: after each stage rows and lanes have swapped one index bit.
+    for half in (8, 4, 2, 1):
+        swapped = list(rows)
+        for k in range(LANES):
+            if not k & half:
+                swapped[k] = interleave(builder, rows[k], rows[k + half], half, high=False)
+                swapped[k + half] = interleave(builder, rows[k], rows[k + half], half, high=True)
+        rows = swapped
+    for i, row in enumerate(rows):
+        to = place_of(context, builder, target, b, place, vector)
+        if written is None:
+            builder.store(row, to).align = alignment(target)
+        else:
+            masked = [row, to, I32(alignment(target)), as_lanes(builder, written[i])]
+            call(builder, f"llvm.masked.store.{suffix(vector)}.p0", ir.VoidType(), masked)
+        place = builder.add(place, leap)

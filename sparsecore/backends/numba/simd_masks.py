@@ -104,31 +104,43 @@ def where(typing_context, mask, a, b):
     return a(types.uint16, a, a), emit
 
 
-@intrinsic
-def positions(typing_context, target, index, mask, base):
-    """Write base + the places of a uint64's set bits as uint16, in order. All of 64 elements are written."""
+def _positions(written, explanation):
+    @intrinsic
+    def positions(typing_context, target, index, mask, base):
+        def emit(context, builder, signature, arguments):
+            array, index, mask, base = arguments
+            narrow = ir.VectorType(I8, 64)
+            kind = context.get_value_type(target.dtype)
+            wide = ir.VectorType(kind, written)
+            found = call(
+                builder,
+                "llvm.experimental.vector.compress.v64i8",
+                narrow,
+                [
+                    ir.Constant(narrow, list(range(64))),
+                    builder.bitcast(mask, ir.VectorType(I1, 64)),
+                    ir.Constant(narrow, [0] * 64),
+                ],
+            )
+            order = ir.Constant(ir.VectorType(I32, written), list(range(written)))
+            found = builder.shuffle_vector(found, ir.Constant(narrow, ir.Undefined), order)
+            undefined = ir.Constant(wide, ir.Undefined)
+            first = builder.insert_element(undefined, builder.trunc(base, kind), I32(0))
+            bases = builder.shuffle_vector(first, undefined, ir.Constant(order.type, [0] * written))
+            place = place_of(context, builder, signature.args[0], array, index, wide)
+            builder.store(builder.add(builder.zext(found, wide), bases), place).align = alignment(target)
+            return context.get_dummy_value()
 
-    def emit(context, builder, signature, arguments):
-        array, index, mask, base = arguments
-        narrow, wide = ir.VectorType(I8, 64), ir.VectorType(I16, 64)
-        found = call(
-            builder,
-            "llvm.experimental.vector.compress.v64i8",
-            narrow,
-            [
-                ir.Constant(narrow, list(range(64))),
-                builder.bitcast(mask, ir.VectorType(I1, 64)),
-                ir.Constant(narrow, ir.Undefined),
-            ],
-        )
-        undefined = ir.Constant(wide, ir.Undefined)
-        first = builder.insert_element(undefined, builder.trunc(base, I16), I32(0))
-        bases = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, 64), [0] * 64))
-        place = builder.bitcast(element(context, builder, signature.args[0], array, index), wide.as_pointer())
-        builder.store(builder.add(builder.zext(found, wide), bases), place).align = alignment(target)
-        return context.get_dummy_value()
+        return types.void(target, types.intp, types.uint64, types.intp), emit
 
-    return types.void(target, types.intp, types.uint64, types.intp), emit
+    positions.__doc__ = explanation
+    return positions
+
+
+positions = _positions(
+    64, "Write base + the places of a uint64's set bits, in order, then base alone: 64 numbers in all."
+)
+positions_few = _positions(32, "The same where at most 32 are set: 32 numbers, half as many stores.")
 
 
 @intrinsic

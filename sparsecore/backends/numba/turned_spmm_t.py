@@ -42,7 +42,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
     dtype = torch.from_numpy(dy).dtype
     width = width_of(batch)
     height = max(1, min(block_of(width, values.shape[0] / (cols * dy.shape[1]), 0), _POSITIONS // cols))
-    tiles = workspace("tiles", n_chunks, height * width + _NOTHING + 512, dtype)
+    tiles = workspace("tiles", n_chunks, height * width + _NOTHING, dtype)
     local, segment = index_space(n_chunks, height, cols, MOST_COLUMNS)
     turned = workspace("turned", n_chunks, height * cols + 16, dtype)
     rows = workspace("turned rows", n_chunks, height * cols + 16, torch.int16).view(np.uint16)
@@ -64,7 +64,7 @@ def _spmm_t(
             locals_[chunk], segments[chunk], turneds[chunk], rows_[chunk], ends_[chunk]
         )  # fmt: skip
         total, tile = sums[chunk], tiles[chunk]
-        zero = tile.shape[0] - 512 - _NOTHING
+        zero = tile.shape[0] - _NOTHING
         tile[zero : zero + _NOTHING] = 0
         total[:] = 0
         end = split_rows(crow, n_chunks, chunk + 1)

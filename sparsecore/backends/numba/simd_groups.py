@@ -1,0 +1,95 @@
+"""Vectors that hold several nonzeros: 16 / w of them, with w examples each, for a tuple ``examples`` of length w."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from sparsecore.backends.numba.simd_types import (
+    I1,
+    I32,
+    I64,
+    LANES,
+    VectorType,
+    alignment,
+    call,
+    element,
+    place_of,
+)
+
+__all__ = ["picked", "repeated", "repeated_first"]
+
+
+@intrinsic
+def picked(typing_context, panel, columns, index, examples):
+    """``panel[w * columns[index + i] + e]`` in lane w i + e. All 16 / w columns are read, by scalar loads.
+
+    The processor's own gathers took 1.2 to 1.5 times as long on Zen 4.
+    """
+    result, w = VectorType(panel.dtype), examples.count
+
+    def emit(context, builder, signature, arguments):
+        vector = context.get_value_type(result)
+        kind = ir.VectorType(vector.element, w)
+        parts = []
+        for i in range(LANES // w):
+            place = builder.add(arguments[2], I64(i))
+            column = builder.load(
+                element(context, builder, signature.args[1], arguments[1], place),
+                typ=context.get_value_type(columns.dtype),
+            )
+            column = column if columns.dtype.bitwidth == 64 else builder.zext(column, I64)
+            place = place_of(
+                context, builder, signature.args[0], arguments[0], builder.mul(column, I64(w)), kind
+            )
+            parts.append(builder.load(place, typ=kind))
+            parts[-1].align = alignment(panel)
+        while len(parts) > 1:
+            parts = [_joined(builder, *parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return parts[0]
+
+    return result(panel, columns, types.intp, examples), emit
+
+
+@intrinsic
+def repeated(typing_context, values, index, examples):
+    """``values[index + i]`` in the lanes w i to w i + w - 1."""
+    result, w = VectorType(values.dtype), examples.count
+
+    def emit(context, builder, signature, arguments):
+        kind = ir.VectorType(context.get_value_type(values.dtype), LANES // w)
+        numbers = builder.load(place_of(context, builder, signature.args[0], *arguments[:2], kind), typ=kind)
+        numbers.align = alignment(values)
+        return _each(builder, numbers, w)
+
+    return result(values, types.intp, examples), emit
+
+
+@intrinsic
+def repeated_first(typing_context, values, index, n, examples):
+    """The same for the first n places; memory of the others is not touched, and their lanes are 0."""
+    result, w = VectorType(values.dtype), examples.count
+
+    def emit(context, builder, signature, arguments):
+        groups = LANES // w
+        kind = ir.VectorType(context.get_value_type(values.dtype), groups)
+        ones = builder.sub(builder.shl(I32(1), builder.trunc(arguments[2], I32)), I32(1))
+        mask = builder.bitcast(builder.trunc(ones, ir.IntType(groups)), ir.VectorType(I1, groups))
+        place = place_of(context, builder, signature.args[0], *arguments[:2], kind)
+        masked = [place, I32(alignment(values)), mask, ir.Constant(kind, [0.0] * groups)]
+        name = f"llvm.masked.load.v{groups}f{values.dtype.bitwidth}.p0"
+        return _each(builder, call(builder, name, kind, masked), w)
+
+    return result(values, types.intp, types.intp, examples), emit
+
+
+def _joined(builder, a, b):
+    order = list(range(2 * a.type.count))
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+
+def _each(builder, numbers, w):
+    order = [lane // w for lane in range(LANES)]
+    undefined = ir.Constant(numbers.type, ir.Undefined)
+    return builder.shuffle_vector(numbers, undefined, ir.Constant(ir.VectorType(I32, LANES), order))
