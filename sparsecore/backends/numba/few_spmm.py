@@ -35,10 +35,9 @@ from sparsecore.backends.numba.simd import (
     store_masked,
     sum_of_rows,
     transpose,
-    where,
     zeros,
 )
-from sparsecore.backends.numba.simd_groups import picked, repeated, repeated_first
+from sparsecore.backends.numba.simd_groups import first_only, picked, repeated, repeated_first
 
 __all__ = ["spmm"]
 
@@ -160,7 +159,7 @@ def _sum(values, first, last, columns, place, panel, examples):
         a = fma(repeated(values, k, examples), picked(panel, columns, j, examples), a)
         k += groups
         j += groups
-    x = where(first_lanes((last - k) * w), picked(panel, columns, j, examples), zero)
+    x = first_only(picked(panel, columns, j, examples), (last - k) * w)
     b = fma(repeated_first(values, k, last - k, examples), x, b)
     return add(a, b)
 

@@ -22,6 +22,7 @@ from sparsecore.backends.numba.simd import (
     bits64,
     count,
     fma,
+    has_avx512,
     hidden,
     load,
     mul,
@@ -35,6 +36,9 @@ from sparsecore.backends.numba.simd import (
 )
 
 WIDTH = 128
+# Without AVX-512 there are 16 registers of half a vector: eight sums leave none. They were put on the stack in every
+# turn, and where a worker's stack happened to lie badly, two threads took longer than one.
+_HALVES = not has_avx512()
 
 
 def width_of(batch: int) -> int:
@@ -189,7 +193,32 @@ def _localise_csr(crow, col, first, last, cols, block, height, local, segment):
 
 
 @device_function
+def _four_vectors(values, start, ahead, local, first, last, panels, base, lanes, sums, t, more):
+    a0 = a1 = a2 = a3 = zeros(panels)
+    if more:
+        a0, a1, a2, a3 = load(sums, t), load(sums, t + 16), load(sums, t + 32), load(sums, t + 48)
+    k = first
+    while k < last:
+        prefetch(values, ahead + k)
+        w = splat(at(values, start + k))
+        j = base + np.intp(at(local, k)) * lanes
+        a0 = fma(w, load(panels, j), a0)
+        a1 = fma(w, load(panels, j + 16), a1)
+        a2 = fma(w, load(panels, j + 32), a2)
+        a3 = fma(w, load(panels, j + 48), a3)
+        k = hidden(k + 1)
+    store(sums, t, a0)
+    store(sums, t + 16, a1)
+    store(sums, t + 32, a2)
+    store(sums, t + 48, a3)
+
+
+@device_function
 def row_of_128(values, start, ahead, local, first, last, panels, base, zero, sums, t, more):
+    if _HALVES:
+        _four_vectors(values, start, ahead, local, first, last, panels, base, 128, sums, t, more)
+        _four_vectors(values, start, ahead, local, first, last, panels, base + 64, 128, sums, t + 64, more)
+        return
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = zeros(panels)
     if more:
         a0, a1, a2, a3 = load(sums, t), load(sums, t + 16), load(sums, t + 32), load(sums, t + 48)
@@ -229,6 +258,9 @@ def _or_nothing(values, start, local, k, there, base, lanes, zero):
 @device_function
 def row_of_64(values, start, ahead, local, first, last, panels, base, zero, sums, t, more):
     """Two nonzeros at a time: multiply-adds to the same sum would wait for each other."""
+    if _HALVES:
+        _four_vectors(values, start, ahead, local, first, last, panels, base, 64, sums, t, more)
+        return
     a0 = a1 = a2 = a3 = zeros(panels)
     if more:
         a0, a1, a2, a3 = load(sums, t), load(sums, t + 16), load(sums, t + 32), load(sums, t + 48)

@@ -7,7 +7,6 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsecore.backends.numba.simd_types import (
-    I1,
     I32,
     I64,
     LANES,
@@ -18,7 +17,7 @@ from sparsecore.backends.numba.simd_types import (
     place_of,
 )
 
-__all__ = ["picked", "repeated", "repeated_first"]
+__all__ = ["first_only", "picked", "repeated", "repeated_first"]
 
 
 @intrinsic
@@ -74,14 +73,33 @@ def repeated_first(typing_context, values, index, n, examples):
     def emit(context, builder, signature, arguments):
         groups = LANES // w
         kind = ir.VectorType(context.get_value_type(values.dtype), groups)
-        ones = builder.sub(builder.shl(I32(1), builder.trunc(arguments[2], I32)), I32(1))
-        mask = builder.bitcast(builder.trunc(ones, ir.IntType(groups)), ir.VectorType(I1, groups))
         place = place_of(context, builder, signature.args[0], *arguments[:2], kind)
+        mask = _below(builder, arguments[2], groups)
         masked = [place, I32(alignment(values)), mask, ir.Constant(kind, [0.0] * groups)]
         name = f"llvm.masked.load.v{groups}f{values.dtype.bitwidth}.p0"
         return _each(builder, call(builder, name, kind, masked), w)
 
     return result(values, types.intp, types.intp, examples), emit
+
+
+@intrinsic
+def first_only(typing_context, vector, n):
+    """The first n lanes, 0 in the others."""
+
+    def emit(context, builder, signature, arguments):
+        zero = ir.Constant(arguments[0].type, [0.0] * LANES)
+        return builder.select(_below(builder, arguments[1], LANES), arguments[0], zero)
+
+    return vector(vector, types.intp), emit
+
+
+def _below(builder, n, lanes):
+    """Whether a lane is one of the first n: numbers are compared, since masks of bits take longer without AVX-512."""
+    kind = ir.VectorType(I32, lanes)
+    undefined = ir.Constant(kind, ir.Undefined)
+    limit = builder.insert_element(undefined, builder.trunc(n, I32), I32(0))
+    limit = builder.shuffle_vector(limit, undefined, ir.Constant(kind, [0] * lanes))
+    return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), limit)
 
 
 def _joined(builder, a, b):
