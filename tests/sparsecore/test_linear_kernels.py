@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +168,23 @@ def test_a_few_examples_do_not_multiply_what_is_not_stored(density, batch, encod
     assert 0 < reached.sum() < 40
     assert result[:, reached].isnan().all()
     assert torch.equal(result[:, ~reached], right[:, ~reached])
+
+
+PORTABLE = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import test_linear_kernels as t
+for batch in (1, 3, 7, 16, 33, 130):
+    t.check(t.random_pattern((150, 137), 0.3, seed=1), "csr", batch, torch.float32)
+"""
+
+
+def test_without_avx512() -> None:
+    environment = {**os.environ, "SPARSECORE_SIMD": "portable"}
+    command = [sys.executable, "-c", PORTABLE, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -1,8 +1,9 @@
 """Products for a few examples, where lanes of a batch would be empty: vectors run along the columns of W instead.
 
 From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example; CSR has
-its own forms (`few_csr`). Results of ``spmm_t`` depend on the number of threads (threads take rows and
-have a dX each, added in their order), the others do not.
+its own forms (`few_csr`), and ``spmm`` one for both encodings (`few_spmm`) but for one example from a bitmap. Results
+of ``spmm_t`` depend on the number of threads (threads take rows and have a dX each, added in their order), the others
+do not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Products with a handful of examples, for a weight in CSR: one nonzero after the other.
 
-For two to sixteen examples the vectors lie along the batch, whose features are packed 16 lanes wide: a nonzero costs
-one load of a vector and one multiply-add, and no column is decoded twice. Results of ``spmm_t`` depend on the number of
-threads (each has its own sums); those of the others do not.
+``spmm_t`` for two to sixteen examples has vectors along the batch, whose features are packed 16 lanes wide: a nonzero
+costs one load, one multiply-add and one store of a vector. Its results depend on the number of threads (each has its
+own sums); those of ``sddmm`` do not.
 """
 
 from __future__ import annotations

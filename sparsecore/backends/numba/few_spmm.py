@@ -6,7 +6,7 @@ vector of a row is masked instead of looped over, and 16 rows are summed up toge
 number of threads.
 
 Rows are taken without a branch where it can be helped: next to one, numba keeps counting references to the arrays,
-which takes 30 ns, longer than a short row.
+which takes longer than a short row.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
-# Largest batch of the few, for a bitmap (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels are already
-# faster for sddmm) and for CSR (one vector of `few_csr`).
+# Largest batch of the few, for a bitmap and for CSR (chosen at 20000 x 600 from batches 1, 2, 4, 8 and 16; at 16 panels
+# are already faster for sddmm; `few_spmm` and the vectors of `few_csr` hold no more than 16).
 _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,

@@ -24,7 +24,7 @@ __all__ = ["first_only", "picked", "repeated", "repeated_first"]
 def picked(typing_context, panel, columns, index, examples):
     """``panel[w * columns[index + i] + e]`` in lane w i + e. All 16 / w columns are read, by scalar loads.
 
-    The processor's own gathers took 1.2 to 1.5 times as long on Zen 4.
+    The processor's own gathers took longer on Zen 4.
     """
     result, w = VectorType(panel.dtype), examples.count
 
