@@ -1,9 +1,9 @@
 """Products for a few examples, where lanes of a batch would be empty: vectors run along the columns of W instead.
 
 From a bitmap 16 positions of a row are expanded (or computed, and compressed) at a time for every example; CSR has
-its own forms (`few_csr`), and ``spmm`` one for both encodings (`few_spmm`) but for one example from a bitmap. Results
-of ``spmm_t`` depend on the number of threads (threads take rows and have a dX each, added in their order), the others
-do not.
+its own forms (`few_csr`), and ``spmm`` one for both encodings (`few_spmm`) and one for a single example from a bitmap
+(`few_one`). Results of ``spmm_t`` depend on the number of threads (threads take rows and have a dX each, added in their
+order), the others do not.
 """
 
 from __future__ import annotations
@@ -12,28 +12,21 @@ import numpy as np
 import torch
 from numba import prange
 
-from sparsecore.backends.numba import few_csr, few_spmm
+from sparsecore.backends.numba import few_csr, few_one, few_spmm
 from sparsecore.backends.numba.jit import device_function, kernel
 from sparsecore.backends.numba.memory import TYPES, workspace
 from sparsecore.backends.numba.panels import split_rows
 from sparsecore.backends.numba.simd import (
-    LANES,
-    add,
     at,
     bits,
-    bits64,
     compress,
     count,
     expand,
     first_lanes,
     fma,
-    horizontal_sum,
     load,
-    load_masked,
     prefetch,
-    put,
     splat,
-    spread,
     store,
     store_masked,
     transpose_part,
@@ -46,7 +39,7 @@ _AHEAD = 1024  # values: 256 took 1.2 times as long at density 0.5
 
 def spmm(values, crow, col, x, y, n_chunks):
     if col is None and len(x) == 1:
-        _expand_one(values, crow, x[0], y[0], n_chunks)
+        few_one.spmm(values, crow, x[0], y[0], n_chunks)
     else:
         few_spmm.spmm(values, crow, col, x, y, n_chunks)
 
@@ -88,54 +81,6 @@ def _on_lines(shape, dtype):
 
 # ---------------------------------------------------------------- bitmap
 # Places that are not stored are masked, not multiplied by 0: infinity times 0 would be NaN.
-
-
-@kernel
-def _expand_one(values, crow, x, y, n_chunks):
-    words, wide, rows = crow.reshape(-1), crow.shape[1], crow.shape[0] - 1
-    inner = rows  # up to here a vector that begins in a row lies within the values
-    while inner > 0 and crow[inner, 0] + LANES > len(values):
-        inner -= 1
-    for chunk in prange(n_chunks):
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for row in range(split_rows(crow, n_chunks, chunk), min(inner, end)):
-            put(y, row, _expanded_dot(values, words, wide, row, x, _loaded))
-        for row in range(max(inner, split_rows(crow, n_chunks, chunk)), end):
-            put(y, row, _expanded_dot(values, words, wide, row, x, _masked))
-
-
-@device_function
-def _loaded(values, k, mask):
-    """`expand` is slow when it reads memory itself, and this is, when the load is masked."""
-    return spread(load(values, k), mask)
-
-
-@device_function
-def _masked(values, k, mask):
-    return expand(values, k, mask)
-
-
-@device_function
-def _expanded_dot(values, words, wide, row, x, following):
-    """A row of W times x."""
-    place = row * wide
-    k = np.intp(at(words, place))
-    a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
-    for j in range(0, len(x), 64):
-        m = bits64(words, place + 1 + j // 32)
-        if j // 32 + 2 >= wide:  # the row's last 64 bits reach into the next row's pointer
-            m &= np.uint64(0xFFFFFFFF)
-        m0, m1 = np.uint16(m), np.uint16(m >> np.uint64(16))
-        m2, m3 = np.uint16(m >> np.uint64(32)), np.uint16(m >> np.uint64(48))
-        k2 = k + count(np.uint32(m))
-        prefetch(values, k + _AHEAD)
-        prefetch(values, k + _AHEAD + 16)
-        a = fma(following(values, k, m0), load_masked(x, j, m0), a)
-        b = fma(following(values, k + count(m0), m1), load_masked(x, j + 16, m1), b)
-        c = fma(following(values, k2, m2), load_masked(x, j + 32, m2), c)
-        d = fma(following(values, k2 + count(m2), m3), load_masked(x, j + 48, m3), d)
-        k += count(m)
-    return horizontal_sum(add(add(a, b), add(c, d)))
 
 
 @kernel
