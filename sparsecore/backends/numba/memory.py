@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["TYPES", "kept_results", "output", "result_of", "workspace"]
+__all__ = ["TYPES", "is_kept", "kept_results", "output", "result_of", "workspace"]
 
 TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -48,6 +48,11 @@ def output(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return ask_huge_pages(torch.empty(shape, dtype=dtype, device=_CPU))
 
 
+def is_kept(size: int) -> bool:
+    """Whether the memory of a result of this many bytes is used again."""
+    return size >= _LARGE
+
+
 def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised memory for what an operation makes of the weight that has this index.
 
@@ -56,7 +61,7 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     product at density 0.1. One is kept for each operation, as long as the index lives.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
+    if not is_kept(size):
         return index.new_empty(shape, dtype=dtype)
     kept = _results.get(index)
     if kept is None:

@@ -16,7 +16,7 @@ from sparsecore.backends.numba import small
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import Groups, group, grouped_in
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
-from sparsecore.backends.numba.memory import result_of, workspace
+from sparsecore.backends.numba.memory import is_kept, result_of, workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -62,6 +62,8 @@ def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nn
 
 def gradient(crow: Tensor, nnz: int, dtype: torch.dtype) -> Tensor:
     """Zeros for a gradient of all values of the weight that has this index."""
+    if not is_kept(nnz * dtype.itemsize):  # one call instead of two
+        return crow.new_zeros(nnz, dtype=dtype)
     return result_of(crow, "gradient", (nnz,), dtype).zero_()
 
 
