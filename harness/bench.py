@@ -47,7 +47,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure workloads here and now. Exit code 1 if one fails."""
-    console = Console()
+    console = Console(markup=False)
     workloads = choose(name, quick=not full)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {name!r}; see harness list")
@@ -61,7 +61,7 @@ def bench(
             continue
         except Exception:
             failed = True
-            console.print(f"{workload.name}: failed\n{traceback.format_exc()}", highlight=False, markup=False)
+            console.print(f"{workload.name}: failed\n{traceback.format_exc()}", highlight=False)
             continue
         found[workload.name] = figures
         console.print(_table(workload.name, figures))

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from harness import command
 from harness.gate.expectations import ExpectationsError
@@ -74,7 +75,7 @@ def gate(
     from harness.suite.registry import choose
 
     root = repository()
-    errors = Console(stderr=True)
+    errors = Console(markup=False, stderr=True)
     workloads = choose(only, quick=not full)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
@@ -82,7 +83,9 @@ def gate(
         try:
             commit_of(root, base)
         except GitError as error:
-            Console().print(f"PASS: nothing to hold the working tree against: {error}", highlight=False)
+            Console(markup=False).print(
+                f"PASS: nothing to hold the working tree against: {error}", highlight=False
+            )
             raise typer.Exit() from None
     if counters and times:
         raise typer.BadParameter("--counters takes no times, --times takes them always: give one of the two")
@@ -90,7 +93,7 @@ def gate(
     verdict = run(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
     )
-    show(verdict, Console(), verbose)
+    show(verdict, Console(markup=False), verbose)
     called = f"harness {shlex.join(sys.argv[1:])}"
     if markdown is not None:
         facts = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
@@ -134,7 +137,7 @@ def run(
     kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads, keep=clean)
     _tell(kept)
     if not clean:
-        Console(stderr=True).print(
+        Console(markup=False, stderr=True).print(
             "sparsecore, recsys, harness or benchmarks differ from HEAD: nothing was kept; commit first",
             style="yellow",
         )
@@ -161,7 +164,7 @@ def report(
     name = machine or identify(threads).name
     runs, problems = read_results(folder, name)
     for problem in problems:
-        Console(stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
+        Console(markup=False, stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
     if not runs:
         if problems:
             raise HistoryError(
@@ -177,7 +180,7 @@ def report(
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(to_html(found), encoding="utf-8")
-    Console().print(found.verdict, highlight=False, soft_wrap=True)
+    Console(markup=False).print(found.verdict, highlight=False, soft_wrap=True)
     if as_markdown:
         print(to_markdown(found))
 
@@ -192,7 +195,7 @@ def publish(
     from harness.revisions.subject import repository
 
     place = run(repository(), output)
-    Console().print(
+    Console(markup=False).print(
         f"{place}: open it with python -m http.server --directory {output} and a browser",
         highlight=False,
         soft_wrap=True,
@@ -204,13 +207,13 @@ def doctor(threads: Threads = 1) -> None:
     """What on this machine spoils measurements, and what to do. Exit code 1 if something does."""
     from harness.doctor import examine
 
-    console, bad = Console(), False
+    console, bad = Console(markup=False), False
     for check in examine(threads):
         mark, style = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}[
             check.status
         ]
         bad = bad or check.status == "bad"
-        console.print(f"[{style}]{mark:>4}[/{style}]  {check.what}: {check.found}", highlight=False)
+        console.print(Text(f"{mark:>4}", style), f" {check.what}: {check.found}", highlight=False)
         if check.advice:
             console.print(f"      {check.advice}", highlight=False)
     raise typer.Exit(int(bad))
@@ -248,12 +251,12 @@ def backfill(
                 there = set()
             left = [workload for workload in workloads if workload.name not in there]
         if not left:
-            Console().print(f"{commit[:10]}: has figures already", highlight=False)
+            Console(markup=False).print(f"{commit[:10]}: has figures already", highlight=False)
             continue
         try:
             subject = extract(root, commit, root / STORE / "subjects")
         except GitError as error:
-            Console().print(f"{commit[:10]}: skipped, {error}", highlight=False)
+            Console(markup=False).print(f"{commit[:10]}: skipped, {error}", highlight=False)
             continue
         kept = measure_commit(root, subject, left, seconds=seconds, threads=threads)
         failed = failed or bool(kept.failed)
@@ -262,7 +265,7 @@ def backfill(
 
 
 def _tell(kept: Kept) -> None:
-    console = Console()
+    console = Console(markup=False)
     missing = {name: o.missing for name, o in kept.outcomes.items() if o.missing is not None}
     console.print(
         f"{kept.subject.revision[:10]}: {len(kept.outcomes)} workloads in {kept.seconds:.0f} s, "
@@ -273,7 +276,7 @@ def _tell(kept: Kept) -> None:
     for name, why in missing.items():
         console.print(f"  {name}: skipped, {why}", highlight=False)
     for name in kept.failed:
-        console.print(f"  {name}: failed\n{kept.outcomes[name].error}", highlight=False, markup=False)
+        console.print(f"  {name}: failed\n{kept.outcomes[name].error}", highlight=False)
 
 
 @app.command("list")
@@ -290,7 +293,7 @@ def list_workloads(only: Only = None) -> None:
     for workload in choose(only):
         forms = f"{len(workload.forms)}"
         table.add_row(workload.name, workload.group, "yes" if workload.quick else "", forms, workload.what)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 _EXTRA = ("asv", "asv_runner", "jinja2", "matplotlib", "psutil")

@@ -59,7 +59,7 @@ def mendable(*more: type[Exception]) -> Iterator[None]:
 
 def fail(why: str) -> None:
     """Say why on standard error, and end with exit code 2."""
-    Console(stderr=True).print(f"error: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
+    Console(markup=False, stderr=True).print(f"error: {why}", style="red", highlight=False, soft_wrap=True)
     sys.exit(2)
 
 

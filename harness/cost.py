@@ -96,7 +96,7 @@ def main(
     """Measure training steps of presets, dense against masked and dynamic sparse."""
     if threads:
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     workloads = {}
     for preset in presets:
         config = load_config(preset, options={"data.dir": data_dir})

@@ -127,7 +127,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Tiny shapes: everything runs once.")] = False,
 ) -> None:
     """Measure every operation in both encodings."""
-    console, rows = Console(stderr=True), []
+    console, rows = Console(markup=False, stderr=True), []
     for density in DENSITIES:
         console.print(f"density {density:g}")
         rows += compare(

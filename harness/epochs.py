@@ -114,7 +114,7 @@ def main(
         place = export(loaded, Path(folder))
         for name in names:
             rows[name] = measure(name, loaded, python, place, repeats, threads)
-            Console(stderr=True).print(name, rows[name])
+            Console(markup=False, stderr=True).print(name, rows[name])
             if output is not None:  # after every model: a failure of a later one costs nothing
                 document = {"dataset": loaded.summary(), "seconds": rows}
                 save_results(output, "python -m harness.epochs", _page(loaded, rows, threads), document)

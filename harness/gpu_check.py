@@ -292,7 +292,10 @@ def main(
     ] = 330.0,
 ) -> None:
     """Run the GPU tests, then measure operations, training steps and memory against dense."""
-    deadline, console = time.monotonic() + seconds, Console(stderr=True, highlight=False, soft_wrap=True)
+    deadline, console = (
+        time.monotonic() + seconds,
+        Console(markup=False, stderr=True, highlight=False, soft_wrap=True),
+    )
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("no CUDA device here; --device cpu --quick runs everything on the CPU")
     document: dict[str, Any] = {"quick": quick, "seconds": 0.0, "device": {}, "tests": None}
@@ -309,7 +312,7 @@ def main(
         for text in reply.warnings:
             document["warnings"].setdefault(text, job.name)
         for row in reply.rows:
-            console.print(_progress(row), markup=False)
+            console.print(_progress(row))
         document["seconds"] = round(seconds - (deadline - time.monotonic()), 1)
         _save(output, document)
     if output is None:

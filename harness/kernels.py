@@ -201,7 +201,7 @@ def main(
     ] = True,
 ) -> None:
     """Measure every operation against dense."""
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     seconds = 0.0 if quick else seconds
     numbers = [int(n) for n in threads.split(",")]
     ceilings = {n: measure_ceilings(n, quick) for n in numbers}

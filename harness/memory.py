@@ -93,7 +93,7 @@ def main(
     found: dict[str, dict[str, Any]] = {}
     for density in [1.0, *map(float, densities.split(","))]:
         found[f"{density:g}"] = measure(rows, cols, density)
-        Console(stderr=True).print(f"density {density:g}: {found[f'{density:g}']}")
+        Console(markup=False, stderr=True).print(f"density {density:g}: {found[f'{density:g}']}")
     dense, keys = found["1"], list(found["1"])
     lines = [
         f"# Memory of training an embedding table of {rows:,} x {cols} with Adam, float32",

@@ -268,7 +268,7 @@ def main(
 ) -> None:
     """Try the gate on commits that change nothing, and on planted defects."""
     chosen = [c for c in CHANGES if not changes or c.name in changes.split(",")]
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     rows: dict[str, list[dict[str, Any]]] = {change.name: [] for change in chosen}
     before = f"load average before it {os.getloadavg()[0]:.1f}"
     beside = f"{os.cpu_count()} cores, {jobs} trials at a time, {load} busy loops beside them, {before}"

@@ -186,7 +186,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Timing of each workload and number of threads.")] = 30.0,
 ) -> None:
     """Measure whole training steps against dense."""
-    console, found = Console(stderr=True), {}
+    console, found = Console(markup=False, stderr=True), {}
     names = names or list(WORKLOADS)
     for name in names:  # whatever may be missing is missed before the first measurement
         if name not in WORKLOADS:

@@ -8,6 +8,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -43,6 +44,14 @@ class DataConfig(Section):
     dir: str | None = None
     seed: int = Field(default=0, ge=0)
     options: dict[str, Any] = Field(default={})
+
+    @field_validator("options")
+    @classmethod
+    def _finite(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be a finite number, got {value}")
+        return options
 
 
 class SparsityConfig(Section):

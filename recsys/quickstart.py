@@ -69,7 +69,7 @@ def run(
     Raises:
         RecsysError: as `recsys.training.session.train`.
     """
-    console = Console() if console is None else console
+    console = Console(markup=False) if console is None else console
     if config.evaluation.protocol != "full":
         raise ConfigError(
             "quickstart shows full ranking beside the most popular and the best possible one; "

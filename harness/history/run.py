@@ -63,7 +63,7 @@ def measure_commit(
     Raises:
         HistoryError: a bench file does not import.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(markup=False, stderr=True)
     begun, identity, benchmarks = time.perf_counter(), identify(threads), {}
     if keep:
         benchmarks = discover(root / BENCHMARKS)

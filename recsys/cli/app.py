@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from recsys.config import Config
+
+
+_MOST_THREADS = 1024  # more than that fail to start, one by one
 
 
 class _Friendly(TyperGroup):
@@ -47,7 +49,7 @@ def _expected(error: ValueError) -> bool:
 
 def _complain(message: str) -> None:
     line = " ".join(message.split())
-    Console(stderr=True, soft_wrap=True).print(f"[red]error: {escape(line)}[/red]", highlight=False)
+    Console(markup=False, stderr=True, soft_wrap=True).print(f"error: {line}", style="red", highlight=False)
 
 
 app = typer.Typer(
@@ -68,7 +70,9 @@ DatasetName = Annotated[
     str | None, typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=_MOST_THREADS, help="CPU threads. Default: all cores.")
+]
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in training.")]
 Overrides = Annotated[
@@ -86,7 +90,10 @@ Preset = Annotated[str | None, typer.Option(help=f"Settings that come with recsy
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
 JobThreads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads of each run. Default: cores / jobs.")
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=_MOST_THREADS, help="CPU threads of each run. Default: cores / jobs."
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]

@@ -120,7 +120,7 @@ def _download(
     typer.echo(f"{source.url}\n{source.terms}")
     with tempfile.TemporaryDirectory() as temporary:
         archive = Path(temporary) / Path(source.url).name
-        console = Console(stderr=True)
+        console = Console(markup=False, stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
             task = bar.add_task(name)
@@ -166,7 +166,7 @@ def _statistics(dataset: Any) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    console = Console(file=sys.stdout)
+    console = Console(markup=False, file=sys.stdout)
     table = Table(title=str(found["name"]), show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
@@ -189,4 +189,4 @@ def _print(found: dict[str, Any]) -> None:
         )
     console.print(table)
     for note in found["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False)

@@ -222,4 +222,4 @@ def _print_metrics(metrics: dict[str, dict[str, float]], title: str) -> None:
     # Metrics down, parts across: with several cut-offs they would not fit the width of a terminal.
     for name in next(iter(metrics.values())):
         table.add_row(name, *(f"{values[name]:.4f}" for values in metrics.values()))
-    Console().print(table)
+    Console(markup=False).print(table)

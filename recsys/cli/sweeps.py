@@ -145,7 +145,7 @@ def compare(
     if plot is not None:
         check_plot(plot)
     comparison = compare_runs(runs, metric)
-    Console().print(*comparison.tables())
+    Console(markup=False).print(*comparison.tables())
     try:
         if json_file is not None:
             json_file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -80,9 +80,9 @@ def reproduce(
         ]
         if cells:
             work.append((row, cells))
-    say = Console(stderr=True)
+    say = Console(markup=False, stderr=True)
     for note in notes:
-        say.print(note, highlight=False, markup=False, soft_wrap=True)
+        say.print(note, highlight=False, soft_wrap=True)
     if not work:
         why = [f"--only {only!r} is in none of them (such as 'cdae-ml-1m dsl density=0.5')"] if only else []
         raise ConfigError(f"no run of the table {name!r} is left: {'; '.join([*why, *notes])}")
@@ -130,7 +130,7 @@ def reproduce(
         "left_out": notes,
     }
     save_results(output, "recsys", lines, document)
-    Console().print(f"The table is in {output}.md.", highlight=False, soft_wrap=True)
+    Console(markup=False).print(f"The table is in {output}.md.", highlight=False, soft_wrap=True)
     return not any(section["failed"] for section in sections)
 
 

@@ -70,7 +70,7 @@ def sweep(
         _expect_validation(grid, best)
     threads = threads or threads_for(jobs)
     outcome = train_all(grid.cells, output, jobs, threads, quiet)
-    console = Console()
+    console = Console(markup=False)
     rows = summarise(outcome.runs)
     chosen = make_config({}).train.metric
     base = make_config({}).to_dict()
@@ -148,12 +148,11 @@ def train_all(cells: Sequence[Cell], folder: Path, jobs: int, threads: int, quie
 
 def print_failures(outcome: Outcome) -> None:
     """Every run that failed, with its reason, on standard error."""
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     for run in outcome.failed:
         console.print(
             f"failed: {run['cell']} seed {run['seed']} ({run['folder']}): {run['error']}",
             style="red",
             highlight=False,
-            markup=False,
             soft_wrap=True,
         )

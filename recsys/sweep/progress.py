@@ -24,7 +24,7 @@ class Display:
     """
 
     def __init__(self, total: int, ended: int, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = Console(stderr=True) if console is None else console
+        self.console = Console(markup=False, stderr=True) if console is None else console
         self.total, self.ended, self.quiet = total, ended, quiet
         self._bars = not quiet and self.console.is_terminal
         self._progress = Progress(
@@ -78,7 +78,7 @@ class Display:
                 self._say(f"{name}: ended after {seconds:.0f} s ({self.ended} of {self.total})")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def _last_epoch(task: Task) -> int:

@@ -255,7 +255,7 @@ def saved_recommender(trainer: Trainer) -> SavedRecommender:
 
 
 def _progress(trainer: Trainer, quiet: bool) -> Progress:
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     best = (
         "" if trainer.best_epoch is None else f"best {trainer.config.train.metric} {trainer.best_value:.4f}"
     )

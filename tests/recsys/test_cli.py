@@ -64,6 +64,20 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_names_in_brackets_are_printed_as_they_are(tmp_path):
+    place = tmp_path / "[red] runs [1]"
+    assert str(place / "missing") in refused("evaluate", place / "missing")
+    result = call("quickstart", "--output", place, "--set", "train.epochs=1", "--timing", 0)
+    assert result.exit_code == 0, result.output
+    assert str(place) in result.stdout
+
+
+def test_more_threads_than_can_be_started_are_refused():
+    result = call("train", "--threads", 50_000)
+    assert result.exit_code == 2
+    assert "1024" in result.stderr
+
+
 def test_train_then_evaluate_then_recommend(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     evaluated = call("evaluate", finished)

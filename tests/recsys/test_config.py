@@ -124,6 +124,8 @@ def test_overrides(text, path, value):
         ("sparsity.density=0", ["sparsity.density", "greater than 0", "got 0"]),
         ("sparsity.density=1.5", ["sparsity.density", "less than or equal to 1", "1.5"]),
         ("sparsity.density=nan", ["sparsity.density", "finite"]),
+        ("data.options.validation=nan", ["data.options", "validation", "finite"]),
+        ("data.options.test=inf", ["data.options", "test", "finite"]),
         ("sparsity.interval=0", ["sparsity.interval", "greater than 0"]),
         ("train.epochs=ten", ["train.epochs", "integer", "'ten'"]),
         ("train.metric=ndgc@20", ["'ndgc@20'", "did you mean 'ndcg@20'"]),
