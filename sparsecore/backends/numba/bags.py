@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
@@ -97,115 +96,109 @@ def _values(values, k, mask):
 
 
 @kernel
-def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunks):
+def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunks, chunk):
     n, d = ids.shape[0], out.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
-    for chunk in prange(n_chunks):
-        zero = zeros(values)
-        for b in range(split(offsets, n_chunks, chunk), split(offsets, n_chunks, chunk + 1)):
-            o = b * d
-            for i in range(blocks):
-                store(out, o + i * LANES, zero)
-            if tail:
-                store_masked(out, o + blocks * LANES, zero, tail)
-            e, end = at(offsets, b), at(offsets, b + 1)
-            while e < end:
-                # Four rows at a time: a block of the sum is loaded and stored once for all of them.
-                several = 4 if e + 4 <= end else 1
-                for i in range(several):
-                    prefetch(index, at(ids, min(e + i + _INDEX_AHEAD, n - 1)) * width)
-                    ahead = at(index, at(ids, min(e + i + _VALUES_AHEAD, n - 1)) * width)
-                    prefetch_lines(values, ahead, lines)
-                r0, w0 = at(ids, e), splat(at(weights, e))
-                k0, m0 = np.int64(at(index, r0 * width)), r0 * half_words + 2
-                if several == 1:
-                    for i in range(blocks):
-                        mask = bits(masks, m0 + i)
-                        store(
-                            out, o + i * LANES, fma(w0, _values(values, k0, mask), load(out, o + i * LANES))
-                        )
-                        k0 += count(mask)
-                    if tail:
-                        last, rest = o + blocks * LANES, _values(values, k0, bits(masks, m0 + blocks))
-                        store_masked(out, last, fma(w0, rest, load_masked(out, last, tail)), tail)
-                    e += 1
-                    continue
-                r1, w1 = at(ids, e + 1), splat(at(weights, e + 1))
-                r2, w2 = at(ids, e + 2), splat(at(weights, e + 2))
-                r3, w3 = at(ids, e + 3), splat(at(weights, e + 3))
-                k1, m1 = np.int64(at(index, r1 * width)), r1 * half_words + 2
-                k2, m2 = np.int64(at(index, r2 * width)), r2 * half_words + 2
-                k3, m3 = np.int64(at(index, r3 * width)), r3 * half_words + 2
-                for i in range(blocks + (tail != 0)):
-                    lanes = first_lanes(min(LANES, d - i * LANES))
-                    a0, a1, a2, a3 = (
-                        bits(masks, m0 + i),
-                        bits(masks, m1 + i),
-                        bits(masks, m2 + i),
-                        bits(masks, m3 + i),
-                    )
-                    s = fma(w0, _values(values, k0, a0), load_masked(out, o + i * LANES, lanes))
-                    s = fma(w1, _values(values, k1, a1), s)
-                    s = fma(w2, _values(values, k2, a2), s)
-                    s = fma(w3, _values(values, k3, a3), s)
-                    store_masked(out, o + i * LANES, s, lanes)
-                    k0, k1, k2, k3 = k0 + count(a0), k1 + count(a1), k2 + count(a2), k3 + count(a3)
-                e += 4
-
-
-@kernel
-def _bag_csr(values, crow, col, ids, offsets, weights, out, lines, n_chunks):
-    n, d = ids.shape[0], out.shape[1]
-    for chunk in prange(n_chunks):
-        for b in range(split(offsets, n_chunks, chunk), split(offsets, n_chunks, chunk + 1)):
-            o = b * d
-            for j in range(d):
-                put(out, o + j, values.dtype.type(0))
-            for e in range(at(offsets, b), at(offsets, b + 1)):
-                prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
-                ahead = at(crow, at(ids, min(e + _VALUES_AHEAD, n - 1)))
+    zero = zeros(values)
+    for b in range(split(offsets, n_chunks, chunk), split(offsets, n_chunks, chunk + 1)):
+        o = b * d
+        for i in range(blocks):
+            store(out, o + i * LANES, zero)
+        if tail:
+            store_masked(out, o + blocks * LANES, zero, tail)
+        e, end = at(offsets, b), at(offsets, b + 1)
+        while e < end:
+            # Four rows at a time: a block of the sum is loaded and stored once for all of them.
+            several = 4 if e + 4 <= end else 1
+            for i in range(several):
+                prefetch(index, at(ids, min(e + i + _INDEX_AHEAD, n - 1)) * width)
+                ahead = at(index, at(ids, min(e + i + _VALUES_AHEAD, n - 1)) * width)
                 prefetch_lines(values, ahead, lines)
-                prefetch(col, ahead)
-                r, w = at(ids, e), at(weights, e)
-                for k in range(at(crow, r), at(crow, r + 1)):
-                    j = o + at(col, k)
-                    put(out, j, at(out, j) + w * at(values, k))
+            r0, w0 = at(ids, e), splat(at(weights, e))
+            k0, m0 = np.int64(at(index, r0 * width)), r0 * half_words + 2
+            if several == 1:
+                for i in range(blocks):
+                    mask = bits(masks, m0 + i)
+                    store(out, o + i * LANES, fma(w0, _values(values, k0, mask), load(out, o + i * LANES)))
+                    k0 += count(mask)
+                if tail:
+                    last, rest = o + blocks * LANES, _values(values, k0, bits(masks, m0 + blocks))
+                    store_masked(out, last, fma(w0, rest, load_masked(out, last, tail)), tail)
+                e += 1
+                continue
+            r1, w1 = at(ids, e + 1), splat(at(weights, e + 1))
+            r2, w2 = at(ids, e + 2), splat(at(weights, e + 2))
+            r3, w3 = at(ids, e + 3), splat(at(weights, e + 3))
+            k1, m1 = np.int64(at(index, r1 * width)), r1 * half_words + 2
+            k2, m2 = np.int64(at(index, r2 * width)), r2 * half_words + 2
+            k3, m3 = np.int64(at(index, r3 * width)), r3 * half_words + 2
+            for i in range(blocks + (tail != 0)):
+                lanes = first_lanes(min(LANES, d - i * LANES))
+                a0, a1, a2, a3 = (
+                    bits(masks, m0 + i),
+                    bits(masks, m1 + i),
+                    bits(masks, m2 + i),
+                    bits(masks, m3 + i),
+                )
+                s = fma(w0, _values(values, k0, a0), load_masked(out, o + i * LANES, lanes))
+                s = fma(w1, _values(values, k1, a1), s)
+                s = fma(w2, _values(values, k2, a2), s)
+                s = fma(w3, _values(values, k3, a3), s)
+                store_masked(out, o + i * LANES, s, lanes)
+                k0, k1, k2, k3 = k0 + count(a0), k1 + count(a1), k2 + count(a2), k3 + count(a3)
+            e += 4
 
 
 @kernel
-def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks):
-    n, d = ids.shape[0], grad.shape[1]
-    width, half_words = index.shape[1], masks.shape[1]
-    blocks, tail = d // LANES, first_lanes(d % LANES)
-    for chunk in prange(n_chunks):
-        for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-            prefetch(index, at(ids, min(e + _INDEX_AHEAD, n - 1)) * width)
-            prefetch_lines(values, at(index, at(ids, min(e + _VALUES_AHEAD, n - 1)) * width), lines)
-            r, g = at(ids, e), at(bags, e) * d
-            k, m = np.int64(at(index, r * width)), r * half_words + 2
-            total = zeros(values)
-            for i in range(blocks):
-                mask = bits(masks, m + i)
-                total = fma(_values(values, k, mask), load(grad, g + i * LANES), total)
-                k += count(mask)
-            if tail:
-                rest = _values(values, k, bits(masks, m + blocks))
-                total = fma(rest, load_masked(grad, g + blocks * LANES, tail), total)
-            put(out, e, horizontal_sum(total))
-
-
-@kernel
-def _dot_csr(values, crow, col, ids, bags, grad, out, lines, n_chunks):
-    n, d = ids.shape[0], grad.shape[1]
-    for chunk in prange(n_chunks):
-        for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+def _bag_csr(values, crow, col, ids, offsets, weights, out, lines, n_chunks, chunk):
+    n, d = ids.shape[0], out.shape[1]
+    for b in range(split(offsets, n_chunks, chunk), split(offsets, n_chunks, chunk + 1)):
+        o = b * d
+        for j in range(d):
+            put(out, o + j, values.dtype.type(0))
+        for e in range(at(offsets, b), at(offsets, b + 1)):
             prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
             ahead = at(crow, at(ids, min(e + _VALUES_AHEAD, n - 1)))
             prefetch_lines(values, ahead, lines)
             prefetch(col, ahead)
-            r, g = at(ids, e), at(bags, e) * d
-            total = values.dtype.type(0)
+            r, w = at(ids, e), at(weights, e)
             for k in range(at(crow, r), at(crow, r + 1)):
-                total += at(values, k) * at(grad, g + at(col, k))
-            put(out, e, total)
+                j = o + at(col, k)
+                put(out, j, at(out, j) + w * at(values, k))
+
+
+@kernel
+def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks, chunk):
+    n, d = ids.shape[0], grad.shape[1]
+    width, half_words = index.shape[1], masks.shape[1]
+    blocks, tail = d // LANES, first_lanes(d % LANES)
+    for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        prefetch(index, at(ids, min(e + _INDEX_AHEAD, n - 1)) * width)
+        prefetch_lines(values, at(index, at(ids, min(e + _VALUES_AHEAD, n - 1)) * width), lines)
+        r, g = at(ids, e), at(bags, e) * d
+        k, m = np.int64(at(index, r * width)), r * half_words + 2
+        total = zeros(values)
+        for i in range(blocks):
+            mask = bits(masks, m + i)
+            total = fma(_values(values, k, mask), load(grad, g + i * LANES), total)
+            k += count(mask)
+        if tail:
+            rest = _values(values, k, bits(masks, m + blocks))
+            total = fma(rest, load_masked(grad, g + blocks * LANES, tail), total)
+        put(out, e, horizontal_sum(total))
+
+
+@kernel
+def _dot_csr(values, crow, col, ids, bags, grad, out, lines, n_chunks, chunk):
+    n, d = ids.shape[0], grad.shape[1]
+    for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
+        ahead = at(crow, at(ids, min(e + _VALUES_AHEAD, n - 1)))
+        prefetch_lines(values, ahead, lines)
+        prefetch(col, ahead)
+        r, g = at(ids, e), at(bags, e) * d
+        total = values.dtype.type(0)
+        for k in range(at(crow, r), at(crow, r + 1)):
+            total += at(values, k) * at(grad, g + at(col, k))
+        put(out, e, total)

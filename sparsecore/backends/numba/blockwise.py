@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import device_function, kernel
 from sparsecore.backends.numba.memory import workspace
@@ -73,65 +72,63 @@ def _scratch(n_chunks: int, part: int, rows: int, dtype: torch.dtype) -> tuple[n
 
 
 @kernel
-def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places_, n_chunks):
+def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
     batch, cols = x.shape
     rows = y.shape[1]
     numbers = x.reshape(-1)
-    for chunk in prange(n_chunks):
-        block, slabs, results, rest, places = (
-            blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
-        )  # fmt: skip
-        first, last = _share(rows, n_chunks, chunk)
-        rest[:] = 0
-        for p in range(0, batch, part):
-            examples = min(part, batch - p)
-            for r in range(first, last, _GROUP):
-                n = min(_GROUP, last - r)
-                results[:] = 0
-                for i in range(n):
-                    places[i] = pointer(crow, r + i)
-                for c in range(0, cols, _TERMS):
-                    terms = min(_TERMS, cols - c)
-                    spread_rows(values, crow, col, r, n, c, terms, places, block, _TERMS)
-                    for u in range(0, n, 16):
-                        for j in range(0, terms, 16):
-                            transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
-                    _multiply_all(
-                        numbers, p * cols + c, cols, examples, terms, n, slabs, rest, results,
-                        values, col, places, n, terms,
-                    )  # fmt: skip
-                _write(results, examples, n, y, p, r)
+    block, slabs, results, rest, places = (
+        blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
+    )  # fmt: skip
+    first, last = _share(rows, n_chunks, chunk)
+    rest[:] = 0
+    for p in range(0, batch, part):
+        examples = min(part, batch - p)
+        for r in range(first, last, _GROUP):
+            n = min(_GROUP, last - r)
+            results[:] = 0
+            for i in range(n):
+                places[i] = pointer(crow, r + i)
+            for c in range(0, cols, _TERMS):
+                terms = min(_TERMS, cols - c)
+                spread_rows(values, crow, col, r, n, c, terms, places, block, _TERMS)
+                for u in range(0, n, 16):
+                    for j in range(0, terms, 16):
+                        transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
+                _multiply_all(
+                    numbers, p * cols + c, cols, examples, terms, n, slabs, rest, results,
+                    values, col, places, n, terms,
+                )  # fmt: skip
+            _write(results, examples, n, y, p, r)
 
 
 @kernel
-def _spmm_t(values, crow, col, dy, dx, part, blocks, slabs_, results_, rests, places_, n_chunks):
+def _spmm_t(values, crow, col, dy, dx, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
     batch, rows = dy.shape
     cols = dx.shape[1]
     numbers = dy.reshape(-1)
-    for chunk in prange(n_chunks):
-        block, slabs, results, rest, places = (
-            blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
-        )  # fmt: skip
-        first, last = _share(cols, n_chunks, chunk)
-        rest[:] = 0
-        for p in range(0, batch, part):
-            examples = min(part, batch - p)
-            reach(crow, col, first, places)
-            for c in range(first, last, _GROUP):
-                n = min(_GROUP, last - c)
-                results[:] = 0
-                for r in range(0, rows, _TERMS):
-                    terms = min(_TERMS, rows - r)
-                    spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
-                    for i in range(terms):
-                        for u in range(0, n, 16):
-                            store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
-                    below = places[r + terms : r + terms + _TERMS]
-                    _multiply_all(
-                        numbers, p * rows + r, rows, examples, terms, n, slabs, rest, results,
-                        values, col, below, min(_TERMS, rows - r - terms), n,
-                    )  # fmt: skip
-                _write(results, examples, n, dx, p, c)
+    block, slabs, results, rest, places = (
+        blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
+    )  # fmt: skip
+    first, last = _share(cols, n_chunks, chunk)
+    rest[:] = 0
+    for p in range(0, batch, part):
+        examples = min(part, batch - p)
+        reach(crow, col, first, places)
+        for c in range(first, last, _GROUP):
+            n = min(_GROUP, last - c)
+            results[:] = 0
+            for r in range(0, rows, _TERMS):
+                terms = min(_TERMS, rows - r)
+                spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
+                for i in range(terms):
+                    for u in range(0, n, 16):
+                        store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
+                below = places[r + terms : r + terms + _TERMS]
+                _multiply_all(
+                    numbers, p * rows + r, rows, examples, terms, n, slabs, rest, results,
+                    values, col, below, min(_TERMS, rows - r - terms), n,
+                )  # fmt: skip
+            _write(results, examples, n, dx, p, c)
 
 
 @device_function
@@ -185,46 +182,45 @@ def _write(results, examples, n, out, p, first):
 
 
 @kernel
-def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunks):
+def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunks, chunk):
     batch, cols = x.shape
     rows = dy.shape[1]
     left, right = dy.reshape(-1), x.reshape(-1)
-    for chunk in prange(n_chunks):
-        turned, slabs, sums, places = turned_[chunk], slabs_[chunk], sums_[chunk], places_[chunk]
-        last = rows * (chunk + 1) // n_chunks
-        for p in range(0, batch, part):
-            examples = min(part, batch - p)
-            for r in range(rows * chunk // n_chunks, last, _HEIGHT):
-                n = min(_HEIGHT, last - r)
-                for i in range(n):
-                    places[i] = pointer(crow, r + i)
-                for i in range(0, n, ROWS):
-                    for e in range(examples):
-                        # What a vector has too much is overwritten by the next one.
-                        place = (p + e) * rows + r + i
-                        store(turned, i * examples + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
-                for c in range(0, cols, _ACROSS):
-                    wide = min(_ACROSS, cols - c)
-                    sums[:] = 0
-                    for f in range(0, examples, _TERMS):
-                        terms = min(_TERMS, examples - f)
-                        for e in range(terms):
-                            for u in range(0, wide, 16):
-                                j = (p + f + e) * cols + c + u
-                                store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
-                        # Of the next columns' examples, how many are asked for, and how many a row and column.
-                        done, share = 0, terms / (wide * n)
+    turned, slabs, sums, places = turned_[chunk], slabs_[chunk], sums_[chunk], places_[chunk]
+    last = rows * (chunk + 1) // n_chunks
+    for p in range(0, batch, part):
+        examples = min(part, batch - p)
+        for r in range(rows * chunk // n_chunks, last, _HEIGHT):
+            n = min(_HEIGHT, last - r)
+            for i in range(n):
+                places[i] = pointer(crow, r + i)
+            for i in range(0, n, ROWS):
+                for e in range(examples):
+                    # What a vector has too much is overwritten by the next one.
+                    place = (p + e) * rows + r + i
+                    store(turned, i * examples + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
+            for c in range(0, cols, _ACROSS):
+                wide = min(_ACROSS, cols - c)
+                sums[:] = 0
+                for f in range(0, examples, _TERMS):
+                    terms = min(_TERMS, examples - f)
+                    for e in range(terms):
                         for u in range(0, wide, 16):
-                            for i in range(0, n, ROWS):
-                                multiply(
-                                    turned, i * examples + f * ROWS, 1, ROWS, slabs, u * _TERMS,
-                                    sums, i * _ACROSS + u, _ACROSS, terms,
-                                )  # fmt: skip
-                                due = min(terms, int(share * (u * n + 16 * i)) + 1)
-                                for e in range(p + f + done, p + f + due):
-                                    for j in range(0, _ACROSS, 16):
-                                        prefetch(right, e * cols + c + _ACROSS + j)
-                                done = due
-                                if f == 0 and u == 0:
-                                    ask(out, col, places, i, min(i + ROWS, n), 2 * _ACROSS)
-                    collect_rows(crow, col, r, n, c, wide, places, sums, _ACROSS, out, p > 0)
+                            j = (p + f + e) * cols + c + u
+                            store(slabs, u * _TERMS + e * 16, _up_to_16(right, j, wide - u))
+                    # Of the next columns' examples, how many are asked for, and how many a row and column.
+                    done, share = 0, terms / (wide * n)
+                    for u in range(0, wide, 16):
+                        for i in range(0, n, ROWS):
+                            multiply(
+                                turned, i * examples + f * ROWS, 1, ROWS, slabs, u * _TERMS,
+                                sums, i * _ACROSS + u, _ACROSS, terms,
+                            )  # fmt: skip
+                            due = min(terms, int(share * (u * n + 16 * i)) + 1)
+                            for e in range(p + f + done, p + f + due):
+                                for j in range(0, _ACROSS, 16):
+                                    prefetch(right, e * cols + c + _ACROSS + j)
+                            done = due
+                            if f == 0 and u == 0:
+                                ask(out, col, places, i, min(i + ROWS, n), 2 * _ACROSS)
+                collect_rows(crow, col, r, n, c, wide, places, sums, _ACROSS, out, p > 0)

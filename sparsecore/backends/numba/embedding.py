@@ -8,7 +8,6 @@ expansion would be slower than copying dense rows (0.65 to 0.9 times), with it t
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba import small
@@ -104,53 +103,51 @@ def prefetch_lines(stored, place, lines):
 
 
 @kernel
-def _gather_bitmap(values, index, masks, ids, out, lines, n_chunks):
+def _gather_bitmap(values, index, masks, ids, out, lines, n_chunks, chunk):
     n, d = out.shape
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        for e in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(index, at(ids, e) * width)
-        for e in range(first, last):
-            if e + INDEX_AHEAD < last:
-                prefetch(index, at(ids, e + INDEX_AHEAD) * width)
-            if e + VALUES_AHEAD < last:
-                prefetch_row(values, at(index, at(ids, e + VALUES_AHEAD) * width), lines)
-            r = at(ids, e)
-            k, m, o = at(index, r * width), r * half_words + 2, e * d
-            for b in range(blocks):
-                mask = bits(masks, m + b)
-                store(out, o + b * LANES, expand(values, k, mask))
-                k += count(mask)
-            if tail:
-                store_masked(out, o + blocks * LANES, expand(values, k, bits(masks, m + blocks)), tail)
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    for e in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(index, at(ids, e) * width)
+    for e in range(first, last):
+        if e + INDEX_AHEAD < last:
+            prefetch(index, at(ids, e + INDEX_AHEAD) * width)
+        if e + VALUES_AHEAD < last:
+            prefetch_row(values, at(index, at(ids, e + VALUES_AHEAD) * width), lines)
+        r = at(ids, e)
+        k, m, o = at(index, r * width), r * half_words + 2, e * d
+        for b in range(blocks):
+            mask = bits(masks, m + b)
+            store(out, o + b * LANES, expand(values, k, mask))
+            k += count(mask)
+        if tail:
+            store_masked(out, o + blocks * LANES, expand(values, k, bits(masks, m + blocks)), tail)
 
 
 @kernel
-def _gather_csr(values, crow, col, ids, out, lines, n_chunks):
+def _gather_csr(values, crow, col, ids, out, lines, n_chunks, chunk):
     n, d = out.shape
     blocks, tail = d // LANES, first_lanes(d % LANES)
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        zero = zeros(values)
-        for e in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(crow, at(ids, e))
-        for e in range(first, last):
-            if e + INDEX_AHEAD < last:
-                prefetch(crow, at(ids, e + INDEX_AHEAD))
-            if e + VALUES_AHEAD < last:
-                place = at(crow, at(ids, e + VALUES_AHEAD))
-                prefetch_row(values, place, lines)
-                prefetch(col, place)
-                prefetch(
-                    col, place + _LINE
-                )  # of uint8; a division here would cost more than it finds for wider ones
-            o = e * d
-            for b in range(blocks):
-                store(out, o + b * LANES, zero)
-            if tail:
-                store_masked(out, o + blocks * LANES, zero, tail)
-            r = at(ids, e)
-            for k in range(at(crow, r), at(crow, r + 1)):
-                put(out, o + at(col, k), at(values, k))
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    zero = zeros(values)
+    for e in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(crow, at(ids, e))
+    for e in range(first, last):
+        if e + INDEX_AHEAD < last:
+            prefetch(crow, at(ids, e + INDEX_AHEAD))
+        if e + VALUES_AHEAD < last:
+            place = at(crow, at(ids, e + VALUES_AHEAD))
+            prefetch_row(values, place, lines)
+            prefetch(col, place)
+            prefetch(
+                col, place + _LINE
+            )  # of uint8; a division here would cost more than it finds for wider ones
+        o = e * d
+        for b in range(blocks):
+            store(out, o + b * LANES, zero)
+        if tail:
+            store_masked(out, o + blocks * LANES, zero, tail)
+        r = at(ids, e)
+        for k in range(at(crow, r), at(crow, r + 1)):
+            put(out, o + at(col, k), at(values, k))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.fill import fill
@@ -238,61 +237,60 @@ def _candidates(
     counts,
     finite,
     n_chunks,
+    chunk,
 ):
     """Places and scores of |gradient| > threshold outside the index; a chunk's begin where its rows' would, at most."""
     n, cols = gradient.shape
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        start = begin + first * cols + 16 * chunk
-        end, zero, least, check = start, zeros(gradient), splat(threshold), zeros(gradient)
-        line = np.zeros(cols // 16 + 1, np.uint16)
-        for i in range(first, last):
-            r = ids[i]
-            free = np.uint16(0) if r == skip else np.uint16(0xFFFF)
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    start = begin + first * cols + 16 * chunk
+    end, zero, least, check = start, zeros(gradient), splat(threshold), zeros(gradient)
+    line = np.zeros(cols // 16 + 1, np.uint16)
+    for i in range(first, last):
+        r = ids[i]
+        free = np.uint16(0) if r == skip else np.uint16(0xFFFF)
+        if col is not None:
+            for k in range(pointers[r], pointers[r + 1]):
+                c = np.int64(col[k])
+                line[c >> 4] |= np.uint16(1 << (c & 15))
+        for j in range(0, cols, 16):
+            if j + 16 <= cols:
+                a = absolute(load(gradient, i * cols + j))
+            else:
+                a = absolute(load_masked(gradient, i * cols + j, first_lanes(cols - j)))
+            check = fma(a, zero, check)  # infinity times 0 is NaN
             if col is not None:
-                for k in range(pointers[r], pointers[r + 1]):
-                    c = np.int64(col[k])
-                    line[c >> 4] |= np.uint16(1 << (c & 15))
-            for j in range(0, cols, 16):
-                if j + 16 <= cols:
-                    a = absolute(load(gradient, i * cols + j))
-                else:
-                    a = absolute(load_masked(gradient, i * cols + j, first_lanes(cols - j)))
-                check = fma(a, zero, check)  # infinity times 0 is NaN
-                if col is not None:
-                    stored = line[j >> 4]
-                if masks is not None:
-                    stored = bits(masks, r * stride + 2 + (j >> 4))
-                mask = np.uint16(greater(a, least) & ~stored & free)
-                store(scores, end, compress(a, mask))
-                store(places, end, compress(consecutive(i * cols + j), mask))
-                end += count(mask)
-            if col is not None:
-                for k in range(pointers[r], pointers[r + 1]):
-                    line[np.int64(col[k]) >> 4] = 0
-        counts[chunk] = end - start
-        finite[chunk] = horizontal_sum(check) == 0
+                stored = line[j >> 4]
+            if masks is not None:
+                stored = bits(masks, r * stride + 2 + (j >> 4))
+            mask = np.uint16(greater(a, least) & ~stored & free)
+            store(scores, end, compress(a, mask))
+            store(places, end, compress(consecutive(i * cols + j), mask))
+            end += count(mask)
+        if col is not None:
+            for k in range(pointers[r], pointers[r + 1]):
+                line[np.int64(col[k]) >> 4] = 0
+    counts[chunk] = end - start
+    finite[chunk] = horizontal_sum(check) == 0
 
 
 @kernel
-def _keep(places, scores, threshold, last, starts, counts, n_chunks):
+def _keep(places, scores, threshold, last, starts, counts, n_chunks, chunk):
     """Move the candidates above the threshold, or equal to it up to place ``last``, to the front of their block."""
     n = starts.shape[0]
     numbers = places.view(np.float32)
-    for chunk in prange(n_chunks):
-        least = splat(threshold)
-        for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-            end = starts[block]
-            stop = end + counts[block]
-            for k in range(end, stop, 16):
-                lanes = first_lanes(min(16, stop - k))
-                a = load_masked(scores, k, lanes)
-                mask = np.uint16(greater(a, least) & lanes)
-                if k <= last:
-                    mask = np.uint16(mask | (at_least(a, least) & lanes & first_lanes(min(16, last + 1 - k))))
-                place = compress(load_masked(numbers, k, lanes), mask)
-                m = count(mask)
-                store_masked(scores, end, compress(a, mask), first_lanes(m))
-                store_masked(numbers, end, place, first_lanes(m))
-                end += m
-            counts[block] = end - starts[block]
+    least = splat(threshold)
+    for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        end = starts[block]
+        stop = end + counts[block]
+        for k in range(end, stop, 16):
+            lanes = first_lanes(min(16, stop - k))
+            a = load_masked(scores, k, lanes)
+            mask = np.uint16(greater(a, least) & lanes)
+            if k <= last:
+                mask = np.uint16(mask | (at_least(a, least) & lanes & first_lanes(min(16, last + 1 - k))))
+            place = compress(load_masked(numbers, k, lanes), mask)
+            m = count(mask)
+            store_masked(scores, end, compress(a, mask), first_lanes(m))
+            store_masked(numbers, end, place, first_lanes(m))
+            end += m
+        counts[block] = end - starts[block]

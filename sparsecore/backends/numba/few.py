@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba import few_csr, few_one, few_spmm
 from sparsecore.backends.numba.jit import device_function, kernel
@@ -84,57 +83,55 @@ def _on_lines(shape, dtype):
 
 
 @kernel
-def _add_expanded(values, crow, dy, sums, n_chunks):
+def _add_expanded(values, crow, dy, sums, n_chunks, chunk):
     masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
     batch, wide = sums.shape[1:]
     rows = dy.shape[1]
     source = dy.reshape(-1)
-    for chunk in prange(n_chunks):
-        total = sums[chunk].reshape(-1)
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            k = np.intp(crow[row, 0])
-            word = row * words + 2
-            for j in range(0, wide, 16):
-                m = bits(masks, word)
-                prefetch(values, k + _AHEAD)
-                w = expand(values, k, m)
-                for e in range(batch):
-                    t = e * wide + j
-                    v = load(total, t)
-                    store(total, t, where(m, fma(w, splat(at(source, e * rows + row)), v), v))
-                k += count(m)
-                word += 1
+    total = sums[chunk].reshape(-1)
+    for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+        k = np.intp(crow[row, 0])
+        word = row * words + 2
+        for j in range(0, wide, 16):
+            m = bits(masks, word)
+            prefetch(values, k + _AHEAD)
+            w = expand(values, k, m)
+            for e in range(batch):
+                t = e * wide + j
+                v = load(total, t)
+                store(total, t, where(m, fma(w, splat(at(source, e * rows + row)), v), v))
+            k += count(m)
+            word += 1
 
 
 @kernel
-def _outer(crow, dy, x, tiles, out, n_chunks):
+def _outer(crow, dy, x, tiles, out, n_chunks, chunk):
     """out = sum over examples of dy[row] * x[columns], 64 columns at a time, for up to 16 examples."""
     masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
     batch, wide = x.shape
     rows = dy.shape[1]
     source, flat = dy.reshape(-1), x.reshape(-1)
-    for chunk in prange(n_chunks):
-        tile = tiles[chunk]
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, 16):
-            n = min(16, end - first)
-            transpose_part(source, first, rows, batch, n, tile, 0, 16, 16)
-            for i in range(n):
-                k = np.intp(crow[first + i, 0])
-                word = (first + i) * words + 2
-                for j in range(0, wide, 64):
-                    a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
-                    for e in range(batch):
-                        y = splat(at(tile, i * 16 + e))
-                        t = e * wide + j
-                        a, b = fma(y, load(flat, t), a), fma(y, load(flat, t + 16), b)
-                        c, d = fma(y, load(flat, t + 32), c), fma(y, load(flat, t + 48), d)
-                    k = _keep(a, bits(masks, word), out, k)
-                    k = _keep(b, bits(masks, word + 1), out, k)
-                    if j + 32 < 16 * (words - 2):
-                        k = _keep(c, bits(masks, word + 2), out, k)
-                        k = _keep(d, bits(masks, word + 3), out, k)
-                    word += 4
+    tile = tiles[chunk]
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, 16):
+        n = min(16, end - first)
+        transpose_part(source, first, rows, batch, n, tile, 0, 16, 16)
+        for i in range(n):
+            k = np.intp(crow[first + i, 0])
+            word = (first + i) * words + 2
+            for j in range(0, wide, 64):
+                a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+                for e in range(batch):
+                    y = splat(at(tile, i * 16 + e))
+                    t = e * wide + j
+                    a, b = fma(y, load(flat, t), a), fma(y, load(flat, t + 16), b)
+                    c, d = fma(y, load(flat, t + 32), c), fma(y, load(flat, t + 48), d)
+                k = _keep(a, bits(masks, word), out, k)
+                k = _keep(b, bits(masks, word + 1), out, k)
+                if j + 32 < 16 * (words - 2):
+                    k = _keep(c, bits(masks, word + 2), out, k)
+                    k = _keep(d, bits(masks, word + 3), out, k)
+                word += 4
 
 
 @device_function

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import kernel
 from sparsecore.backends.numba.memory import workspace
@@ -40,32 +39,29 @@ def sddmm(crow, col, dy, x, out, n_chunks):
 
 
 @kernel
-def _add_rows(values, crow, col, panel, cols, sums, n_chunks):
+def _add_rows(values, crow, col, panel, cols, sums, n_chunks, chunk):
     """sums[chunk, 16 * column + e] += value * dy[e, row]; ``panel`` holds dy[:, row] from 16 * row on."""
-    for chunk in prange(n_chunks):
-        total = sums[chunk]
-        total[: 16 * cols] = 0
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            y = load(panel, row * 16)
-            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                j = np.intp(at(col, k)) * 16
-                store(total, j, fma(splat(at(values, k)), y, load(total, j)))
+    total = sums[chunk]
+    total[: 16 * cols] = 0
+    for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+        y = load(panel, row * 16)
+        for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
+            j = np.intp(at(col, k)) * 16
+            store(total, j, fma(splat(at(values, k)), y, load(total, j)))
 
 
 @kernel
-def _add_one(values, crow, col, dy, sums, n_chunks):
-    for chunk in prange(n_chunks):
-        total = sums[chunk]
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            y = dy[row]
-            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                j = np.intp(at(col, k))
-                put(total, j, at(total, j) + at(values, k) * y)
+def _add_one(values, crow, col, dy, sums, n_chunks, chunk):
+    total = sums[chunk]
+    for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+        y = dy[row]
+        for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
+            j = np.intp(at(col, k))
+            put(total, j, at(total, j) + at(values, k) * y)
 
 
 @kernel
-def _outer_one(crow, col, dy, x, out, n_chunks):
-    for chunk in prange(n_chunks):
-        for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
-            for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
-                out[k] = dy[row] * at(x, np.intp(at(col, k)))
+def _outer_one(crow, col, dy, x, out, n_chunks, chunk):
+    for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
+        for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
+            out[k] = dy[row] * at(x, np.intp(at(col, k)))

@@ -9,7 +9,6 @@ the values, out of 32 positions or of 64. Results do not depend on the number of
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numba.extending import overload
 
 from sparsecore.backends.numba.jit import device_function, kernel
@@ -53,40 +52,39 @@ def spmm(values, crow, x, y, n_chunks):
 
 
 @kernel
-def _dot_rows(values, crow, x, y, form, n_chunks):
+def _dot_rows(values, crow, x, y, form, n_chunks, chunk):
     words, wide, rows = crow.reshape(-1), crow.shape[1], crow.shape[0] - 1
     inner = rows  # up to here the vectors that begin in a row lie within the values
     while inner > 0 and np.intp(crow[inner, 0]) + 64 > len(values):
         inner -= 1
-    for chunk in prange(n_chunks):
-        start, end = split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)
-        for row in range(max(start, inner), end):
-            put(y, row, _last_dot(values, words, wide, row, x, form))
-        end = min(end, inner)
-        quarter = (end - start + 3) // 4
-        for r0 in range(start, start + quarter):
-            # Past the chunk's end its last row again, whose sum is the same.
-            r1, r2, r3 = (
-                min(r0 + quarter, end - 1),
-                min(r0 + 2 * quarter, end - 1),
-                min(r0 + 3 * quarter, end - 1),
-            )
-            p0, p1, p2, p3 = r0 * wide, r1 * wide, r2 * wide, r3 * wide
-            k0, k1 = np.intp(at(words, p0)), np.intp(at(words, p1))
-            k2, k3 = np.intp(at(words, p2)), np.intp(at(words, p3))
-            a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
-            for j in range(0, len(x), 64):
-                block = load(x, j), load(x, j + 16), load(x, j + 32), load(x, j + 48)
-                m0, m1 = _bits(words, p0, wide, j), _bits(words, p1, wide, j)
-                m2, m3 = _bits(words, p2, wide, j), _bits(words, p3, wide, j)
-                a, k0 = _add(a, values, k0, m0, block, form), k0 + count(m0)
-                b, k1 = _add(b, values, k1, m1, block, form), k1 + count(m1)
-                c, k2 = _add(c, values, k2, m2, block, form), k2 + count(m2)
-                d, k3 = _add(d, values, k3, m3, block, form), k3 + count(m3)
-            put(y, r0, horizontal_sum(a))
-            put(y, r1, horizontal_sum(b))
-            put(y, r2, horizontal_sum(c))
-            put(y, r3, horizontal_sum(d))
+    start, end = split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)
+    for row in range(max(start, inner), end):
+        put(y, row, _last_dot(values, words, wide, row, x, form))
+    end = min(end, inner)
+    quarter = (end - start + 3) // 4
+    for r0 in range(start, start + quarter):
+        # Past the chunk's end its last row again, whose sum is the same.
+        r1, r2, r3 = (
+            min(r0 + quarter, end - 1),
+            min(r0 + 2 * quarter, end - 1),
+            min(r0 + 3 * quarter, end - 1),
+        )
+        p0, p1, p2, p3 = r0 * wide, r1 * wide, r2 * wide, r3 * wide
+        k0, k1 = np.intp(at(words, p0)), np.intp(at(words, p1))
+        k2, k3 = np.intp(at(words, p2)), np.intp(at(words, p3))
+        a, b, c, d = zeros(x), zeros(x), zeros(x), zeros(x)
+        for j in range(0, len(x), 64):
+            block = load(x, j), load(x, j + 16), load(x, j + 32), load(x, j + 48)
+            m0, m1 = _bits(words, p0, wide, j), _bits(words, p1, wide, j)
+            m2, m3 = _bits(words, p2, wide, j), _bits(words, p3, wide, j)
+            a, k0 = _add(a, values, k0, m0, block, form), k0 + count(m0)
+            b, k1 = _add(b, values, k1, m1, block, form), k1 + count(m1)
+            c, k2 = _add(c, values, k2, m2, block, form), k2 + count(m2)
+            d, k3 = _add(d, values, k3, m3, block, form), k3 + count(m3)
+        put(y, r0, horizontal_sum(a))
+        put(y, r1, horizontal_sum(b))
+        put(y, r2, horizontal_sum(c))
+        put(y, r3, horizontal_sum(d))
 
 
 @device_function

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from numba.extending import overload
 
 from sparsecore.backends.numba.jit import device_function, kernel, serial_kernel
@@ -77,36 +76,35 @@ def _pack(x, panel, examples):
 
 
 @kernel
-def _sum_rows(values, crow, col, panel, examples, tiles, locals_, crowded, y, n_chunks):
+def _sum_rows(values, crow, col, panel, examples, tiles, locals_, crowded, y, n_chunks, chunk):
     batch, rows = y.shape
     w = len(examples)
     out = y.reshape(-1)
-    for chunk in prange(n_chunks):
-        tile, local = tiles[chunk], locals_[chunk]
-        turned = tile[LANES * LANES :]
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, LANES):
-            n = min(LANES, end - first)
-            start = pointer(crow, first)
-            _decode(crow, first, first + n, crowded, local)
-            for i in range(n):
-                a, b = pointer(crow, first + i), pointer(crow, first + i + 1)
-                if col is None:
-                    store(tile, i * LANES, _sum(values, a, b, local, a - start, panel, examples))
-                elif b + LANES <= len(col):
-                    store(tile, i * LANES, _sum(values, a, b, col, a, panel, examples))
-                else:
-                    _sum_last(values, a, b, col, panel, examples, tile, i * LANES)
-            # What is left in the tile's other rows is not written anywhere.
-            if w == 1:
-                store_masked(out, first, sum_of_rows(tile, 0), first_lanes(n))
+    tile, local = tiles[chunk], locals_[chunk]
+    turned = tile[LANES * LANES :]
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, LANES):
+        n = min(LANES, end - first)
+        start = pointer(crow, first)
+        _decode(crow, first, first + n, crowded, local)
+        for i in range(n):
+            a, b = pointer(crow, first + i), pointer(crow, first + i + 1)
+            if col is None:
+                store(tile, i * LANES, _sum(values, a, b, local, a - start, panel, examples))
+            elif b + LANES <= len(col):
+                store(tile, i * LANES, _sum(values, a, b, col, a, panel, examples))
             else:
-                transpose(tile, 0, LANES, turned, 0, LANES)
-                for e in range(batch):
-                    s = load(turned, e * LANES)
-                    for i in range(1, LANES // w):
-                        s = add(s, load(turned, (i * w + e) * LANES))
-                    store_masked(out, e * rows + first, s, first_lanes(n))
+                _sum_last(values, a, b, col, panel, examples, tile, i * LANES)
+        # What is left in the tile's other rows is not written anywhere.
+        if w == 1:
+            store_masked(out, first, sum_of_rows(tile, 0), first_lanes(n))
+        else:
+            transpose(tile, 0, LANES, turned, 0, LANES)
+            for e in range(batch):
+                s = load(turned, e * LANES)
+                for i in range(1, LANES // w):
+                    s = add(s, load(turned, (i * w + e) * LANES))
+                store_masked(out, e * rows + first, s, first_lanes(n))
 
 
 def _decode(crow, first, last, crowded, local):

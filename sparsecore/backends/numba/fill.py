@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -55,70 +55,69 @@ def fill(
 
 @kernel
 def _fill(
-    pointers, col, words, stride, cols, skip, key, free, counts, before, edges, new_pointers, new_col, n_chunks
+    pointers, col, words, stride, cols, skip, key, free, counts, before, edges, new_pointers, new_col, n_chunks, chunk
 ):  # fmt: skip
     """Of a bitmap the words themselves are filled, and ``pointers`` are ``new_pointers``."""
     blocks, width = counts.shape[0], (cols + 63) // 64
-    for chunk in prange(n_chunks):
-        first, last = edges[chunk], edges[chunk + 1]
-        drawn = np.zeros(BLOCK // 64 + 1, np.uint64)
-        line = np.zeros(width, np.uint64)
-        rank = (first - (skip < first)) * cols - np.int64(pointers[first])
-        block, place = rank // BLOCK, rank % BLOCK
-        added = np.int64(0)
-        if first < last:
-            added = before[block]
-        if block < blocks and first < last:
-            _draw(drawn, key, block, min(BLOCK, free - block * BLOCK), counts[block])
-            for w in range(place >> 6):
-                added += count(drawn[w])
-            added += count(drawn[place >> 6] & ((np.uint64(1) << np.uint64(place & 63)) - np.uint64(1)))
-        for r in range(first, last):
-            begin = pointers[r]
-            new_pointers[r] = begin + added
-            if r == skip:
-                continue
+    first, last = edges[chunk], edges[chunk + 1]
+    drawn = np.zeros(BLOCK // 64 + 1, np.uint64)
+    line = np.zeros(width, np.uint64)
+    rank = (first - (skip < first)) * cols - np.int64(pointers[first])
+    block, place = rank // BLOCK, rank % BLOCK
+    added = np.int64(0)
+    if first < last:
+        added = before[block]
+    if block < blocks and first < last:
+        _draw(drawn, key, block, min(BLOCK, free - block * BLOCK), counts[block])
+        for w in range(place >> 6):
+            added += count(drawn[w])
+        added += count(drawn[place >> 6] & ((np.uint64(1) << np.uint64(place & 63)) - np.uint64(1)))
+    for r in range(first, last):
+        begin = pointers[r]
+        new_pointers[r] = begin + added
+        if r == skip:
+            continue
+        if col is not None:
+            for k in range(begin, pointers[r + 1]):
+                c = np.uint64(col[k])
+                line[c >> np.uint64(6)] |= np.uint64(1) << (c & np.uint64(63))
+            end = np.int64(begin) + added
+        for w in range(width):
+            inside = min(64, cols - 64 * w)
             if col is not None:
-                for k in range(begin, pointers[r + 1]):
-                    c = np.uint64(col[k])
-                    line[c >> np.uint64(6)] |= np.uint64(1) << (c & np.uint64(63))
-                end = np.int64(begin) + added
-            for w in range(width):
-                inside = min(64, cols - 64 * w)
-                if col is not None:
-                    stored = line[w]
-                    line[w] = 0
-                if words is not None:
-                    base = r * stride + 1 + 2 * w
-                    stored = np.uint64(at(words, base))
-                    if inside > 32:
-                        stored |= np.uint64(at(words, base + 1)) << np.uint64(32)
-                open_ = ~stored & (_ALL >> np.uint64(64 - inside))
-                n = count(open_)
-                here, shift = place >> 6, place & 63
-                bits = drawn[here] >> np.uint64(shift)
-                if shift + n > 64:
-                    bits |= drawn[here + 1] << np.uint64(64 - shift)
-                place += n
-                if place >= BLOCK:
-                    place -= BLOCK
-                    block += 1
-                    if block < blocks:
-                        _draw(drawn, key, block, min(BLOCK, free - block * BLOCK), counts[block])
-                        if place > 0:
-                            bits |= drawn[0] << np.uint64(n - place)
-                new = _deposit(bits, open_)
-                added += count(new)
-                stored |= new
-                if col is not None:
-                    while stored != 0:
-                        new_col[end] = 64 * w + lowest(stored)
-                        end += 1
-                        stored &= stored - np.uint64(1)
-                if words is not None:
-                    put(words, base, np.uint32(stored & np.uint64(0xFFFFFFFF)))
-                    if inside > 32:
-                        put(words, base + 1, np.uint32(stored >> np.uint64(32)))
+                stored = line[w]
+                line[w] = 0
+            if words is not None:
+                base = r * stride + 1 + 2 * w
+                stored = np.uint64(at(words, base))
+                if inside > 32:
+                    stored |= np.uint64(at(words, base + 1)) << np.uint64(32)
+            open_ = ~stored & (_ALL >> np.uint64(64 - inside))
+            n = count(open_)
+            here, shift = place >> 6, place & 63
+            bits = drawn[here] >> np.uint64(shift)
+            if shift + n > 64:
+                bits |= drawn[here + 1] << np.uint64(64 - shift)
+            place += n
+            if place >= BLOCK:
+                place -= BLOCK
+                block += 1
+                if block < blocks:
+                    _draw(drawn, key, block, min(BLOCK, free - block * BLOCK), counts[block])
+                    if place > 0:
+                        bits |= drawn[0] << np.uint64(n - place)
+            new = _deposit(bits, open_)
+            added += count(new)
+            stored |= new
+            if col is not None:
+                while stored != 0:
+                    new_col[end] = 64 * w + lowest(stored)
+                    end += 1
+                    stored &= stored - np.uint64(1)
+            if words is not None:
+                put(words, base, np.uint32(stored & np.uint64(0xFFFFFFFF)))
+                if inside > 32:
+                    put(words, base + 1, np.uint32(stored >> np.uint64(32)))
 
 
 @device_function

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
@@ -92,38 +91,37 @@ def _bitmap(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, None
 
 @kernel
 def _dot_bitmaps(
-    values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks
+    values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks, chunk
 ):  # fmt: skip
     n = ids_a.shape[0]
     words, half_words = index_a.shape[1], masks_a.shape[1]  # both tables have the same columns
     blocks = d // LANES + (d % LANES > 0)
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        for e in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(index_a, at(ids_a, e) * words)
-            prefetch(index_b, at(ids_b, e) * words)
-        for e in range(first, last):
-            if e + INDEX_AHEAD < last:
-                prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
-                prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
-            if e + VALUES_AHEAD < last:
-                prefetch_row(values_a, at(index_a, at(ids_a, e + VALUES_AHEAD) * words), lines)
-                prefetch_row(values_b, at(index_b, at(ids_b, e + VALUES_AHEAD) * words), lines)
-            r, s = at(ids_a, e), at(ids_b, e)
-            k, m = at(index_a, r * words), r * half_words + 2
-            q, o = at(index_b, s * words), s * half_words + 2
-            even, odd = zeros(values_a), zeros(values_a)
-            for b in range(0, blocks - 1, 2):
-                u, v = bits(masks_a, m + b), bits(masks_b, o + b)
-                even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
-                k, q = k + count(u), q + count(v)
-                u, v = bits(masks_a, m + b + 1), bits(masks_b, o + b + 1)
-                odd = fma(expand(values_a, k, u), expand(values_b, q, v), odd)
-                k, q = k + count(u), q + count(v)
-            if blocks % 2:
-                u, v = bits(masks_a, m + blocks - 1), bits(masks_b, o + blocks - 1)
-                even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
-            put(out, e, horizontal_sum(add(even, odd)))
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    for e in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(index_a, at(ids_a, e) * words)
+        prefetch(index_b, at(ids_b, e) * words)
+    for e in range(first, last):
+        if e + INDEX_AHEAD < last:
+            prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
+            prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
+        if e + VALUES_AHEAD < last:
+            prefetch_row(values_a, at(index_a, at(ids_a, e + VALUES_AHEAD) * words), lines)
+            prefetch_row(values_b, at(index_b, at(ids_b, e + VALUES_AHEAD) * words), lines)
+        r, s = at(ids_a, e), at(ids_b, e)
+        k, m = at(index_a, r * words), r * half_words + 2
+        q, o = at(index_b, s * words), s * half_words + 2
+        even, odd = zeros(values_a), zeros(values_a)
+        for b in range(0, blocks - 1, 2):
+            u, v = bits(masks_a, m + b), bits(masks_b, o + b)
+            even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
+            k, q = k + count(u), q + count(v)
+            u, v = bits(masks_a, m + b + 1), bits(masks_b, o + b + 1)
+            odd = fma(expand(values_a, k, u), expand(values_b, q, v), odd)
+            k, q = k + count(u), q + count(v)
+        if blocks % 2:
+            u, v = bits(masks_a, m + blocks - 1), bits(masks_b, o + blocks - 1)
+            even = fma(expand(values_a, k, u), expand(values_b, q, v), even)
+        put(out, e, horizontal_sum(add(even, odd)))
 
 
 @device_function
@@ -150,82 +148,80 @@ def _bits32(index, word):
 
 @kernel
 def _dot_shared(
-    values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks
+    values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks, chunk
 ):
     n = ids_a.shape[0]
     words, half_words = index_a.shape[1], masks_a.shape[1]  # both tables have the same columns
     used = d // 32 + (d % 32 > 0)
     pairs, odd = used // 2, used % 2
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        for e in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(index_a, at(ids_a, e) * words)
-            prefetch(index_b, at(ids_b, e) * words)
-        for e in range(first, last):
-            if e + INDEX_AHEAD < last:
-                prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
-                prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
-            if e + VALUES_AHEAD < last:
-                r, s = at(ids_a, e + VALUES_AHEAD), at(ids_b, e + VALUES_AHEAD)
-                k, q = np.int64(at(index_a, r * words)), np.int64(at(index_b, s * words))
-                if used <= 2:  # the masks are here already: nothing is asked for where nothing is shared
-                    if used == 2:
-                        u, v = bits64(masks_a, r * half_words + 2), bits64(masks_b, s * half_words + 2)
-                    else:
-                        u, v = _bits32(index_a, r * words + 1), _bits32(index_b, s * words + 1)
-                    shared = u & v
-                    if shared:
-                        below = _below(shared)
-                        prefetch(values_a, k + count(u & below))
-                        prefetch(values_b, q + count(v & below))
-                        prefetch(values_a, k + count(u) - 1)
-                        prefetch(values_b, q + count(v) - 1)
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    for e in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(index_a, at(ids_a, e) * words)
+        prefetch(index_b, at(ids_b, e) * words)
+    for e in range(first, last):
+        if e + INDEX_AHEAD < last:
+            prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
+            prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
+        if e + VALUES_AHEAD < last:
+            r, s = at(ids_a, e + VALUES_AHEAD), at(ids_b, e + VALUES_AHEAD)
+            k, q = np.int64(at(index_a, r * words)), np.int64(at(index_b, s * words))
+            if used <= 2:  # the masks are here already: nothing is asked for where nothing is shared
+                if used == 2:
+                    u, v = bits64(masks_a, r * half_words + 2), bits64(masks_b, s * half_words + 2)
                 else:
-                    prefetch_row(values_a, k, lines)
-                    prefetch_row(values_b, q, lines)
-            r, s = at(ids_a, e), at(ids_b, e)
-            k, m = np.int64(at(index_a, r * words)), r * half_words + 2
-            q, o = np.int64(at(index_b, s * words)), s * half_words + 2
-            total = values_a.dtype.type(0)
-            for b in range(pairs):
-                u, v = bits64(masks_a, m + 4 * b), bits64(masks_b, o + 4 * b)
-                total += _shared(values_a, k, u, values_b, q, v)
-                k, q = k + count(u), q + count(v)
-            if odd:
-                u, v = _bits32(index_a, r * words + used), _bits32(index_b, s * words + used)
-                total += _shared(values_a, k, u, values_b, q, v)
-            put(out, e, total)
+                    u, v = _bits32(index_a, r * words + 1), _bits32(index_b, s * words + 1)
+                shared = u & v
+                if shared:
+                    below = _below(shared)
+                    prefetch(values_a, k + count(u & below))
+                    prefetch(values_b, q + count(v & below))
+                    prefetch(values_a, k + count(u) - 1)
+                    prefetch(values_b, q + count(v) - 1)
+            else:
+                prefetch_row(values_a, k, lines)
+                prefetch_row(values_b, q, lines)
+        r, s = at(ids_a, e), at(ids_b, e)
+        k, m = np.int64(at(index_a, r * words)), r * half_words + 2
+        q, o = np.int64(at(index_b, s * words)), s * half_words + 2
+        total = values_a.dtype.type(0)
+        for b in range(pairs):
+            u, v = bits64(masks_a, m + 4 * b), bits64(masks_b, o + 4 * b)
+            total += _shared(values_a, k, u, values_b, q, v)
+            k, q = k + count(u), q + count(v)
+        if odd:
+            u, v = _bits32(index_a, r * words + used), _bits32(index_b, s * words + used)
+            total += _shared(values_a, k, u, values_b, q, v)
+        put(out, e, total)
 
 
 @kernel
 def _dot_csr(
-    values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines, out, n_chunks
+    values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines, out, n_chunks, chunk
 ):  # fmt: skip
     n = ids_a.shape[0]
-    for chunk in prange(n_chunks):
-        row = np.zeros(d, values_a.dtype)
-        first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
-        for e in range(first, last):
-            if e + INDEX_AHEAD < last:
-                prefetch(crow_a, at(ids_a, e + INDEX_AHEAD))
-                for j in range((e + INDEX_AHEAD) * each, (e + INDEX_AHEAD + 1) * each):
-                    prefetch(crow_b, at(ids_b, j))
-            if e + VALUES_AHEAD < last:
-                place = at(crow_a, at(ids_a, e + VALUES_AHEAD))
-                prefetch_row(values_a, place, lines)
-                prefetch(col_a, place)
-                for j in range((e + VALUES_AHEAD) * each, (e + VALUES_AHEAD + 1) * each):
-                    place = at(crow_b, at(ids_b, j))
-                    prefetch_row(values_b, place, lines)
-                    prefetch(col_b, place)
-            r = at(ids_a, e)
-            for k in range(at(crow_a, r), at(crow_a, r + 1)):
-                row[at(col_a, k)] = at(values_a, k)
-            for j in range(e * each, (e + 1) * each):
-                s = at(ids_b, j)
-                total = values_a.dtype.type(0)
-                for k in range(at(crow_b, s), at(crow_b, s + 1)):
-                    total += at(values_b, k) * row[at(col_b, k)]
-                put(out, j, total)
-            for k in range(at(crow_a, r), at(crow_a, r + 1)):
-                row[at(col_a, k)] = 0
+    row = np.zeros(d, values_a.dtype)
+    first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    for e in range(first, last):
+        if e + INDEX_AHEAD < last:
+            prefetch(crow_a, at(ids_a, e + INDEX_AHEAD))
+            for j in range((e + INDEX_AHEAD) * each, (e + INDEX_AHEAD + 1) * each):
+                prefetch(crow_b, at(ids_b, j))
+        if e + VALUES_AHEAD < last:
+            place = at(crow_a, at(ids_a, e + VALUES_AHEAD))
+            prefetch_row(values_a, place, lines)
+            prefetch(col_a, place)
+            for j in range((e + VALUES_AHEAD) * each, (e + VALUES_AHEAD + 1) * each):
+                place = at(crow_b, at(ids_b, j))
+                prefetch_row(values_b, place, lines)
+                prefetch(col_b, place)
+        r = at(ids_a, e)
+        for k in range(at(crow_a, r), at(crow_a, r + 1)):
+            row[at(col_a, k)] = at(values_a, k)
+        for j in range(e * each, (e + 1) * each):
+            s = at(ids_b, j)
+            total = values_a.dtype.type(0)
+            for k in range(at(crow_b, s), at(crow_b, s + 1)):
+                total += at(values_b, k) * row[at(col_b, k)]
+            put(out, j, total)
+        for k in range(at(crow_a, r), at(crow_a, r + 1)):
+            row[at(col_a, k)] = 0

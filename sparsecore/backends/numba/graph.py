@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
@@ -112,91 +111,90 @@ def _take(total, factor, out, masks, block, k):
 
 @kernel
 def _propagate(
-    crow, col, weight, x, base, plus_base, values, index, masks, plus_table, scale, take, out, n_chunks
+    crow, col, weight, x, base, plus_base, values, index, masks, plus_table, scale, take, out, n_chunks, chunk
 ):  # fmt: skip
     # No helper function with a branch in it, here and below: references to arrays would be counted row by row.
     d, words = x.shape[1], index.shape[1]
     end = col.shape[0] - 1
     zero, factor = zeros(x), splat(scale)
     step = words if take or plus_table else 0  # the index of an absent table has one row
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            first, last = np.int64(crow[i]), np.int64(crow[i + 1])
-            k = np.int64(at(index, i * step))
-            block, place = 2 * i * step + 2, i * d
-            c = 0
-            while c + 64 <= d:
-                if plus_table:
-                    prefetch(index, (i + 4) * step)
-                    prefetch(values, k + AHEAD)
-                    prefetch(values, k + AHEAD + 16)
-                if plus_base:
-                    prefetch(base, place + d)
-                    prefetch(base, place + d + 16)
-                    prefetch(base, place + d + 32)
-                    prefetch(base, place + d + 48)
-                s0, s1, s2, s3 = zero, zero, zero, zero
-                for e in range(first, last):
-                    soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
-                    prefetch(x, soon)
-                    prefetch(x, soon + 16)
-                    prefetch(x, soon + 32)
-                    prefetch(x, soon + 48)
-                    a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
-                    s0 = fma(a, load(x, row), s0)
-                    s1 = fma(a, load(x, row + 16), s1)
-                    s2 = fma(a, load(x, row + 32), s2)
-                    s3 = fma(a, load(x, row + 48), s3)
-                if plus_base:
-                    s0 = add(s0, load(base, place))
-                    s1 = add(s1, load(base, place + 16))
-                    s2 = add(s2, load(base, place + 32))
-                    s3 = add(s3, load(base, place + 48))
-                if plus_table:
-                    m0, m1, m2, m3 = (
-                        bits(masks, block),
-                        bits(masks, block + 1),
-                        bits(masks, block + 2),
-                        bits(masks, block + 3),
-                    )
-                    s0 = add(s0, next_values(values, k, m0))
-                    k += count(m0)
-                    s1 = add(s1, next_values(values, k, m1))
-                    k += count(m1)
-                    s2 = add(s2, next_values(values, k, m2))
-                    k += count(m2)
-                    s3 = add(s3, next_values(values, k, m3))
-                    k += count(m3)
-                if take:
-                    k = _take(s0, factor, out, masks, block, k)
-                    k = _take(s1, factor, out, masks, block + 1, k)
-                    k = _take(s2, factor, out, masks, block + 2, k)
-                    k = _take(s3, factor, out, masks, block + 3, k)
-                else:
-                    store(out, place, mul(factor, s0))
-                    store(out, place + 16, mul(factor, s1))
-                    store(out, place + 32, mul(factor, s2))
-                    store(out, place + 48, mul(factor, s3))
-                c += 64
-                block += 4
-                place += 64
-            while c < d:
-                lanes = first_lanes(min(16, d - c))
-                s0 = zero
-                for e in range(first, last):
-                    prefetch(x, np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c)
-                    row = np.int64(at(col, e)) * d + c
-                    s0 = fma(splat(at(weight, e)), load_masked(x, row, lanes), s0)
-                if plus_base:
-                    s0 = add(s0, load_masked(base, place, lanes))
-                if plus_table:
-                    mask = bits(masks, block)
-                    s0 = add(s0, next_values(values, k, mask))
-                    k += count(mask)
-                if take:
-                    k = _take(s0, factor, out, masks, block, k)
-                else:
-                    store_masked(out, place, mul(factor, s0), lanes)
-                c += 16
-                block += 1
-                place += 16
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        first, last = np.int64(crow[i]), np.int64(crow[i + 1])
+        k = np.int64(at(index, i * step))
+        block, place = 2 * i * step + 2, i * d
+        c = 0
+        while c + 64 <= d:
+            if plus_table:
+                prefetch(index, (i + 4) * step)
+                prefetch(values, k + AHEAD)
+                prefetch(values, k + AHEAD + 16)
+            if plus_base:
+                prefetch(base, place + d)
+                prefetch(base, place + d + 16)
+                prefetch(base, place + d + 32)
+                prefetch(base, place + d + 48)
+            s0, s1, s2, s3 = zero, zero, zero, zero
+            for e in range(first, last):
+                soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
+                prefetch(x, soon)
+                prefetch(x, soon + 16)
+                prefetch(x, soon + 32)
+                prefetch(x, soon + 48)
+                a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
+                s0 = fma(a, load(x, row), s0)
+                s1 = fma(a, load(x, row + 16), s1)
+                s2 = fma(a, load(x, row + 32), s2)
+                s3 = fma(a, load(x, row + 48), s3)
+            if plus_base:
+                s0 = add(s0, load(base, place))
+                s1 = add(s1, load(base, place + 16))
+                s2 = add(s2, load(base, place + 32))
+                s3 = add(s3, load(base, place + 48))
+            if plus_table:
+                m0, m1, m2, m3 = (
+                    bits(masks, block),
+                    bits(masks, block + 1),
+                    bits(masks, block + 2),
+                    bits(masks, block + 3),
+                )
+                s0 = add(s0, next_values(values, k, m0))
+                k += count(m0)
+                s1 = add(s1, next_values(values, k, m1))
+                k += count(m1)
+                s2 = add(s2, next_values(values, k, m2))
+                k += count(m2)
+                s3 = add(s3, next_values(values, k, m3))
+                k += count(m3)
+            if take:
+                k = _take(s0, factor, out, masks, block, k)
+                k = _take(s1, factor, out, masks, block + 1, k)
+                k = _take(s2, factor, out, masks, block + 2, k)
+                k = _take(s3, factor, out, masks, block + 3, k)
+            else:
+                store(out, place, mul(factor, s0))
+                store(out, place + 16, mul(factor, s1))
+                store(out, place + 32, mul(factor, s2))
+                store(out, place + 48, mul(factor, s3))
+            c += 64
+            block += 4
+            place += 64
+        while c < d:
+            lanes = first_lanes(min(16, d - c))
+            s0 = zero
+            for e in range(first, last):
+                prefetch(x, np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c)
+                row = np.int64(at(col, e)) * d + c
+                s0 = fma(splat(at(weight, e)), load_masked(x, row, lanes), s0)
+            if plus_base:
+                s0 = add(s0, load_masked(base, place, lanes))
+            if plus_table:
+                mask = bits(masks, block)
+                s0 = add(s0, next_values(values, k, mask))
+                k += count(mask)
+            if take:
+                k = _take(s0, factor, out, masks, block, k)
+            else:
+                store_masked(out, place, mul(factor, s0), lanes)
+            c += 16
+            block += 1
+            place += 16

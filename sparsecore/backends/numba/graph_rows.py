@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.graph import propagate
@@ -62,14 +61,13 @@ def propagate_from(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, ids: Te
 
 
 @kernel
-def _copy_edges(crow, col, weight, ids, starts, columns, weights, n_chunks):
+def _copy_edges(crow, col, weight, ids, starts, columns, weights, n_chunks, chunk):
     n = ids.shape[0]
-    for chunk in prange(n_chunks):
-        for i in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-            source, target = np.int64(at(crow, np.int64(at(ids, i)))), np.int64(at(starts, i))
-            for k in range(np.int64(at(starts, i + 1)) - target):
-                put(columns, target + k, at(col, source + k))
-                put(weights, target + k, at(weight, source + k))
+    for i in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        source, target = np.int64(at(crow, np.int64(at(ids, i)))), np.int64(at(starts, i))
+        for k in range(np.int64(at(starts, i + 1)) - target):
+            put(columns, target + k, at(col, source + k))
+            put(weights, target + k, at(weight, source + k))
 
 
 @serial_kernel
@@ -91,37 +89,36 @@ def _collect(ids, x, rows, place):
 
 
 @kernel
-def _propagate_from(crow, col, weight, x, place, out, n_chunks):
+def _propagate_from(crow, col, weight, x, place, out, n_chunks, chunk):
     d = x.shape[1]
     end = col.shape[0] - 1
     zero = zeros(x)
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            first, last = np.int64(at(crow, i)), np.int64(at(crow, i + 1))
-            c = 0
-            while c + 64 <= d:
-                s0, s1, s2, s3 = zero, zero, zero, zero
-                for e in range(first, last):
-                    prefetch(place, np.int64(at(col, min(e + _EDGES_AHEAD, end))))
-                    p = np.int64(at(place, np.int64(at(col, e))))
-                    if p >= 0:
-                        a, row = splat(at(weight, e)), p * d + c
-                        s0 = fma(a, load(x, row), s0)
-                        s1 = fma(a, load(x, row + 16), s1)
-                        s2 = fma(a, load(x, row + 32), s2)
-                        s3 = fma(a, load(x, row + 48), s3)
-                target = i * d + c
-                store(out, target, s0)
-                store(out, target + 16, s1)
-                store(out, target + 32, s2)
-                store(out, target + 48, s3)
-                c += 64
-            while c < d:
-                lanes = first_lanes(min(16, d - c))
-                s0 = zero
-                for e in range(first, last):
-                    p = np.int64(at(place, np.int64(at(col, e))))
-                    if p >= 0:
-                        s0 = fma(splat(at(weight, e)), load_masked(x, p * d + c, lanes), s0)
-                store_masked(out, i * d + c, s0, lanes)
-                c += 16
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        first, last = np.int64(at(crow, i)), np.int64(at(crow, i + 1))
+        c = 0
+        while c + 64 <= d:
+            s0, s1, s2, s3 = zero, zero, zero, zero
+            for e in range(first, last):
+                prefetch(place, np.int64(at(col, min(e + _EDGES_AHEAD, end))))
+                p = np.int64(at(place, np.int64(at(col, e))))
+                if p >= 0:
+                    a, row = splat(at(weight, e)), p * d + c
+                    s0 = fma(a, load(x, row), s0)
+                    s1 = fma(a, load(x, row + 16), s1)
+                    s2 = fma(a, load(x, row + 32), s2)
+                    s3 = fma(a, load(x, row + 48), s3)
+            target = i * d + c
+            store(out, target, s0)
+            store(out, target + 16, s1)
+            store(out, target + 32, s2)
+            store(out, target + 48, s3)
+            c += 64
+        while c < d:
+            lanes = first_lanes(min(16, d - c))
+            s0 = zero
+            for e in range(first, last):
+                p = np.int64(at(place, np.int64(at(col, e))))
+                if p >= 0:
+                    s0 = fma(splat(at(weight, e)), load_masked(x, p * d + c, lanes), s0)
+            store_masked(out, i * d + c, s0, lanes)
+            c += 16

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel
+from sparsecore.backends.numba.jit import array, device_function, serial_kernel
 from sparsecore.backends.numba.simd import at, prefetch
 from sparsecore.backends.numba.spans import Spans
 
@@ -43,7 +42,7 @@ def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[
     rows, starts, order = np.empty(n, np.int64), np.empty(n + 1, np.int32), np.empty(n, np.int32)
     begins, offsets = np.empty(n if stride else 0, np.int64), np.empty(n + 1 if stride else 0, np.int64)
     options = (n.bit_length(), *digits_of(n_rows), stride)
-    found = _group(array(ids), index, *options, rows, starts, order, begins, offsets, 1)
+    found = _group(array(ids), index, *options, rows, starts, order, begins, offsets)
     return (rows[:found], starts[: found + 1], order), Spans(begins[:found], offsets[: found + 1])
 
 
@@ -68,31 +67,30 @@ def sort_keys(keys, spare, n, shift, passes, digits):
     return keys, spare
 
 
-@kernel
-def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begins, offsets, n_chunks):
+@serial_kernel
+def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begins, offsets):
     n = ids.shape[0]
     keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
-    for _ in prange(n_chunks):
-        for e in range(n):
-            keys[e] = (ids[e] << shift) | e
-            if stride:  # the index arrives while the keys are sorted
-                prefetch(index, ids[e] * stride)
-        keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
-        found, before = 0, np.int64(-1)
-        for e in range(n):
-            key = keys[e]
-            order[e] = key & ((1 << shift) - 1)
-            if key >> shift != before:
-                before = key >> shift
-                rows[found], starts[found] = before, e
-                found += 1
-        starts[found] = n
-        if stride:
-            total = 0
-            for u in range(found):
-                offsets[u] = total
-                r = at(rows, u) * stride
-                begins[u] = np.int64(at(index, r))
-                total += np.int64(at(index, r + stride)) - begins[u]
-            offsets[found] = total
+    for e in range(n):
+        keys[e] = (ids[e] << shift) | e
+        if stride:  # the index arrives while the keys are sorted
+            prefetch(index, ids[e] * stride)
+    keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
+    found, before = 0, np.int64(-1)
+    for e in range(n):
+        key = keys[e]
+        order[e] = key & ((1 << shift) - 1)
+        if key >> shift != before:
+            before = key >> shift
+            rows[found], starts[found] = before, e
+            found += 1
+    starts[found] = n
+    if stride:
+        total = 0
+        for u in range(found):
+            offsets[u] = total
+            r = at(rows, u) * stride
+            begins[u] = np.int64(at(index, r))
+            total += np.int64(at(index, r + stride)) - begins[u]
+        offsets[found] = total
     return found

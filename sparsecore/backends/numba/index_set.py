@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import array, kernel, split, threads
 from sparsecore.backends.numba.simd import (
@@ -146,86 +145,82 @@ def _union(index: IndexSet, counts: np.ndarray, added: np.ndarray) -> IndexSet:
 
 @kernel
 def _surviving(
-    values, pointers, col, masks, stride, blocks, threshold, last, edges, out_pointers, out, n_chunks
+    values, pointers, col, masks, stride, blocks, threshold, last, edges, out_pointers, out, n_chunks, chunk
 ):
-    for chunk in prange(n_chunks):
-        begin = pointers[edges[chunk]]
-        end = begin
-        least = splat(threshold)
-        for r in range(edges[chunk], edges[chunk + 1]):
-            if col is not None:
-                for k in range(pointers[r], pointers[r + 1]):
-                    out[end] = col[k]
-                    a = abs(values[k])
-                    end += (a > threshold) | ((a == threshold) & (k > last))
-            if masks is not None:
-                k = pointers[r]
-                for b in range(r * stride + 2, r * stride + 2 + blocks):
-                    m = bits(masks, b)
-                    n = count(m)
-                    prefetch(values, k + _AHEAD)
-                    a = absolute(spread(load_masked(values, k, first_lanes(n)), m))
-                    if k > last:
-                        keep = np.uint16(at_least(a, least) & m)
-                    else:
-                        keep = np.uint16(greater(a, least) & m)
-                        if last < k + n - 1:
-                            rest = m  # ties behind the last that goes
-                            for _ in range(last + 1 - k):
-                                rest = np.uint16(rest & (rest - 1))
-                            keep = np.uint16(keep | (at_least(a, least) & rest))
-                    put(out, b, keep)
-                    k += n
-                    end += count(keep)
-            out_pointers[r + 1] = end - begin
+    begin = pointers[edges[chunk]]
+    end = begin
+    least = splat(threshold)
+    for r in range(edges[chunk], edges[chunk + 1]):
+        if col is not None:
+            for k in range(pointers[r], pointers[r + 1]):
+                out[end] = col[k]
+                a = abs(values[k])
+                end += (a > threshold) | ((a == threshold) & (k > last))
+        if masks is not None:
+            k = pointers[r]
+            for b in range(r * stride + 2, r * stride + 2 + blocks):
+                m = bits(masks, b)
+                n = count(m)
+                prefetch(values, k + _AHEAD)
+                a = absolute(spread(load_masked(values, k, first_lanes(n)), m))
+                if k > last:
+                    keep = np.uint16(at_least(a, least) & m)
+                else:
+                    keep = np.uint16(greater(a, least) & m)
+                    if last < k + n - 1:
+                        rest = m  # ties behind the last that goes
+                        for _ in range(last + 1 - k):
+                            rest = np.uint16(rest & (rest - 1))
+                        keep = np.uint16(keep | (at_least(a, least) & rest))
+                put(out, b, keep)
+                k += n
+                end += count(keep)
+        out_pointers[r + 1] = end - begin
 
 
 @kernel
-def _mark(places, starts, counts, ids, height, cols, added, masks, stride, n_chunks):
+def _mark(places, starts, counts, ids, height, cols, added, masks, stride, n_chunks, chunk):
     """Set the bits of these places; or count them by row, and replace them by their columns."""
     n = starts.shape[0]
-    for chunk in prange(n_chunks):
-        for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-            i, begin = block * height, 0
-            r = ids[i] if ids.shape[0] else i
-            for k in range(starts[block], starts[block] + counts[block]):
-                j = places[k] - begin
-                if j >= cols:
-                    while j >= cols:
-                        i, begin, j = i + 1, begin + cols, j - cols
-                    r = ids[i] if ids.shape[0] else i
-                if added is not None:
-                    added[r + 1] += 1
-                    places[k] = j
-                if masks is not None:
-                    b = r * stride + 2 + (j >> 4)
-                    put(masks, b, np.uint16(at(masks, b) | (1 << (j & 15))))
+    for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        i, begin = block * height, 0
+        r = ids[i] if ids.shape[0] else i
+        for k in range(starts[block], starts[block] + counts[block]):
+            j = places[k] - begin
+            if j >= cols:
+                while j >= cols:
+                    i, begin, j = i + 1, begin + cols, j - cols
+                r = ids[i] if ids.shape[0] else i
+            if added is not None:
+                added[r + 1] += 1
+                places[k] = j
+            if masks is not None:
+                b = r * stride + 2 + (j >> 4)
+                put(masks, b, np.uint16(at(masks, b) | (1 << (j & 15))))
 
 
 @kernel
-def _count_rows(masks, stride, blocks, edges, pointers, n_chunks):
-    for chunk in prange(n_chunks):
-        total = 0
-        for r in range(edges[chunk], edges[chunk + 1]):
-            for b in range(r * stride + 2, r * stride + 2 + blocks):
-                total += count(bits(masks, b))
-            pointers[r + 1] = total
+def _count_rows(masks, stride, blocks, edges, pointers, n_chunks, chunk):
+    total = 0
+    for r in range(edges[chunk], edges[chunk + 1]):
+        for b in range(r * stride + 2, r * stride + 2 + blocks):
+            total += count(bits(masks, b))
+        pointers[r + 1] = total
 
 
 @kernel
-def _merge(crow, col, added_crow, added, out_crow, out, n_chunks):
+def _merge(crow, col, added_crow, added, out_crow, out, n_chunks, chunk):
     """Columns of two index sets without common members, as one."""
-    for chunk in prange(n_chunks):
-        for r in range(split(out_crow, n_chunks, chunk), split(out_crow, n_chunks, chunk + 1)):
-            i, i_end, j, j_end = crow[r], crow[r + 1], added_crow[r], added_crow[r + 1]
-            k = out_crow[r]
-            while i < i_end and j < j_end:
-                a, b = np.int64(col[i]), np.int64(added[j])
-                out[k] = min(a, b)
-                k, i, j = k + 1, i + (a < b), j + (a > b)
-            for rest in range(i, i_end):
-                out[k] = col[rest]
-                k += 1
-            for rest in range(j, j_end):
-                out[k] = added[rest]
-                k += 1
+    for r in range(split(out_crow, n_chunks, chunk), split(out_crow, n_chunks, chunk + 1)):
+        i, i_end, j, j_end = crow[r], crow[r + 1], added_crow[r], added_crow[r + 1]
+        k = out_crow[r]
+        while i < i_end and j < j_end:
+            a, b = np.int64(col[i]), np.int64(added[j])
+            out[k] = min(a, b)
+            k, i, j = k + 1, i + (a < b), j + (a > b)
+        for rest in range(i, i_end):
+            out[k] = col[rest]
+            k += 1
+        for rest in range(j, j_end):
+            out[k] = added[rest]
+            k += 1

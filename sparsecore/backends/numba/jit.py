@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import types
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -71,22 +70,32 @@ def serial_kernel(function: Callable[..., Any]) -> Any:
 
 
 class kernel:
-    """Decorator: one function, compiled lazily as a parallel and as a serial kernel.
+    """Decorator: the work of one chunk, to be shared by threads or done by one.
 
-    The last argument of the function is its number of chunks: ``prange(n_chunks)`` is its only parallel construct,
-    so the number of threads is torch's and numba's own setting is never touched (changing it would change torch's).
+    The last two arguments of the function are the number of chunks and the number of the chunk that it is to do; who
+    calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's: numba's own
+    setting is never touched (changing it would change torch's).
+
+    The work is compiled once. The loop that hands out the chunks is another function, which calls it: numba takes two
+    to three times as long to compile what stands in a parallel loop itself, and would do it again for each form.
     """
 
     def __init__(self, function: Any) -> None:
-        self._parallel = _compiled(function, parallel=True)
-        # numba's disk cache is keyed by the qualified name, not by the options: the serial form needs its own.
-        serial = types.FunctionType(function.__code__, function.__globals__, function.__name__ + "_serial")
-        serial.__qualname__ = function.__qualname__ + "_serial"
-        self._serial = _compiled(serial, parallel=False)
+        self._work = _compiled(function, parallel=False)
+        code = function.__code__
+        names = ", ".join(code.co_varnames[: code.co_argcount - 1])
+        name = f"{function.__name__}_parallel"
+        loop = (
+            f"for chunk in prange(n_chunks):\n  work({names}, intp(chunk))"  # its own type would be unsigned
+        )
+        # It is said to lie in the function's file, by which numba knows where to keep it.
+        scope = {"prange": numba.prange, "intp": np.intp, "work": self._work, "__name__": function.__module__}
+        exec(compile(f"def {name}({names}):\n {loop}", code.co_filename, "exec"), scope)
+        self._parallel = _compiled(scope[name], parallel=True)
 
     def __call__(self, *arguments: Any) -> Any:
         if arguments[-1] == 1:
-            return self._serial(*arguments)
+            return self._work(*arguments, 0)
         _start_pool()
         return self._parallel(*arguments)
 

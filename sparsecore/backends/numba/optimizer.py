@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
@@ -179,28 +178,27 @@ def _adam_rule(x, g, m, v, c1, c2, constants):
 
 
 @kernel
-def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks):
+def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks, chunk):
     n = grad.shape[0]
-    for chunk in prange(n_chunks):
-        c = splats(constants)
-        c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
-        begin, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
-        whole = last // LANES * LANES
-        # Whole vectors are stored without a mask: a masked store costs twice the memory traffic.
-        for i in range(begin, whole, LANES):
-            x, m, v = load(values, i), load(exp_avg, i), load(exp_avg_sq, i)
-            x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
-            store(exp_avg, i, m)
-            store(exp_avg_sq, i, v)
-            store(values, i, x)
-        if whole < last:
-            mask = first_lanes(last - whole)
-            x, m = load_masked(values, whole, mask), load_masked(exp_avg, whole, mask)
-            v = load_masked(exp_avg_sq, whole, mask)
-            x, m, v = _adam_rule(x, load_masked(grad, whole, mask), m, v, c1, c2, c)
-            store_masked(exp_avg, whole, m, mask)
-            store_masked(exp_avg_sq, whole, v, mask)
-            store_masked(values, whole, x, mask)
+    c = splats(constants)
+    c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
+    begin, last = _begin(n, n_chunks, chunk), _begin(n, n_chunks, chunk + 1)
+    whole = last // LANES * LANES
+    # Whole vectors are stored without a mask: a masked store costs twice the memory traffic.
+    for i in range(begin, whole, LANES):
+        x, m, v = load(values, i), load(exp_avg, i), load(exp_avg_sq, i)
+        x, m, v = _adam_rule(x, load(grad, i), m, v, c1, c2, c)
+        store(exp_avg, i, m)
+        store(exp_avg_sq, i, v)
+        store(values, i, x)
+    if whole < last:
+        mask = first_lanes(last - whole)
+        x, m = load_masked(values, whole, mask), load_masked(exp_avg, whole, mask)
+        v = load_masked(exp_avg_sq, whole, mask)
+        x, m, v = _adam_rule(x, load_masked(grad, whole, mask), m, v, c1, c2, c)
+        store_masked(exp_avg, whole, m, mask)
+        store_masked(exp_avg_sq, whole, v, mask)
+        store_masked(values, whole, x, mask)
 
 
 @device_function
@@ -247,54 +245,54 @@ def prefetch_span(values, exp_avg, exp_avg_sq, begin, last, line):
 
 
 @kernel
-def _adam_at(begins, offsets, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks):
-    for chunk in prange(n_chunks):
-        c = splats(constants)
-        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
-        for u in range(split(offsets, n_chunks, chunk), last):
-            if u + SPANS_AHEAD < last:
-                ahead = at(begins, u + SPANS_AHEAD)
-                stored = at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD)
-                prefetch_span(values, exp_avg, exp_avg_sq, ahead, ahead + stored - 1, line)
-            p, i, end = at(begins, u), at(offsets, u), at(offsets, u + 1)
-            adam_span(p, i, end, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, c)
+def _adam_at(
+    begins, offsets, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks, chunk
+):
+    c = splats(constants)
+    line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+    for u in range(split(offsets, n_chunks, chunk), last):
+        if u + SPANS_AHEAD < last:
+            ahead = at(begins, u + SPANS_AHEAD)
+            stored = at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD)
+            prefetch_span(values, exp_avg, exp_avg_sq, ahead, ahead + stored - 1, line)
+        p, i, end = at(begins, u), at(offsets, u), at(offsets, u + 1)
+        adam_span(p, i, end, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, c)
 
 
 @kernel
-def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks):
+def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, chunk):
     heavy = buffer.shape[0] > 0
-    for chunk in prange(n_chunks):
-        rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
-        take, decay = splat(at(constants, 2)), splat(at(constants, 3))
-        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
-        for u in range(split(offsets, n_chunks, chunk), last):
-            if u + SPANS_AHEAD < last:
-                ahead = at(begins, u + SPANS_AHEAD)
-                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
-                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
-                    prefetch(values, k)
-                    prefetch(buffer, k)
-                prefetch(values, last_ahead)
-                prefetch(buffer, last_ahead)
-            i, end = at(offsets, u), at(offsets, u + 1)
-            p = at(begins, u)
-            while i + LANES <= end:
-                g = fma(decay, load(values, p), load(grad, i))
-                if heavy:
-                    b = fma(momentum, load(buffer, p), mul(take, g))
-                    g = fma(momentum, b, g) if nesterov else b
-                    store(buffer, p, b)
-                store(values, p, fma(rate, g, load(values, p)))
-                i, p = i + LANES, p + LANES
-            if i < end:
-                mask = first_lanes(end - i)
-                x = load_masked(values, p, mask)
-                g = fma(decay, x, load_masked(grad, i, mask))
-                if heavy:
-                    b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
-                    g = fma(momentum, b, g) if nesterov else b
-                    store_masked(buffer, p, b, mask)
-                store_masked(values, p, fma(rate, g, x), mask)
+    rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
+    take, decay = splat(at(constants, 2)), splat(at(constants, 3))
+    line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+    for u in range(split(offsets, n_chunks, chunk), last):
+        if u + SPANS_AHEAD < last:
+            ahead = at(begins, u + SPANS_AHEAD)
+            last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
+            for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
+                prefetch(values, k)
+                prefetch(buffer, k)
+            prefetch(values, last_ahead)
+            prefetch(buffer, last_ahead)
+        i, end = at(offsets, u), at(offsets, u + 1)
+        p = at(begins, u)
+        while i + LANES <= end:
+            g = fma(decay, load(values, p), load(grad, i))
+            if heavy:
+                b = fma(momentum, load(buffer, p), mul(take, g))
+                g = fma(momentum, b, g) if nesterov else b
+                store(buffer, p, b)
+            store(values, p, fma(rate, g, load(values, p)))
+            i, p = i + LANES, p + LANES
+        if i < end:
+            mask = first_lanes(end - i)
+            x = load_masked(values, p, mask)
+            g = fma(decay, x, load_masked(grad, i, mask))
+            if heavy:
+                b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
+                g = fma(momentum, b, g) if nesterov else b
+                store_masked(buffer, p, b, mask)
+            store_masked(values, p, fma(rate, g, x), mask)
 
 
 @device_function
@@ -306,29 +304,28 @@ def _adagrad_rule(x, g, s, rate, decay, eps):
 
 
 @kernel
-def _adagrad(begins, offsets, values, grad, total, constants, n_chunks):
-    for chunk in prange(n_chunks):
-        rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
-        line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
-        for u in range(split(offsets, n_chunks, chunk), last):
-            if u + SPANS_AHEAD < last:
-                ahead = at(begins, u + SPANS_AHEAD)
-                last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
-                for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
-                    prefetch(values, k)
-                    prefetch(total, k)
-                prefetch(values, last_ahead)
-                prefetch(total, last_ahead)
-            i, end = at(offsets, u), at(offsets, u + 1)
-            p = at(begins, u)
-            while i + LANES <= end:
-                x, s = _adagrad_rule(load(values, p), load(grad, i), load(total, p), rate, decay, eps)
-                store(total, p, s)
-                store(values, p, x)
-                i, p = i + LANES, p + LANES
-            if i < end:
-                mask = first_lanes(end - i)
-                x, s = load_masked(values, p, mask), load_masked(total, p, mask)
-                x, s = _adagrad_rule(x, load_masked(grad, i, mask), s, rate, decay, eps)
-                store_masked(total, p, s, mask)
-                store_masked(values, p, x, mask)
+def _adagrad(begins, offsets, values, grad, total, constants, n_chunks, chunk):
+    rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
+    line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
+    for u in range(split(offsets, n_chunks, chunk), last):
+        if u + SPANS_AHEAD < last:
+            ahead = at(begins, u + SPANS_AHEAD)
+            last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
+            for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
+                prefetch(values, k)
+                prefetch(total, k)
+            prefetch(values, last_ahead)
+            prefetch(total, last_ahead)
+        i, end = at(offsets, u), at(offsets, u + 1)
+        p = at(begins, u)
+        while i + LANES <= end:
+            x, s = _adagrad_rule(load(values, p), load(grad, i), load(total, p), rate, decay, eps)
+            store(total, p, s)
+            store(values, p, x)
+            i, p = i + LANES, p + LANES
+        if i < end:
+            mask = first_lanes(end - i)
+            x, s = load_masked(values, p, mask), load_masked(total, p, mask)
+            x, s = _adagrad_rule(x, load_masked(grad, i, mask), s, rate, decay, eps)
+            store_masked(total, p, s, mask)
+            store_masked(values, p, x, mask)

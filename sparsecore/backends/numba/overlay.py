@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.index_set import IndexSet
@@ -33,22 +32,21 @@ def overlay_(block: Tensor, values: Tensor, tensors: Index, rows: Tensor | slice
 
 
 @kernel
-def _overlay(values, ids, pointers, col, masks, stride, block, n_chunks):
+def _overlay(values, ids, pointers, col, masks, stride, block, n_chunks, chunk):
     rows, cols = block.shape
     flat = block.reshape(-1)
-    for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            r, place = ids[i], i * cols
-            k = np.int64(pointers[r])
-            if col is not None:
-                for n in range(k, np.int64(pointers[r + 1])):
-                    put(flat, place + np.int64(col[n]), at(values, n))
-            if masks is not None:
-                word = r * stride + 2
-                for j in range(0, cols, 16):
-                    mask = bits(masks, word)
-                    n = count(mask)
-                    v = spread(load_masked(values, k, first_lanes(n)), mask)
-                    store_masked(flat, place + j, v, mask)
-                    k += n
-                    word += 1
+    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
+        r, place = ids[i], i * cols
+        k = np.int64(pointers[r])
+        if col is not None:
+            for n in range(k, np.int64(pointers[r + 1])):
+                put(flat, place + np.int64(col[n]), at(values, n))
+        if masks is not None:
+            word = r * stride + 2
+            for j in range(0, cols, 16):
+                mask = bits(masks, word)
+                n = count(mask)
+                v = spread(load_masked(values, k, first_lanes(n)), mask)
+                store_masked(flat, place + j, v, mask)
+                k += n
+                word += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.dots import dot_4, load_4, rows_of, store_4
 from sparsecore.backends.numba.jit import device_function, kernel
@@ -43,34 +42,33 @@ def sddmm(crow, col, dy, x, out, n_chunks):
 
 
 @kernel
-def _sddmm(crow, col, dy, panels, cols, block, height, tiles, locals_, segments, out, more, n_chunks):
+def _sddmm(crow, col, dy, panels, cols, block, height, tiles, locals_, segments, out, more, n_chunks, chunk):
     batch = dy.shape[0]
     blocks = -(-cols // block)
-    for chunk in prange(n_chunks):
-        local, segment, tile = locals_[chunk], segments[chunk], tiles[chunk]
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, height):
-            last = min(first + height, end)
-            n = last - first
-            localise(crow, col, first, last, cols, block, height, local, segment)
-            start = pointer(crow, first)
-            for p in range(0, batch, 128):
-                lanes = lanes_of(batch - p)
-                tile_of(dy, p, first, last, tile, lanes)
-                for b in range(blocks):
-                    base = p * cols + b * block * lanes
-                    for i in range(n):
-                        k0 = np.intp(at(segment, b * height + i))
-                        k1 = np.intp(at(segment, (b + 1) * height + i))
-                        t = i * lanes
-                        if lanes == 128:
-                            _dots(_EIGHT, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
-                        elif lanes == 64:
-                            _dots(_FOUR, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
-                        elif lanes == 32:
-                            _dots(_TWO, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
-                        else:
-                            _dots(_ONE, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+    local, segment, tile = locals_[chunk], segments[chunk], tiles[chunk]
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, height):
+        last = min(first + height, end)
+        n = last - first
+        localise(crow, col, first, last, cols, block, height, local, segment)
+        start = pointer(crow, first)
+        for p in range(0, batch, 128):
+            lanes = lanes_of(batch - p)
+            tile_of(dy, p, first, last, tile, lanes)
+            for b in range(blocks):
+                base = p * cols + b * block * lanes
+                for i in range(n):
+                    k0 = np.intp(at(segment, b * height + i))
+                    k1 = np.intp(at(segment, (b + 1) * height + i))
+                    t = i * lanes
+                    if lanes == 128:
+                        _dots(_EIGHT, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                    elif lanes == 64:
+                        _dots(_FOUR, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                    elif lanes == 32:
+                        _dots(_TWO, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                    else:
+                        _dots(_ONE, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
 
 
 _ONE, _TWO, _FOUR, _EIGHT = (0,), (0,) * 2, (0,) * 4, (0,) * 8  # vectors of a panel row

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import kernel
 from sparsecore.backends.numba.memory import workspace
@@ -57,43 +56,40 @@ def block_of(width: int, density: float, cols: int) -> int:
 
 
 @kernel
-def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segments, y, n_chunks):
+def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segments, y, n_chunks, chunk):
     batch, rows = y.shape
     out = y.reshape(-1)
     blocks = -(-cols // block)
     zero = panels.shape[0] - 64
-    for chunk in prange(n_chunks):
-        local, segment = locals_[chunk], segments[chunk]
-        tile = tiles[chunk]
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, height):
-            last = min(first + height, end)
-            n = last - first
-            localise(crow, col, first, last, cols, block, height, local, segment)
-            start, ahead = pointer(crow, first), pointer(crow, last)
-            for p in range(0, batch, 128):
-                lanes = lanes_of(batch - p)
-                for b in range(blocks):
-                    base = p * cols + b * block * lanes
-                    for i in range(n):
-                        k0, k1 = (
-                            np.intp(at(segment, b * height + i)),
-                            np.intp(at(segment, (b + 1) * height + i)),
-                        )
-                        t = i * lanes
-                        if lanes == 128:
-                            row_of_128(
-                                values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0
-                            )
-                        elif lanes == 64:
-                            row_of_64(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
-                        elif lanes == 32:
-                            row_of_32(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
-                        else:
-                            row_of_16(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
-                for lane in range(0, min(lanes, batch - p), 16):
-                    examples = min(16, batch - p - lane)
-                    for i in range(0, n, 16):
-                        t = (p + lane) * rows + first + i
-                        wide = min(16, n - i)
-                        transpose_part(tile, i * lanes + lane, lanes, wide, examples, out, t, rows, wide)
+    local, segment = locals_[chunk], segments[chunk]
+    tile = tiles[chunk]
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, height):
+        last = min(first + height, end)
+        n = last - first
+        localise(crow, col, first, last, cols, block, height, local, segment)
+        start, ahead = pointer(crow, first), pointer(crow, last)
+        for p in range(0, batch, 128):
+            lanes = lanes_of(batch - p)
+            for b in range(blocks):
+                base = p * cols + b * block * lanes
+                for i in range(n):
+                    k0, k1 = (
+                        np.intp(at(segment, b * height + i)),
+                        np.intp(at(segment, (b + 1) * height + i)),
+                    )
+                    t = i * lanes
+                    if lanes == 128:
+                        row_of_128(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
+                    elif lanes == 64:
+                        row_of_64(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
+                    elif lanes == 32:
+                        row_of_32(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
+                    else:
+                        row_of_16(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
+            for lane in range(0, min(lanes, batch - p), 16):
+                examples = min(16, batch - p - lane)
+                for i in range(0, n, 16):
+                    t = (p + lane) * rows + first + i
+                    wide = min(16, n - i)
+                    transpose_part(tile, i * lanes + lane, lanes, wide, examples, out, t, rows, wide)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import device_function, kernel
 from sparsecore.backends.numba.memory import workspace
@@ -44,38 +43,37 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 
 @kernel
-def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments, sums, n_chunks):
+def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments, sums, n_chunks, chunk):
     batch = dy.shape[0]
     blocks = -(-cols // block)
-    for chunk in prange(n_chunks):
-        local, segment = locals_[chunk], segments[chunk]
-        total, tile = sums[chunk], tiles[chunk]
-        total[:] = 0
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, height):
-            last = min(first + height, end)
-            n = last - first
-            localise(crow, col, first, last, cols, block, height, local, segment)
-            start, ahead = pointer(crow, first), pointer(crow, last)
-            for p in range(0, batch, 128):
-                lanes = lanes_of(batch - p)
-                tile_of(dy, p, first, last, tile, lanes)
-                for b in range(blocks):
-                    base = p * cols + b * block * lanes
-                    for i in range(n):
-                        k0, k1 = (
-                            np.intp(at(segment, b * height + i)),
-                            np.intp(at(segment, (b + 1) * height + i)),
-                        )
-                        t = i * lanes
-                        if lanes == 128:
-                            _add_128(values, start, ahead, local, k0, k1, tile, t, total, base)
-                        elif lanes == 64:
-                            _add_64(values, start, ahead, local, k0, k1, tile, t, total, base)
-                        elif lanes == 32:
-                            _add_32(values, start, ahead, local, k0, k1, tile, t, total, base)
-                        else:
-                            _add_16(values, start, ahead, local, k0, k1, tile, t, total, base)
+    local, segment = locals_[chunk], segments[chunk]
+    total, tile = sums[chunk], tiles[chunk]
+    total[:] = 0
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, height):
+        last = min(first + height, end)
+        n = last - first
+        localise(crow, col, first, last, cols, block, height, local, segment)
+        start, ahead = pointer(crow, first), pointer(crow, last)
+        for p in range(0, batch, 128):
+            lanes = lanes_of(batch - p)
+            tile_of(dy, p, first, last, tile, lanes)
+            for b in range(blocks):
+                base = p * cols + b * block * lanes
+                for i in range(n):
+                    k0, k1 = (
+                        np.intp(at(segment, b * height + i)),
+                        np.intp(at(segment, (b + 1) * height + i)),
+                    )
+                    t = i * lanes
+                    if lanes == 128:
+                        _add_128(values, start, ahead, local, k0, k1, tile, t, total, base)
+                    elif lanes == 64:
+                        _add_64(values, start, ahead, local, k0, k1, tile, t, total, base)
+                    elif lanes == 32:
+                        _add_32(values, start, ahead, local, k0, k1, tile, t, total, base)
+                    else:
+                        _add_16(values, start, ahead, local, k0, k1, tile, t, total, base)
 
 
 @device_function
@@ -150,25 +148,22 @@ def _add_16(values, start, ahead, local, first, last, tile, t, total, base):
 
 
 @kernel
-def add_and_unpack(sums, dx, n_chunks):
+def add_and_unpack(sums, dx, n_chunks, chunk):
     batch, cols = dx.shape
     parts, size = sums.shape
     out, flat = dx.reshape(-1), sums.reshape(-1)
     groups = -(-cols // 16)
-    for chunk in prange(n_chunks):
-        for p in range(0, batch, 128):
-            lanes = lanes_of(batch - p)
-            for g in range(groups * chunk // n_chunks, groups * (chunk + 1) // n_chunks):
-                j = g * 16
-                wide = min(16, cols - j)
-                s = p * cols + j * lanes
-                for t in range(s, s + wide * lanes, 16):
-                    v = load(flat, t)
-                    for part in range(1, parts):
-                        v = add(v, load(flat, part * size + t))
-                    store(flat, t, v)
-                for lane in range(0, min(lanes, batch - p), 16):
-                    examples = min(16, batch - p - lane)
-                    transpose_part(
-                        flat, s + lane, lanes, wide, examples, out, (p + lane) * cols + j, cols, wide
-                    )
+    for p in range(0, batch, 128):
+        lanes = lanes_of(batch - p)
+        for g in range(groups * chunk // n_chunks, groups * (chunk + 1) // n_chunks):
+            j = g * 16
+            wide = min(16, cols - j)
+            s = p * cols + j * lanes
+            for t in range(s, s + wide * lanes, 16):
+                v = load(flat, t)
+                for part in range(1, parts):
+                    v = add(v, load(flat, part * size + t))
+                store(flat, t, v)
+            for lane in range(0, min(lanes, batch - p), 16):
+                examples = min(16, batch - p - lane)
+                transpose_part(flat, s + lane, lanes, wide, examples, out, (p + lane) * cols + j, cols, wide)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from numba.extending import overload
 
 from sparsecore.backends.numba.jit import device_function, kernel
@@ -75,19 +74,18 @@ def lanes_of(batch):
 
 
 @kernel
-def pack(x, panels, n_chunks):
+def pack(x, panels, n_chunks, chunk):
     """x (batch, cols) -> its panels one after the other, each (cols, lanes); lanes beyond the batch are 0."""
     batch, n = x.shape
     flat = x.reshape(-1)
     groups = -(-n // 16)
-    for chunk in prange(n_chunks):
-        for p in range(0, batch, 128):
-            lanes = lanes_of(batch - p)
-            for lane in range(0, lanes, 16):
-                here = max(0, min(16, batch - p - lane))
-                for j in range(groups * chunk // n_chunks * 16, groups * (chunk + 1) // n_chunks * 16, 16):
-                    t = p * n + j * lanes + lane
-                    transpose_part(flat, (p + lane) * n + j, n, here, min(16, n - j), panels, t, lanes, 16)
+    for p in range(0, batch, 128):
+        lanes = lanes_of(batch - p)
+        for lane in range(0, lanes, 16):
+            here = max(0, min(16, batch - p - lane))
+            for j in range(groups * chunk // n_chunks * 16, groups * (chunk + 1) // n_chunks * 16, 16):
+                t = p * n + j * lanes + lane
+                transpose_part(flat, (p + lane) * n + j, n, here, min(16, n - j), panels, t, lanes, 16)
 
 
 # ---------------------------------------------------------------- index sets

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.index_set import IndexSet, chunk_edges
@@ -93,100 +92,98 @@ def record_(history: Tensor, tensors: Index, shape: tuple[int, int]) -> int:
 @kernel
 def _realign(
     tensors, fresh, pointers, col, masks, new_pointers, new_col, new_masks, stride, cols, height, edges, begin, end,
-    left, aside_at, aside, kept, n_chunks,
+    left, aside_at, aside, kept, n_chunks, chunk,
 ):  # fmt: skip
-    for chunk in prange(n_chunks):
-        first, last, lower, upper = edges[chunk], edges[chunk + 1], begin[chunk], end[chunk]
-        buffer = np.empty(height * cols + 16, fresh.dtype)
-        origin = np.empty(height * cols, np.int32)  # of every number of a range: where it was, or -1
-        start = np.int64(new_pointers[first])
-        aside_left = aside_at[chunk]
-        aside_right = aside_left + left[chunk]
-        moved = 0
-        r = first
-        while r < last:
-            top = r
-            while top + height < last and new_pointers[top + height] > pointers[top + height]:
-                top += height
-            for low in range(top, r - 1, -height):
-                high = min(low + height, last)
-                here = np.int64(pointers[low])
-                place = np.int64(new_pointers[low])
-                n = new_pointers[high] - place
-                following = top + height if low == r else low - height
-                leap = np.int64(pointers[min(following, last)]) - here
+    first, last, lower, upper = edges[chunk], edges[chunk + 1], begin[chunk], end[chunk]
+    buffer = np.empty(height * cols + 16, fresh.dtype)
+    origin = np.empty(height * cols, np.int32)  # of every number of a range: where it was, or -1
+    start = np.int64(new_pointers[first])
+    aside_left = aside_at[chunk]
+    aside_right = aside_left + left[chunk]
+    moved = 0
+    r = first
+    while r < last:
+        top = r
+        while top + height < last and new_pointers[top + height] > pointers[top + height]:
+            top += height
+        for low in range(top, r - 1, -height):
+            high = min(low + height, last)
+            here = np.int64(pointers[low])
+            place = np.int64(new_pointers[low])
+            n = new_pointers[high] - place
+            following = top + height if low == r else low - height
+            leap = np.int64(pointers[min(following, last)]) - here
+            if col is not None:
+                q = 0
+                for row in range(low, high):
+                    i, i_end = pointers[row], pointers[row + 1]
+                    j, j_end = new_pointers[row], new_pointers[row + 1]
+                    while i < i_end and j < j_end:
+                        a, b = col[i], new_col[j]
+                        origin[q] = i - here if a == b else -1
+                        moved += a == b
+                        i, j, q = i + (a <= b), j + (b <= a), q + (b <= a)
+                    for _ in range(j, j_end):
+                        origin[q] = -1
+                        q += 1
+            if masks is not None:
+                for row in range(low, high):
+                    for w in range(row * stride + 2, row * stride + 2 + (cols + 15) // 16):
+                        moved += count(np.uint16(bits(masks, w) & bits(new_masks, w)))
+            for t in range(len(tensors)):
+                numbers, begun = tensors[t], fresh[16 * t]
                 if col is not None:
-                    q = 0
-                    for row in range(low, high):
-                        i, i_end = pointers[row], pointers[row + 1]
-                        j, j_end = new_pointers[row], new_pointers[row + 1]
-                        while i < i_end and j < j_end:
-                            a, b = col[i], new_col[j]
-                            origin[q] = i - here if a == b else -1
-                            moved += a == b
-                            i, j, q = i + (a <= b), j + (b <= a), q + (b <= a)
-                        for _ in range(j, j_end):
-                            origin[q] = -1
-                            q += 1
+                    base = min(here, numbers.shape[0] - 1)
+                    for e in range(n):
+                        x = numbers[base + max(origin[e], 0)]
+                        buffer[e] = x if origin[e] >= 0 else begun
                 if masks is not None:
+                    k, e = here, 0
                     for row in range(low, high):
                         for w in range(row * stride + 2, row * stride + 2 + (cols + 15) // 16):
-                            moved += count(np.uint16(bits(masks, w) & bits(new_masks, w)))
-                for t in range(len(tensors)):
-                    numbers, begun = tensors[t], fresh[16 * t]
-                    if col is not None:
-                        base = min(here, numbers.shape[0] - 1)
-                        for e in range(n):
-                            x = numbers[base + max(origin[e], 0)]
-                            buffer[e] = x if origin[e] >= 0 else begun
-                    if masks is not None:
-                        k, e = here, 0
-                        for row in range(low, high):
-                            for w in range(row * stride + 2, row * stride + 2 + (cols + 15) // 16):
-                                m, new = bits(masks, w), bits(new_masks, w)
-                                prefetch(numbers, k + leap)
-                                v = spread(load_masked(numbers, k, first_lanes(count(m))), m)
-                                if begun != 0:
-                                    v = add(v, load_masked(fresh, 16 * t, np.uint16(~m)))
-                                store(buffer, e, compress(v, new))
-                                k += count(m)
-                                e += count(new)
-                    before, behind = min(max(lower - place, 0), n), min(max(place + n - upper, 0), n)
-                    for e in range(before):
-                        aside[t, aside_left + place + e - start] = buffer[e]
-                    for e in range(n - behind, n):
-                        aside[t, aside_right + place + e - max(upper, start)] = buffer[e]
-                    e, stop = before, n - behind
-                    while e + 16 <= stop:
-                        store(numbers, place + e, load(buffer, e))
-                        e += 16
-                    if e < stop:
-                        lanes = first_lanes(stop - e)
-                        store_masked(numbers, place + e, load_masked(buffer, e, lanes), lanes)
-            r = min(top + height, last)
-        kept[chunk] = moved
+                            m, new = bits(masks, w), bits(new_masks, w)
+                            prefetch(numbers, k + leap)
+                            v = spread(load_masked(numbers, k, first_lanes(count(m))), m)
+                            if begun != 0:
+                                v = add(v, load_masked(fresh, 16 * t, np.uint16(~m)))
+                            store(buffer, e, compress(v, new))
+                            k += count(m)
+                            e += count(new)
+                before, behind = min(max(lower - place, 0), n), min(max(place + n - upper, 0), n)
+                for e in range(before):
+                    aside[t, aside_left + place + e - start] = buffer[e]
+                for e in range(n - behind, n):
+                    aside[t, aside_right + place + e - max(upper, start)] = buffer[e]
+                e, stop = before, n - behind
+                while e + 16 <= stop:
+                    store(numbers, place + e, load(buffer, e))
+                    e += 16
+                if e < stop:
+                    lanes = first_lanes(stop - e)
+                    store_masked(numbers, place + e, load_masked(buffer, e, lanes), lanes)
+        r = min(top + height, last)
+    kept[chunk] = moved
 
 
 @kernel
-def _record(history, pointers, col, masks, stride, cols, edges, unseen, n_chunks):
-    for chunk in prange(n_chunks):
-        found = 0
-        for r in range(edges[chunk], edges[chunk + 1]):
-            if col is not None:
-                for k in range(pointers[r], pointers[r + 1]):
-                    position = r * cols + np.int64(col[k])
-                    byte, bit = np.int64(history[position >> 3]), 1 << (position & 7)
-                    found += (byte & bit) == 0
-                    history[position >> 3] = byte | bit
-            if masks is not None:
-                for b in range((cols + 15) // 16):
-                    position = r * cols + 16 * b
-                    m = np.int64(bits(masks, r * stride + 2 + b)) << (position & 7)
-                    place = position >> 3
-                    while m != 0:
-                        byte = np.int64(at(history, place))
-                        found += count(np.uint64(m & 255 & ~byte))
-                        put(history, place, np.uint8(byte | (m & 255)))
-                        m >>= 8
-                        place += 1
-        unseen[chunk] = found
+def _record(history, pointers, col, masks, stride, cols, edges, unseen, n_chunks, chunk):
+    found = 0
+    for r in range(edges[chunk], edges[chunk + 1]):
+        if col is not None:
+            for k in range(pointers[r], pointers[r + 1]):
+                position = r * cols + np.int64(col[k])
+                byte, bit = np.int64(history[position >> 3]), 1 << (position & 7)
+                found += (byte & bit) == 0
+                history[position >> 3] = byte | bit
+        if masks is not None:
+            for b in range((cols + 15) // 16):
+                position = r * cols + 16 * b
+                m = np.int64(bits(masks, r * stride + 2 + b)) << (position & 7)
+                place = position >> 3
+                while m != 0:
+                    byte = np.int64(at(history, place))
+                    found += count(np.uint64(m & 255 & ~byte))
+                    put(history, place, np.uint8(byte | (m & 255)))
+                    m >>= 8
+                    place += 1
+    unseen[chunk] = found

@@ -8,7 +8,6 @@ of threads, and are those of `scatter.touched_spans` and `optimizer.adam_` to th
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numba.extending import overload
 from torch import Tensor
 
@@ -106,57 +105,56 @@ def _sum_row(index, columns, row, source, weights, step, begin, end, grad, d, ou
 @kernel
 def _adam_rows(
     index, columns, ids, bags, scales, weighted, grad, values, exp_avg, exp_avg_sq,
-    counts, first, second, constants, scratch, shift, passes, digits, n_chunks,
+    counts, first, second, constants, scratch, shift, passes, digits, n_chunks, chunk,
 ):  # fmt: skip
     d, line = grad.shape[1], LINE // grad.itemsize
     lines = min(MOST_LINES, -(-d // line))
-    for chunk in prange(n_chunks):
-        c = splats(constants)
-        keys, spare = np.empty(ids.shape[0], np.int64), np.empty(ids.shape[0], np.int64)
-        n = 0
-        for e in range(ids.shape[0]):
-            row = np.int64(at(ids, e))
-            if n_chunks == 1 or row % n_chunks == chunk:
-                put(keys, n, (row << shift) | e)
-                ask_for_row(index, row)
-                n += 1
-        keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
-        source, weights = np.empty(n, np.int32), np.empty(n * weighted + 1, grad.dtype)
-        weights[0] = 1
-        rows, begins = np.empty(n, np.int64), np.empty(n, np.int64)
-        starts, places = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-        found, total, before = 0, 0, np.int64(-1)
-        for e in range(n):
-            row, entry = at(keys, e) >> shift, at(keys, e) & ((1 << shift) - 1)
-            if weighted:
-                put(source, e, np.int32(at(bags, entry)))
-                put(weights, e, at(scales, entry))
-            else:
-                put(source, e, np.int32(entry))
-            if row != before:
-                before = row
-                put(rows, found, row)
-                put(starts, found, e)
-                put(places, found, total)
-                p = row_begin(index, row)
-                put(begins, found, p)
-                total += row_begin(index, row + 1) - p
-                found += 1
-        put(starts, found, n)
-        put(places, found, total)
-        # Sums of a part of the rows, then their updates: in turns, an update would wait for its row's sums.
-        sums = scratch[chunk]
-        for top in range(0, found, _ROWS):
-            bottom, base = min(top + _ROWS, found), at(places, top)
-            for u in range(top, bottom):
-                if u + VALUES_AHEAD < found:
-                    prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, lines)
-                row, o, begin, end = at(rows, u), at(places, u) - base, at(starts, u), at(starts, u + 1)
-                sum_row(index, columns, row, source, weights, weighted, begin, end, grad, d, sums, o)
-            for u in range(top, bottom):
-                if u + SPANS_AHEAD < found:
-                    p = at(begins, u + SPANS_AHEAD)
-                    stored = at(places, u + SPANS_AHEAD + 1) - at(places, u + SPANS_AHEAD)
-                    prefetch_span(values, exp_avg, exp_avg_sq, p, p + stored - 1, line)
-                p, i, end = at(begins, u), at(places, u) - base, at(places, u + 1) - base
-                adam_span(p, i, end, values, sums, exp_avg, exp_avg_sq, counts, first, second, constants, c)
+    c = splats(constants)
+    keys, spare = np.empty(ids.shape[0], np.int64), np.empty(ids.shape[0], np.int64)
+    n = 0
+    for e in range(ids.shape[0]):
+        row = np.int64(at(ids, e))
+        if n_chunks == 1 or row % n_chunks == chunk:
+            put(keys, n, (row << shift) | e)
+            ask_for_row(index, row)
+            n += 1
+    keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
+    source, weights = np.empty(n, np.int32), np.empty(n * weighted + 1, grad.dtype)
+    weights[0] = 1
+    rows, begins = np.empty(n, np.int64), np.empty(n, np.int64)
+    starts, places = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
+    found, total, before = 0, 0, np.int64(-1)
+    for e in range(n):
+        row, entry = at(keys, e) >> shift, at(keys, e) & ((1 << shift) - 1)
+        if weighted:
+            put(source, e, np.int32(at(bags, entry)))
+            put(weights, e, at(scales, entry))
+        else:
+            put(source, e, np.int32(entry))
+        if row != before:
+            before = row
+            put(rows, found, row)
+            put(starts, found, e)
+            put(places, found, total)
+            p = row_begin(index, row)
+            put(begins, found, p)
+            total += row_begin(index, row + 1) - p
+            found += 1
+    put(starts, found, n)
+    put(places, found, total)
+    # Sums of a part of the rows, then their updates: in turns, an update would wait for its row's sums.
+    sums = scratch[chunk]
+    for top in range(0, found, _ROWS):
+        bottom, base = min(top + _ROWS, found), at(places, top)
+        for u in range(top, bottom):
+            if u + VALUES_AHEAD < found:
+                prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, lines)
+            row, o, begin, end = at(rows, u), at(places, u) - base, at(starts, u), at(starts, u + 1)
+            sum_row(index, columns, row, source, weights, weighted, begin, end, grad, d, sums, o)
+        for u in range(top, bottom):
+            if u + SPANS_AHEAD < found:
+                p = at(begins, u + SPANS_AHEAD)
+                stored = at(places, u + SPANS_AHEAD + 1) - at(places, u + SPANS_AHEAD)
+                prefetch_span(values, exp_avg, exp_avg_sq, p, p + stored - 1, line)
+            p, i, end = at(begins, u), at(places, u) - base, at(places, u + 1) - base
+            adam_span(p, i, end, values, sums, exp_avg, exp_avg_sq, counts, first, second, constants, c)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba import small
@@ -193,69 +192,68 @@ def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out
 
 @kernel
 def _sum_bitmap(
-    index, masks, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks
+    index, masks, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
 ):
     d = grad.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
     grad_lines = min(8, -(-d * grad.itemsize // 64))
-    for chunk in prange(n_chunks):
-        first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
-        for u in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(index, at(rows, u) * width)
-        for u in range(first, last):
-            if u + INDEX_AHEAD < last:
-                prefetch(index, at(rows, u + INDEX_AHEAD) * width)
-            if u + VALUES_AHEAD < last:
-                if place.shape[0] == 0:
-                    prefetch_lines(out, at(index, at(rows, u + VALUES_AHEAD) * width), lines)
-                prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, grad_lines)
-            r = at(rows, u)
-            k = np.int64(at(index, r * width))
-            m = r * half_words + 2
-            if place.shape[0]:
-                o, end = at(place, u), at(place, u + 1)
-                if positions.shape[0]:
-                    for i in range(end - o):
-                        put(positions, o + i, k + i)
-                k = o
-            begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
-            pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k)
+    first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
+    for u in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(index, at(rows, u) * width)
+    for u in range(first, last):
+        if u + INDEX_AHEAD < last:
+            prefetch(index, at(rows, u + INDEX_AHEAD) * width)
+        if u + VALUES_AHEAD < last:
+            if place.shape[0] == 0:
+                prefetch_lines(out, at(index, at(rows, u + VALUES_AHEAD) * width), lines)
+            prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, grad_lines)
+        r = at(rows, u)
+        k = np.int64(at(index, r * width))
+        m = r * half_words + 2
+        if place.shape[0]:
+            o, end = at(place, u), at(place, u + 1)
+            if positions.shape[0]:
+                for i in range(end - o):
+                    put(positions, o + i, k + i)
+            k = o
+        begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
+        pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k)
 
 
 @kernel
-def _sum_csr(crow, col, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks):
+def _sum_csr(
+    crow, col, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
+):
     d = grad.shape[1]
-    for chunk in prange(n_chunks):
-        first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
-        for u in range(first, min(last, first + INDEX_AHEAD)):
-            prefetch(crow, at(rows, u))
-        for u in range(first, last):
-            if u + INDEX_AHEAD < last:
-                prefetch(crow, at(rows, u + INDEX_AHEAD))
-            if u + VALUES_AHEAD < last:
-                ahead = at(crow, at(rows, u + VALUES_AHEAD))
-                prefetch_lines(col, ahead, 2)
-                if place.shape[0] == 0:
-                    prefetch_lines(out, ahead, lines)
-            r = at(rows, u)
-            k, stored = np.int64(at(crow, r)), np.int64(at(crow, r + 1)) - np.int64(at(crow, r))
-            o = k
-            if place.shape[0]:
-                o = at(place, u)
-                if positions.shape[0]:
-                    for i in range(stored):
-                        put(positions, o + i, k + i)
-            begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
-            take_row(col, k, stored, source, weights, step, begin, end, grad, d, out, o)
+    first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
+    for u in range(first, min(last, first + INDEX_AHEAD)):
+        prefetch(crow, at(rows, u))
+    for u in range(first, last):
+        if u + INDEX_AHEAD < last:
+            prefetch(crow, at(rows, u + INDEX_AHEAD))
+        if u + VALUES_AHEAD < last:
+            ahead = at(crow, at(rows, u + VALUES_AHEAD))
+            prefetch_lines(col, ahead, 2)
+            if place.shape[0] == 0:
+                prefetch_lines(out, ahead, lines)
+        r = at(rows, u)
+        k, stored = np.int64(at(crow, r)), np.int64(at(crow, r + 1)) - np.int64(at(crow, r))
+        o = k
+        if place.shape[0]:
+            o = at(place, u)
+            if positions.shape[0]:
+                for i in range(stored):
+                    put(positions, o + i, k + i)
+        begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
+        take_row(col, k, stored, source, weights, step, begin, end, grad, d, out, o)
 
 
 @kernel
-def _sum_dense(starts, order, grad, out, n_chunks):
+def _sum_dense(starts, order, grad, out, n_chunks, chunk):
     d = grad.shape[1]
-    for chunk in prange(n_chunks):
-        for u in range(split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)):
-            for b in range(0, d, LANES):
-                lanes, s = first_lanes(min(LANES, d - b)), zeros(grad)
-                for e in range(at(starts, u), at(starts, u + 1)):
-                    s = add(s, load_masked(grad, np.int64(at(order, e)) * d + b, lanes))
-                store_masked(out, u * d + b, s, lanes)
+    for u in range(split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)):
+        for b in range(0, d, LANES):
+            lanes, s = first_lanes(min(LANES, d - b)), zeros(grad)
+            for e in range(at(starts, u), at(starts, u + 1)):
+                s = add(s, load_masked(grad, np.int64(at(order, e)) * d + b, lanes))
+            store_masked(out, u * d + b, s, lanes)

@@ -7,7 +7,6 @@ misses, or holds far more than expected (ties), histograms over the bits, 11 at 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from sparsecore.backends.numba.jit import kernel, threads
 from sparsecore.backends.numba.simd import (
@@ -148,32 +147,29 @@ def _by_digits(numbers: np.ndarray, rank: int) -> tuple[float, int, int]:
 
 
 @kernel
-def _collect(numbers, low, high, found, counts, n_chunks):
+def _collect(numbers, low, high, found, counts, n_chunks, chunk):
     """Magnitudes below, at the low end, strictly inside (collected too) and at the high end; -1: not all are finite."""
     n, capacity = numbers.shape[0], found.shape[0] // n_chunks
-    for chunk in prange(n_chunks):
-        first, last = n * chunk // n_chunks // 16 * 16, n * (chunk + 1) // n_chunks // 16 * 16
-        if chunk == n_chunks - 1:
-            last = n
-        floor, ceiling, zero = splat(low), splat(high), zeros(numbers)
-        above, over, members, upto, check = 0, 0, 0, 0, zeros(numbers)
-        start, limit = chunk * capacity, capacity - 16
-        for k in range(first, last, 16):
-            if k + 16 <= last:
-                a = absolute(load(numbers, k))
-            else:  # the lanes that are missing count as 0
-                a = absolute(load_masked(numbers, k, first_lanes(last - k)))
-            check = fma(a, zero, check)  # infinity times 0 is NaN
-            above += count(at_least(a, floor))
-            beyond = greater(a, floor)
-            over += count(beyond)
-            upto += count(np.uint16(beyond & at_least(ceiling, a)))
-            mask = np.uint16(beyond & greater(ceiling, a))
-            store(found, start + min(members, limit), compress(a, mask))
-            members += count(mask)
-        if low <= 0:
-            above = last - first  # without the missing lanes
-        counts[0, chunk] = last - first - above if horizontal_sum(check) == 0 else -1
-        counts[1, chunk] = above - over
-        counts[2, chunk] = members
-        counts[3, chunk] = upto - members
+    first, last = n * chunk // n_chunks // 16 * 16, n * (chunk + 1) // n_chunks // 16 * 16
+    if chunk == n_chunks - 1:
+        last = n
+    floor, ceiling, zero = splat(low), splat(high), zeros(numbers)
+    above, over, members, upto, check = 0, 0, 0, 0, zeros(numbers)
+    start, limit = chunk * capacity, capacity - 16
+    for k in range(first, last, 16):
+        whole = k + 16 <= last  # else the lanes that are missing count as 0
+        a = absolute(load(numbers, k) if whole else load_masked(numbers, k, first_lanes(last - k)))
+        check = fma(a, zero, check)  # infinity times 0 is NaN
+        above += count(at_least(a, floor))
+        beyond = greater(a, floor)
+        over += count(beyond)
+        upto += count(np.uint16(beyond & at_least(ceiling, a)))
+        mask = np.uint16(beyond & greater(ceiling, a))
+        store(found, start + min(members, limit), compress(a, mask))
+        members += count(mask)
+    if low <= 0:
+        above = last - first  # without the missing lanes
+    counts[0, chunk] = last - first - above if horizontal_sum(check) == 0 else -1
+    counts[1, chunk] = above - over
+    counts[2, chunk] = members
+    counts[3, chunk] = upto - members

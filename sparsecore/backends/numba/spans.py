@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, kernel
+from sparsecore.backends.numba.jit import array, serial_kernel
 from sparsecore.backends.numba.processor import ZEN_5
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -57,11 +56,11 @@ def spans_of_places(places: Tensor, grad: Tensor, size: int) -> tuple[Spans, Ten
         IndexError: for a place outside 0 .. size - 1, which kernels would write to.
     """
     keys = places.contiguous().numpy()
-    begins, offsets, pieces = _find(keys, 1)
+    begins, offsets, pieces = _find(keys)
     if pieces > 1:
-        keys, numbers = _merge(keys, array(grad), pieces, 1)
+        keys, numbers = _merge(keys, array(grad), pieces)
         grad = torch.from_numpy(numbers)
-        begins, offsets, _ = _find(keys, 1)
+        begins, offsets, _ = _find(keys)
     if keys.size and not (keys[0] >= 0 and keys[-1] < size):
         raise IndexError(f"a sparse gradient of {size} elements has entries at {keys[0]} .. {keys[-1]}")
     return Spans(begins, offsets), grad
@@ -79,23 +78,22 @@ def whole(n: int) -> Spans:
     return Spans(begins, np.append(begins, n))
 
 
-@kernel
-def _find(places, n_chunks):
+@serial_kernel
+def _find(places):
     """Begins and offsets of the spans, and the number of ascending pieces."""
     n, found, pieces = places.shape[0], 0, 0
     scratch = np.empty(n + LANES, np.int32)
     numbers = scratch.view(np.float32)
-    for _ in prange(n_chunks):
-        if n > 0:
-            scratch[0] = 0
-            found = 1
-        for i in range(1, n, LANES):
-            lanes = min(LANES, n - i)
-            mask = breaks(places, i, lanes)
-            if i > _LONGEST and i % _LONGEST == 1:
-                mask = np.uint16(mask | 1)
-            store(numbers, found, compress(consecutive(i), mask))
-            found += count(mask)
+    if n > 0:
+        scratch[0] = 0
+        found = 1
+    for i in range(1, n, LANES):
+        lanes = min(LANES, n - i)
+        mask = breaks(places, i, lanes)
+        if i > _LONGEST and i % _LONGEST == 1:
+            mask = np.uint16(mask | 1)
+        store(numbers, found, compress(consecutive(i), mask))
+        found += count(mask)
     begins, offsets = np.empty(found, np.int64), np.empty(found + 1, np.int64)
     for u in range(found):
         offset = np.int64(at(scratch, u))
@@ -106,45 +104,44 @@ def _find(places, n_chunks):
     return begins, offsets, pieces
 
 
-@kernel
-def _merge(places, grad, pieces, n_chunks):
+@serial_kernel
+def _merge(places, grad, pieces):
     n = places.shape[0]
     bounds = np.empty(pieces + 1, np.int64)
     a, b, x, y = places.copy(), np.empty(n, np.int64), grad.copy(), np.empty(n, grad.dtype)
-    for _ in prange(n_chunks):
-        found = 0
-        for i in range(n):
-            if i == 0 or a[i] <= a[i - 1]:
-                bounds[found] = i
-                found += 1
-        bounds[found] = n
-        while found > 1:
-            w, merged = 0, 0
-            for piece in range(0, found, 2):
-                i, middle = bounds[piece], bounds[piece + 1]
-                j, end = middle, bounds[min(piece + 2, found)]
-                bounds[merged] = w
-                merged += 1
-                while i < middle and j < end:
-                    left, right = a[i], a[j]
-                    number = grad.dtype.type(0)
-                    if left <= right:
-                        number = x[i]
-                    if left >= right:
-                        number += x[j]
-                    b[w], y[w] = min(left, right), number
-                    i += left <= right
-                    j += left >= right
-                    w += 1
-                while i < middle:
-                    b[w], y[w] = a[i], x[i]
-                    w += 1
-                    i += 1
-                while j < end:
-                    b[w], y[w] = a[j], x[j]
-                    w += 1
-                    j += 1
+    found = 0
+    for i in range(n):
+        if i == 0 or a[i] <= a[i - 1]:
+            bounds[found] = i
+            found += 1
+    bounds[found] = n
+    while found > 1:
+        w, merged = 0, 0
+        for piece in range(0, found, 2):
+            i, middle = bounds[piece], bounds[piece + 1]
+            j, end = middle, bounds[min(piece + 2, found)]
             bounds[merged] = w
-            found, n = merged, w
-            a, b, x, y = b, a, y, x
+            merged += 1
+            while i < middle and j < end:
+                left, right = a[i], a[j]
+                number = grad.dtype.type(0)
+                if left <= right:
+                    number = x[i]
+                if left >= right:
+                    number += x[j]
+                b[w], y[w] = min(left, right), number
+                i += left <= right
+                j += left >= right
+                w += 1
+            while i < middle:
+                b[w], y[w] = a[i], x[i]
+                w += 1
+                i += 1
+            while j < end:
+                b[w], y[w] = a[j], x[j]
+                w += 1
+                j += 1
+        bounds[merged] = w
+        found, n = merged, w
+        a, b, x, y = b, a, y, x
     return a[:n], x[:n]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
@@ -114,114 +113,105 @@ def next_values(values, k, mask):
 
 
 @kernel
-def _strip_of_csr(crow, col, values, begin, cursor, strip, n_chunks):
+def _strip_of_csr(crow, col, values, begin, cursor, strip, n_chunks, chunk):
     """32 columns of E from ``begin`` on, dense; the cursor of each row moves on to the next 32."""
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for c in range(_STRIP):
-                put(strip, i * _STRIP + c, strip.dtype.type(0))
-            k, last = np.int64(at(crow, i)) if begin == 0 else at(cursor, i), np.int64(at(crow, i + 1))
-            while k < last and np.int64(at(col, k)) < begin + _STRIP:
-                put(strip, i * _STRIP + np.int64(at(col, k)) - begin, at(values, k))
-                k += 1
-            put(cursor, i, k)
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        for c in range(_STRIP):
+            put(strip, i * _STRIP + c, strip.dtype.type(0))
+        k, last = np.int64(at(crow, i)) if begin == 0 else at(cursor, i), np.int64(at(crow, i + 1))
+        while k < last and np.int64(at(col, k)) < begin + _STRIP:
+            put(strip, i * _STRIP + np.int64(at(col, k)) - begin, at(values, k))
+            k += 1
+        put(cursor, i, k)
 
 
 @kernel
-def _strip_of_bitmap(index, masks, values, begin, strip, n_chunks):
+def _strip_of_bitmap(index, masks, values, begin, strip, n_chunks, chunk):
     """32 columns of E from ``begin`` on, dense."""
     rows, words = index.shape[0] - 1, index.shape[1]
-    for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            k = np.int64(at(index, i * words))
-            for word in range(i * words + 1, i * words + 1 + begin // 32):
-                k += count(np.uint32(at(index, word)))
-            prefetch(values, k + AHEAD)
-            prefetch(values, k + AHEAD + 16)
-            block = 2 * i * words + 2 + begin // 16
-            left, right = bits(masks, block), bits(masks, block + 1)
-            store(strip, i * _STRIP, next_values(values, k, left))
-            store(strip, i * _STRIP + 16, next_values(values, k + count(left), right))
+    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
+        k = np.int64(at(index, i * words))
+        for word in range(i * words + 1, i * words + 1 + begin // 32):
+            k += count(np.uint32(at(index, word)))
+        prefetch(values, k + AHEAD)
+        prefetch(values, k + AHEAD + 16)
+        block = 2 * i * words + 2 + begin // 16
+        left, right = bits(masks, block), bits(masks, block + 1)
+        store(strip, i * _STRIP, next_values(values, k, left))
+        store(strip, i * _STRIP + 16, next_values(values, k + count(left), right))
 
 
 @kernel
-def _propagate_strip(crow, col, weight, strip, plus, scale, begin, out, n_chunks):
+def _propagate_strip(crow, col, weight, strip, plus, scale, begin, out, n_chunks, chunk):
     """Columns of the product that belong to a strip of E."""
     d = out.shape[1]
     end = col.shape[0] - 1
     zero, factor = zeros(strip), splat(scale)
     left, right = first_lanes(min(16, d - begin)), first_lanes(max(0, min(16, d - begin - 16)))
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            s0, s1 = zero, zero
-            if plus:
-                s0, s1 = load(strip, i * _STRIP), load(strip, i * _STRIP + 16)
-            for e in range(np.int64(crow[i]), np.int64(crow[i + 1])):
-                soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * _STRIP
-                prefetch(strip, soon)
-                prefetch(strip, soon + 16)
-                a, row = splat(at(weight, e)), np.int64(at(col, e)) * _STRIP
-                s0 = fma(a, load(strip, row), s0)
-                s1 = fma(a, load(strip, row + 16), s1)
-            store_masked(out, i * d + begin, mul(factor, s0), left)
-            store_masked(out, i * d + begin + 16, mul(factor, s1), right)
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        s0, s1 = zero, zero
+        if plus:
+            s0, s1 = load(strip, i * _STRIP), load(strip, i * _STRIP + 16)
+        for e in range(np.int64(crow[i]), np.int64(crow[i + 1])):
+            soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * _STRIP
+            prefetch(strip, soon)
+            prefetch(strip, soon + 16)
+            a, row = splat(at(weight, e)), np.int64(at(col, e)) * _STRIP
+            s0 = fma(a, load(strip, row), s0)
+            s1 = fma(a, load(strip, row + 16), s1)
+        store_masked(out, i * d + begin, mul(factor, s0), left)
+        store_masked(out, i * d + begin + 16, mul(factor, s1), right)
 
 
 # ---------------------------------------------------------------- whole tables
 
 
 @kernel
-def _add_csr(crow, col, values, scale, x, n_chunks):
+def _add_csr(crow, col, values, scale, x, n_chunks, chunk):
     d = x.shape[1]
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
-                place = i * d + np.int64(at(col, k))
-                put(x, place, at(x, place) + scale * at(values, k))
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
+            place = i * d + np.int64(at(col, k))
+            put(x, place, at(x, place) + scale * at(values, k))
 
 
 @kernel
-def _sample_csr(crow, col, x, out, n_chunks):
+def _sample_csr(crow, col, x, out, n_chunks, chunk):
     d = x.shape[1]
-    for chunk in prange(n_chunks):
-        for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
-            for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
-                put(out, k, at(x, i * d + np.int64(at(col, k))))
+    for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
+        for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
+            put(out, k, at(x, i * d + np.int64(at(col, k))))
 
 
 @kernel
-def _add_bitmap(index, masks, values, scale, x, n_chunks):
+def _add_bitmap(index, masks, values, scale, x, n_chunks, chunk):
     rows, d = x.shape
     words, factor = index.shape[1], splat(scale)
     whole, rest = d // 16 * 16, first_lanes(d % 16)
-    for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
-            prefetch(values, k + AHEAD)
-            prefetch(values, k + AHEAD + 16)
-            for c in range(0, whole, 16):
-                mask = bits(masks, block)
-                store(x, place + c, fma(factor, next_values(values, k, mask), load(x, place + c)))
-                k += count(mask)
-                block += 1
-            if whole < d:
-                row = fma(
-                    factor, next_values(values, k, bits(masks, block)), load_masked(x, place + whole, rest)
-                )
-                store_masked(x, place + whole, row, rest)
+    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
+        k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
+        prefetch(values, k + AHEAD)
+        prefetch(values, k + AHEAD + 16)
+        for c in range(0, whole, 16):
+            mask = bits(masks, block)
+            store(x, place + c, fma(factor, next_values(values, k, mask), load(x, place + c)))
+            k += count(mask)
+            block += 1
+        if whole < d:
+            row = fma(factor, next_values(values, k, bits(masks, block)), load_masked(x, place + whole, rest))
+            store_masked(x, place + whole, row, rest)
 
 
 @kernel
-def _sample_bitmap(index, masks, x, out, n_chunks):
+def _sample_bitmap(index, masks, x, out, n_chunks, chunk):
     rows, d = x.shape
     words = index.shape[1]
-    for chunk in prange(n_chunks):
-        for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-            k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
-            for c in range(0, d, 16):
-                mask = bits(masks, block)
-                n = count(mask)
-                row = compress(load_masked(x, place + c, mask), mask)
-                store_masked(out, k, row, first_lanes(n))
-                k += n
-                block += 1
+    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
+        k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
+        for c in range(0, d, 16):
+            mask = bits(masks, block)
+            n = count(mask)
+            row = compress(load_masked(x, place + c, mask), mask)
+            store_masked(out, k, row, first_lanes(n))
+            k += n
+            block += 1

@@ -15,7 +15,6 @@ import math
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, threads
@@ -167,148 +166,143 @@ def _first_row(crow, words, n_chunks, chunk):
 
 @kernel
 def _scan(
-    panel, places, values, crow, col, seen_crow, seen_col, begin, d, found_scores, found_rows, n_chunks
+    panel, places, values, crow, col, seen_crow, seen_col, begin, d, found_scores, found_rows, n_chunks, chunk
 ):  # fmt: skip
     """The best of each chunk of rows, best first."""
     n_parts, n, k = found_scores.shape
     lanes, words = 16 * len(places), crow.size // crow.shape[0]
     n_groups = n_chunks // n_parts
     n_panels = panel.size // (d * lanes) // n_groups
-    for chunk in prange(n_chunks):
-        part, skipped = chunk % n_parts, chunk // n_parts * n_panels * lanes  # queries of the groups before
-        here = min(n - skipped, n_panels * lanes)
-        scores = np.full(n_panels * lanes * k, -np.inf, panel.dtype)
-        rows = np.full(n_panels * lanes * k, np.iinfo(np.int64).max)
-        worst = np.full(n_panels * lanes, np.inf, panel.dtype)  # lanes without a query let nothing in
-        worst[:here] = -np.inf
-        row_scores = np.empty(lanes, panel.dtype)
-        offsets = np.empty(_NONZEROS + d + 16, np.int32)
-        # Numbers of columns move as the bits of floats.
-        as_floats = offsets.view(np.float32)
-        starts = (np.arange((d + 15) // 16 * 16) * lanes).astype(np.int32).view(np.float32)
-        row, last_row = _first_row(crow, words, n_parts, part), _first_row(crow, words, n_parts, part + 1)
-        while row < last_row:
-            # Columns of the next rows, as places in a panel.
-            first, first_value = row, np.int64(at(crow, row * words))
-            while (
-                row < last_row
-                and row - first < _ROWS
-                and np.int64(at(crow, row * words)) - first_value < _NONZEROS
-            ):
-                m = np.int64(at(crow, row * words)) - first_value
-                if col.ndim == 1:
-                    for e in range(m, np.int64(at(crow, row + 1)) - first_value):
-                        put(offsets, e, np.int32(np.int64(at(col, first_value + e)) * lanes))
-                else:
-                    for c in range(0, d, 16):
-                        mask = bits(col, 2 * row * words + 2 + c // 16)
-                        store_masked(as_floats, m, compress(load(starts, c), mask), first_lanes(count(mask)))
-                        m += count(mask)
-                row += 1
-            for p in range(n_panels):
-                base = (skipped + p * lanes) * d
-                for r in range(first, row):
-                    e, end = np.int64(at(crow, r * words)), np.int64(at(crow, (r + 1) * words))
-                    prefetch(values, e + _AHEAD)
-                    prefetch(values, e + _AHEAD + 16)
-                    s, t = zero_each(places, panel), zero_each(places, panel)
-                    while e + 2 <= end:
-                        place = np.int64(at(offsets, e - first_value))
-                        other = np.int64(at(offsets, e + 1 - first_value))
-                        s = fma_each(splat(at(values, e)), panel, base + place, s)
-                        t = fma_each(splat(at(values, e + 1)), panel, base + other, t)
-                        e += 2
-                    if e < end:
-                        place = np.int64(at(offsets, e - first_value))
-                        s = fma_each(splat(at(values, e)), panel, base + place, s)
-                    s = add_each(s, t)
-                    if any_greater(s, worst, p * lanes):
-                        store_each(s, row_scores)
-                        for z in range(0, lanes, 16):
-                            better = greater(load(row_scores, z), load(worst, p * lanes + z))
-                            while better:
-                                lane = z + lowest(better)
-                                better &= np.uint16(better - np.uint16(1))
-                                query = p * lanes + lane
-                                if not _is_seen(seen_crow, seen_col, begin + skipped + query, r):
-                                    _sink(scores, rows, query * k, k, at(row_scores, lane), r)
-                                    put(worst, query, at(scores, query * k))
-        for query in range(here):
-            _empty(
-                scores,
-                rows,
-                query * k,
-                k,
-                found_scores[part, skipped + query],
-                found_rows[part, skipped + query],
-            )
+    part, skipped = chunk % n_parts, chunk // n_parts * n_panels * lanes  # queries of the groups before
+    here = min(n - skipped, n_panels * lanes)
+    scores = np.full(n_panels * lanes * k, -np.inf, panel.dtype)
+    rows = np.full(n_panels * lanes * k, np.iinfo(np.int64).max)
+    worst = np.full(n_panels * lanes, np.inf, panel.dtype)  # lanes without a query let nothing in
+    worst[:here] = -np.inf
+    row_scores = np.empty(lanes, panel.dtype)
+    offsets = np.empty(_NONZEROS + d + 16, np.int32)
+    # Numbers of columns move as the bits of floats.
+    as_floats = offsets.view(np.float32)
+    starts = (np.arange((d + 15) // 16 * 16) * lanes).astype(np.int32).view(np.float32)
+    row, last_row = _first_row(crow, words, n_parts, part), _first_row(crow, words, n_parts, part + 1)
+    while row < last_row:
+        # Columns of the next rows, as places in a panel.
+        first, first_value = row, np.int64(at(crow, row * words))
+        while (
+            row < last_row
+            and row - first < _ROWS
+            and np.int64(at(crow, row * words)) - first_value < _NONZEROS
+        ):
+            m = np.int64(at(crow, row * words)) - first_value
+            if col.ndim == 1:
+                for e in range(m, np.int64(at(crow, row + 1)) - first_value):
+                    put(offsets, e, np.int32(np.int64(at(col, first_value + e)) * lanes))
+            else:
+                for c in range(0, d, 16):
+                    mask = bits(col, 2 * row * words + 2 + c // 16)
+                    store_masked(as_floats, m, compress(load(starts, c), mask), first_lanes(count(mask)))
+                    m += count(mask)
+            row += 1
+        for p in range(n_panels):
+            base = (skipped + p * lanes) * d
+            for r in range(first, row):
+                e, end = np.int64(at(crow, r * words)), np.int64(at(crow, (r + 1) * words))
+                prefetch(values, e + _AHEAD)
+                prefetch(values, e + _AHEAD + 16)
+                s, t = zero_each(places, panel), zero_each(places, panel)
+                while e + 2 <= end:
+                    place = np.int64(at(offsets, e - first_value))
+                    other = np.int64(at(offsets, e + 1 - first_value))
+                    s = fma_each(splat(at(values, e)), panel, base + place, s)
+                    t = fma_each(splat(at(values, e + 1)), panel, base + other, t)
+                    e += 2
+                if e < end:
+                    place = np.int64(at(offsets, e - first_value))
+                    s = fma_each(splat(at(values, e)), panel, base + place, s)
+                s = add_each(s, t)
+                if any_greater(s, worst, p * lanes):
+                    store_each(s, row_scores)
+                    for z in range(0, lanes, 16):
+                        better = greater(load(row_scores, z), load(worst, p * lanes + z))
+                        while better:
+                            lane = z + lowest(better)
+                            better &= np.uint16(better - np.uint16(1))
+                            query = p * lanes + lane
+                            if not _is_seen(seen_crow, seen_col, begin + skipped + query, r):
+                                _sink(scores, rows, query * k, k, at(row_scores, lane), r)
+                                put(worst, query, at(scores, query * k))
+    for query in range(here):
+        _empty(
+            scores,
+            rows,
+            query * k,
+            k,
+            found_scores[part, skipped + query],
+            found_rows[part, skipped + query],
+        )
 
 
 @kernel
 def _scan_few(
-    queries, values, crow, masks, seen_crow, seen_col, d, found_scores, found_rows, n_chunks
+    queries, values, crow, masks, seen_crow, seen_col, d, found_scores, found_rows, n_chunks, chunk
 ):  # fmt: skip
     """For one or two queries and a bitmap: lanes are columns, and the sums of 16 rows at a time."""
     n, k = found_scores.shape[1:]
     words, width = crow.shape[1], queries.shape[1]
     zero = zeros(queries)
-    for chunk in prange(n_chunks):
-        scores, rows = np.full(n * k, -np.inf, queries.dtype), np.full(n * k, np.iinfo(np.int64).max)
-        worst = np.full(n, -np.inf, queries.dtype)
-        sums, row_scores = np.zeros(256, queries.dtype), np.empty(16, queries.dtype)
-        last_row = _first_row(crow, words, n_chunks, chunk + 1)
-        for first in range(_first_row(crow, words, n_chunks, chunk), last_row, 16):
-            height = min(16, last_row - first)
-            for query in range(n):
-                for r in range(height):
-                    m, block = np.int64(at(crow, (first + r) * words)), 2 * (first + r) * words + 2
-                    s = zero
-                    prefetch(values, m + _AHEAD)
-                    prefetch(values, m + _AHEAD + 16)
-                    for c in range(0, d, 16):
-                        mask = bits(masks, block + c // 16)
-                        lanes = first_lanes(count(mask))
-                        s = fma(
-                            load(queries, query * width + c), spread(load_masked(values, m, lanes), mask), s
-                        )
-                        m += count(mask)
-                    store(sums, 16 * r, s)
-                total = sum_of_each((
-                    load(sums, 0), load(sums, 16), load(sums, 32), load(sums, 48), load(sums, 64), load(sums, 80),
-                    load(sums, 96), load(sums, 112), load(sums, 128), load(sums, 144), load(sums, 160), load(sums, 176),
-                    load(sums, 192), load(sums, 208), load(sums, 224), load(sums, 240),
-                ))  # fmt: skip
-                better = greater(total, splat(at(worst, query))) & first_lanes(height)
-                if better:
-                    store(row_scores, 0, total)
-                    while better:
-                        r = lowest(better)
-                        better &= np.uint16(better - np.uint16(1))
-                        # The threshold may have risen since the comparison.
-                        beats = at(row_scores, r) > at(worst, query)
-                        if beats and not _is_seen(seen_crow, seen_col, query, first + r):
-                            _sink(scores, rows, query * k, k, at(row_scores, r), first + r)
-                            put(worst, query, at(scores, query * k))
+    scores, rows = np.full(n * k, -np.inf, queries.dtype), np.full(n * k, np.iinfo(np.int64).max)
+    worst = np.full(n, -np.inf, queries.dtype)
+    sums, row_scores = np.zeros(256, queries.dtype), np.empty(16, queries.dtype)
+    last_row = _first_row(crow, words, n_chunks, chunk + 1)
+    for first in range(_first_row(crow, words, n_chunks, chunk), last_row, 16):
+        height = min(16, last_row - first)
         for query in range(n):
-            _empty(scores, rows, query * k, k, found_scores[chunk, query], found_rows[chunk, query])
+            for r in range(height):
+                m, block = np.int64(at(crow, (first + r) * words)), 2 * (first + r) * words + 2
+                s = zero
+                prefetch(values, m + _AHEAD)
+                prefetch(values, m + _AHEAD + 16)
+                for c in range(0, d, 16):
+                    mask = bits(masks, block + c // 16)
+                    lanes = first_lanes(count(mask))
+                    s = fma(load(queries, query * width + c), spread(load_masked(values, m, lanes), mask), s)
+                    m += count(mask)
+                store(sums, 16 * r, s)
+            total = sum_of_each((
+                load(sums, 0), load(sums, 16), load(sums, 32), load(sums, 48), load(sums, 64), load(sums, 80),
+                load(sums, 96), load(sums, 112), load(sums, 128), load(sums, 144), load(sums, 160), load(sums, 176),
+                load(sums, 192), load(sums, 208), load(sums, 224), load(sums, 240),
+            ))  # fmt: skip
+            better = greater(total, splat(at(worst, query))) & first_lanes(height)
+            if better:
+                store(row_scores, 0, total)
+                while better:
+                    r = lowest(better)
+                    better &= np.uint16(better - np.uint16(1))
+                    # The threshold may have risen since the comparison.
+                    beats = at(row_scores, r) > at(worst, query)
+                    if beats and not _is_seen(seen_crow, seen_col, query, first + r):
+                        _sink(scores, rows, query * k, k, at(row_scores, r), first + r)
+                        put(worst, query, at(scores, query * k))
+    for query in range(n):
+        _empty(scores, rows, query * k, k, found_scores[chunk, query], found_rows[chunk, query])
 
 
 @kernel
-def _merge(found_scores, found_rows, begin, scores, rows, n_chunks):
+def _merge(found_scores, found_rows, begin, scores, rows, n_chunks, chunk):
     """The best of all chunks."""
     parts, n, kept = found_scores.shape
     k = scores.shape[1]
-    for chunk in prange(n_chunks):
-        nexts = np.empty(parts, np.int64)
-        for query in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-            nexts[:] = 0
-            for j in range(k):
-                score, r, best = scores.dtype.type(-np.inf), np.int64(-1), -1
-                for part in range(parts):
-                    if nexts[part] < kept:
-                        s, i = found_scores[part, query, nexts[part]], found_rows[part, query, nexts[part]]
-                        if s > score or (s == score and s > -np.inf and i < r):
-                            score, r, best = s, i, part
-                if best >= 0:
-                    nexts[best] += 1
-                scores[begin + query, j], rows[begin + query, j] = score, r
+    nexts = np.empty(parts, np.int64)
+    for query in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        nexts[:] = 0
+        for j in range(k):
+            score, r, best = scores.dtype.type(-np.inf), np.int64(-1), -1
+            for part in range(parts):
+                if nexts[part] < kept:
+                    s, i = found_scores[part, query, nexts[part]], found_rows[part, query, nexts[part]]
+                    if s > score or (s == score and s > -np.inf and i < r):
+                        score, r, best = s, i, part
+            if best >= 0:
+                nexts[best] += 1
+            scores[begin + query, j], rows[begin + query, j] = score, r

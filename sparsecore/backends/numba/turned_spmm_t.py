@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from sparsecore.backends.numba.jit import kernel
 from sparsecore.backends.numba.memory import workspace
@@ -56,47 +55,60 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 @kernel
 def _spmm_t(
-    values, crow, col, dy, cols, height, tiles, locals_, segments, turneds, rows_, ends_, sums, n_chunks
+    values,
+    crow,
+    col,
+    dy,
+    cols,
+    height,
+    tiles,
+    locals_,
+    segments,
+    turneds,
+    rows_,
+    ends_,
+    sums,
+    n_chunks,
+    chunk,
 ):
     batch = dy.shape[0]
-    for chunk in prange(n_chunks):
-        local, segment, turned, row_of, ends = (
-            locals_[chunk], segments[chunk], turneds[chunk], rows_[chunk], ends_[chunk]
-        )  # fmt: skip
-        total, tile = sums[chunk], tiles[chunk]
-        zero = tile.shape[0] - _NOTHING
-        tile[zero : zero + _NOTHING] = 0
-        total[:] = 0
-        end = split_rows(crow, n_chunks, chunk + 1)
-        for first in range(split_rows(crow, n_chunks, chunk), end, height):
-            last = min(first + height, end)
-            localise(crow, col, first, last, cols, 65536, height, local, segment)
-            start, stored = pointer(crow, first), pointer(crow, last) - pointer(crow, first)
-            ends[:] = 0
-            for k in range(stored):
-                j = np.intp(at(local, k)) + 1
-                put(ends, j, np.int32(at(ends, j) + 1))
-            for j in range(1, cols + 1):
-                ends[j] += ends[j - 1]
-            for i in range(last - first):
-                for k in range(np.intp(at(segment, i)), np.intp(at(segment, height + i))):
-                    j = np.intp(at(local, k))
-                    place = np.intp(at(ends, j))
-                    put(ends, j, np.int32(place + 1))
-                    put(turned, place, at(values, start + k))
-                    put(row_of, place, np.uint16(i))
-            for p in range(0, batch, 128):
-                lanes = lanes_of(batch - p)
-                tile_of(dy, p, first, last, tile, lanes)
-                k0, t = np.intp(0), p * cols
-                for j in range(cols):
-                    k1 = np.intp(at(ends, j))
-                    if lanes == 128:
-                        row_of_128(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
-                    elif lanes == 64:
-                        row_of_64(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
-                    elif lanes == 32:
-                        row_of_32(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
-                    else:
-                        row_of_16(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
-                    k0, t = k1, t + lanes
+    local, segment, turned, row_of, ends = (
+        locals_[chunk], segments[chunk], turneds[chunk], rows_[chunk], ends_[chunk]
+    )  # fmt: skip
+    total, tile = sums[chunk], tiles[chunk]
+    zero = tile.shape[0] - _NOTHING
+    tile[zero : zero + _NOTHING] = 0
+    total[:] = 0
+    end = split_rows(crow, n_chunks, chunk + 1)
+    for first in range(split_rows(crow, n_chunks, chunk), end, height):
+        last = min(first + height, end)
+        localise(crow, col, first, last, cols, 65536, height, local, segment)
+        start, stored = pointer(crow, first), pointer(crow, last) - pointer(crow, first)
+        ends[:] = 0
+        for k in range(stored):
+            j = np.intp(at(local, k)) + 1
+            put(ends, j, np.int32(at(ends, j) + 1))
+        for j in range(1, cols + 1):
+            ends[j] += ends[j - 1]
+        for i in range(last - first):
+            for k in range(np.intp(at(segment, i)), np.intp(at(segment, height + i))):
+                j = np.intp(at(local, k))
+                place = np.intp(at(ends, j))
+                put(ends, j, np.int32(place + 1))
+                put(turned, place, at(values, start + k))
+                put(row_of, place, np.uint16(i))
+        for p in range(0, batch, 128):
+            lanes = lanes_of(batch - p)
+            tile_of(dy, p, first, last, tile, lanes)
+            k0, t = np.intp(0), p * cols
+            for j in range(cols):
+                k1 = np.intp(at(ends, j))
+                if lanes == 128:
+                    row_of_128(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
+                elif lanes == 64:
+                    row_of_64(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
+                elif lanes == 32:
+                    row_of_32(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
+                else:
+                    row_of_16(turned, 0, 64, row_of, k0, k1, tile, 0, zero, total, t, True)
+                k0, t = k1, t + lanes
