@@ -15,10 +15,23 @@ from hypothesis import strategies as st
 from strategies import DTYPES, NARROW_WIDTHS, patterns, values_for
 
 from sparsecore import Pattern
-from sparsecore.backends.numba import blockwise, few, few_spmm, jit, linear, panel_spmm, panels, turned_spmm_t
-from sparsecore.encoding import ENCODINGS, encode
+from sparsecore.backends.numba import (
+    blockwise,
+    few,
+    few_spmm,
+    jit,
+    linear,
+    panel_spmm,
+    panels,
+    turned_spmm_t,
+    turning,
+)
+from sparsecore.encoding import ENCODINGS, encode, has_expand
 
-TURN = (1, 1 << 30)  # always, never: from which batch on the gradient in the input turns the weight
+TURN = (
+    (1, 1),
+    (1 << 30, 1 << 30),
+)  # always, never: from which batch on the gradient in the input turns the weight
 BATCHES = (0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 130, 512)
 
 
@@ -318,6 +331,48 @@ def test_which_algorithm(processor, monkeypatch):
     assert linear._algorithm("spmm", panel_spmm, 512, 90_000, (10, 10_000), None) is panel_spmm
 
 
+@pytest.mark.parametrize("density", [0.25, 0.6, 1.0])
+@pytest.mark.parametrize("cols", [1, 15, 16, 17, 31, 33, 48, 65, 130])
+def test_turned_in_blocks(cols, density, monkeypatch, n_threads):
+    """Chunks of 32 rows: whole ones in blocks of 16 x 16, rows that are left and those at the end one by one."""
+    if not has_expand():
+        pytest.skip("blocks are turned with AVX-512 alone")
+    listed = []
+    workspace = turning.workspace
+
+    def poisoned(name, n_chunks, size, dtype):
+        scratch = workspace(name, n_chunks, size, dtype)
+        scratch[:] = np.nan if dtype.is_floating_point else -1
+        if name == "listed":
+            listed.append(scratch)
+        return scratch
+
+    monkeypatch.setattr(turning, "workspace", poisoned)
+    monkeypatch.setattr(turned_spmm_t, "block_of", lambda *args: 32)
+    monkeypatch.setattr(linear, "_TURN", TURN[0])
+    for rows in (64, 150, 200):
+        check(random_pattern((rows, cols), density, seed=rows), "bitmap", 20, torch.float32)
+    assert not np.isnan(listed[-1]).all()
+
+
+def test_which_weights_are_turned(monkeypatch):
+    monkeypatch.setattr(linear, "_TURN", (33, 128))
+    monkeypatch.setattr(linear, "has_expand", lambda: True)
+
+    def turns(batch, density, col=None, dtype=torch.float32, cols=100):
+        return linear._turns(batch, int(100 * cols * density), (100, cols), col, dtype)
+
+    assert turns(33, 0.5)
+    assert not turns(32, 0.5)
+    assert not turns(100, 0.1)  # blocks would be nearly empty
+    assert not turns(100, 0.5, col=torch.zeros(1))
+    assert not turns(100, 0.5, dtype=torch.float64)
+    assert turns(128, 0.1)
+    assert not turns(512, 0.5, cols=70_000)
+    monkeypatch.setattr(linear, "has_expand", lambda: False)
+    assert not turns(100, 0.5)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("batch", [1, 3, 40])
 def test_rows_longer_than_the_scratch_of_a_chunk(encoding, batch, monkeypatch, n_threads):
@@ -325,7 +380,7 @@ def test_rows_longer_than_the_scratch_of_a_chunk(encoding, batch, monkeypatch, n
     check(random_pattern((40, 90), 0.3, seed=6), encoding, batch, torch.float32)
     check(random_pattern((4, 700), 0.3, seed=6), encoding, batch, torch.float32)
     monkeypatch.setattr(turned_spmm_t, "_POSITIONS", 300)
-    monkeypatch.setattr(linear, "_TURN", 1)
+    monkeypatch.setattr(linear, "_TURN", TURN[0])
     check(random_pattern((40, 90), 0.3, seed=6), encoding, batch, torch.float32)
     check(random_pattern((4, 700), 0.3, seed=6), encoding, batch, torch.float32)
 

@@ -23,6 +23,7 @@ from sparsecore.backends.numba import (
     panel_spmm_t,
     small,
     turned_spmm_t,
+    turning,
 )
 from sparsecore.backends.numba.jit import array, threads
 from sparsecore.backends.numba.memory import result_of
@@ -44,8 +45,9 @@ _DENSE = {
     "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
     "portable": {"spmm": (0.6, 0.35), "spmm_t": (0.5, 0.3), "sddmm": (0.55, 0.32)},
 }
-# Batch from which ``spmm_t`` turns W: Zen 4 stores half a vector a cycle, Zen 5 a whole one.
-_TURN = 512 if ZEN_5 else 128
+# Batch from which ``spmm_t`` turns W, in blocks and value by value: Zen 4 stores half a vector a cycle, Zen 5 a whole
+# one.
+_TURN = (512, 512) if ZEN_5 else (33, 128)
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
@@ -69,8 +71,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
     dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
-    turn = batch >= _TURN and n_cols <= turned_spmm_t.MOST_COLUMNS
-    panels = turned_spmm_t if turn else panel_spmm_t
+    panels = turned_spmm_t if _turns(batch, nnz, (rows, n_cols), col, dy.dtype) else panel_spmm_t
     module = _algorithm("spmm_t", panels, batch, nnz, (rows, n_cols), col)
     module.spmm_t(array(values), array(crow), _columns(col), array(dy), dx.numpy(), threads(batch * nnz))
     return dx
@@ -99,6 +100,13 @@ def _algorithm(
         return panels
     # Threads share out whole slabs.
     return blockwise if shape[operation == "spmm_t"] >= 16 * torch.get_num_threads() else panels
+
+
+def _turns(batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether ``spmm_t`` turns a weight of this shape."""
+    crowded = nnz >= turning.CROWDED * shape[0] * shape[1]
+    in_blocks = crowded and col is None and dtype is torch.float32 and has_expand()
+    return batch >= _TURN[not in_blocks] and shape[1] <= turning.MOST_COLUMNS
 
 
 def _processor() -> str:

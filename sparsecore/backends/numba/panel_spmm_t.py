@@ -1,8 +1,8 @@
 """``dX = dY W`` for batches: every nonzero adds its multiple of a panel row of dY to a panel row of dX.
 
 The block of dX that rows of W are added to stays in the first-level cache and no transposed index is needed. Turning
-chunks of W column-major in scratch, so that sums stay in registers, was slower with 16 and 64 examples (3 and 1.7
-times at density 0.5) but 10 to 25 % faster with 512. Threads take rows and have a dX each; those are added in the
+chunks of W column-major in scratch, so that sums stay in registers, is faster with more than 32 examples at densities
+from 0.2 on, and else with 128 and more (`turned_spmm_t`). Threads take rows and have a dX each; those are added in the
 order of the threads: results depend on the number of threads, and on nothing else.
 """
 

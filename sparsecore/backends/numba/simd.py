@@ -51,6 +51,7 @@ from sparsecore.backends.numba.simd_masks import (
 )
 from sparsecore.backends.numba.simd_memory import (
     at,
+    copy,
     load,
     load_masked,
     lookup,
@@ -63,7 +64,7 @@ from sparsecore.backends.numba.simd_types import LANES, VectorType
 
 __all__ = [
     "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress", "consecutive",
-    "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum", "load",
+    "copy", "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum", "load",
     "load_masked", "lookup", "lowest", "mul", "positions", "positions_few", "prefetch", "put", "splat", "spread",
     "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part", "where",
     "zeros",

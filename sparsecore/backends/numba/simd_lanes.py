@@ -151,6 +151,21 @@ def _masks(builder, n, lanes):
     return [builder.select(builder.icmp_signed("<", I64(i), n), some, I16(0)) for i in range(LANES)]
 
 
+def transposed(builder, rows):
+    """16 vectors whose lanes are those of 16 others.
+
+    Off-diagonal blocks of 8, 4, 2 and 1 are exchanged: after each stage rows and lanes have swapped one index bit.
+    """
+    for half in (8, 4, 2, 1):
+        swapped = list(rows)
+        for k in range(LANES):
+            if not k & half:
+                swapped[k] = interleave(builder, rows[k], rows[k + half], half, high=False)
+                swapped[k + half] = interleave(builder, rows[k], rows[k + half], half, high=True)
+        rows = swapped
+    return rows
+
+
 def _transpose(context, builder, signature, arguments, read=None, written=None):
     """With masks of what is read and written of each vector, or all of it."""
     a, start, step, b, place, leap = arguments
@@ -168,15 +183,7 @@ def _transpose(context, builder, signature, arguments, read=None, written=None):
             row = call(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector, masked)
         rows.append(row)
         start = builder.add(start, step)
-    # Exchange off-diagonal blocks of 8, 4, 2 and 1: after each stage rows and lanes have swapped one index bit.
-    for half in (8, 4, 2, 1):
-        swapped = list(rows)
-        for k in range(LANES):
-            if not k & half:
-                swapped[k] = interleave(builder, rows[k], rows[k + half], half, high=False)
-                swapped[k + half] = interleave(builder, rows[k], rows[k + half], half, high=True)
-        rows = swapped
-    for i, row in enumerate(rows):
+    for i, row in enumerate(transposed(builder, rows)):
         to = place_of(context, builder, target, b, place, vector)
         if written is None:
             builder.store(row, to).align = alignment(target)

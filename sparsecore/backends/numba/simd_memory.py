@@ -63,6 +63,21 @@ def prefetch(typing_context, array, index):
 
 
 @intrinsic
+def copy(typing_context, source, index, target, place):
+    """16 elements of any type from ``source.flat[index]`` to ``target.flat[place]``, an array of the same type."""
+
+    def emit(context, builder, signature, arguments):
+        vector = ir.VectorType(context.get_value_type(source.dtype), LANES)
+        read = builder.load(place_of(context, builder, signature.args[0], *arguments[:2], vector), typ=vector)
+        read.align = alignment(source)
+        written = place_of(context, builder, signature.args[2], *arguments[2:], vector)
+        builder.store(read, written).align = alignment(target)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), emit
+
+
+@intrinsic
 def load(typing_context, array, index):
     """The 16 elements of ``array`` that begin at flat position ``index``."""
     result = VectorType(array.dtype)
