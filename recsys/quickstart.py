@@ -118,11 +118,13 @@ def run(
     console.print(_table(rows, k, config))
     for line in [*_context(dataset, k), *verdict(rows, k)]:
         console.print(line, highlight=False)
-    console.print(f"For user {user} the sparse model recommends:", highlight=False)
+    console.print(f"For user {user} the sparse model recommends:", highlight=False, markup=False)
     for place, (item, score) in enumerate(servers["sparse"].recommend(user, k=5), 1):
-        console.print(f"  {place}. {item}  ({score:.2f})", highlight=False)
+        console.print(f"  {place}. {item}  ({score:.2f})", highlight=False, markup=False)
     if output is not None:
-        console.print(f"The run of the sparse model is in {output}.", highlight=False, soft_wrap=True)
+        console.print(
+            f"The run of the sparse model is in {output}.", highlight=False, markup=False, soft_wrap=True
+        )
     return rows
 
 

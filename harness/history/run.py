@@ -86,7 +86,9 @@ def _make_way(path: Path, console: Console) -> None:
     try:
         held(path)
     except HistoryError as error:
-        console.print(f"{error}; set aside as {set_aside(path).name}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{error}; set aside as {set_aside(path).name}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
@@ -115,7 +117,9 @@ def _bar(console: Console, label: str, total: int) -> Iterator[Callable[[str], N
             progress.update(task, completed=begun, description=f"{label}: {name}")
             begun += 1
             if not console.is_terminal:  # a bar would show nothing before its end
-                console.print(f"{label}: {begun} of {total}: {name}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{label}: {begun} of {total}: {name}", highlight=False, markup=False, soft_wrap=True
+                )
 
         yield begins
         progress.update(task, completed=total, description=label)

@@ -78,7 +78,7 @@ class Display:
                 self._say(f"{name}: ended after {seconds:.0f} s ({self.ended} of {self.total})")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _last_epoch(task: Task) -> int:
