@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recsys.config import Config
 
 
-_MOST_THREADS = 1024  # more than that fail to start, one by one
+_MOST_THREADS = 1024  # no machine has more cores, and far more cannot be started
 
 
 class _Friendly(TyperGroup):

@@ -76,8 +76,8 @@ class kernel:
     calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's: numba's own
     setting is never touched (changing it would change torch's).
 
-    The work is compiled once. The loop that hands out the chunks is another function, which calls it: numba takes two
-    to three times as long to compile what stands in a parallel loop itself, and would do it again for each form.
+    The work is compiled once. The loop that hands out the chunks is another function, which calls it: numba takes far
+    longer to compile what stands in a parallel loop itself, and would do it again for each form.
     """
 
     def __init__(self, function: Any) -> None:
