@@ -1,175 +1,21 @@
-"""Training steps on a device, dense, masked and sparse: time, host waits, memory.
-
-Models are built on the device. The recommenders' trainer and `harness.bpr` draw batches and noise on the CPU; here both
-are there before the clock starts, so that what is timed is the step.
-"""
+"""Training steps on a device, dense, masked and sparse: time, host waits, memory."""
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import sparsecore
+from harness.gpu_models import Training, bpr, decoder, multvae, table
 from harness.gpu_operands import DENSITIES, forget_weights
 from harness.gpu_worker import Job, Row, describe_error, time_calls, watch
-from recsys.data import load
-from recsys.models.base import Interactions
-from recsys.models.losses import multinomial_nll
-from recsys.models.multvae import MultVAE
 
-__all__ = ["MEMORY", "WORKLOADS", "Training", "Workload", "measure"]
-
-_INTERVAL = 100  # steps between explorations
-_BATCHES = 4
-
-Batches = Callable[[int], Any]
-Build = Callable[..., "Training"]
-
-
-class Training:
-    """Steps of one model on batches that are there already.
-
-    Args:
-        model: on the device.
-        loss: of batch number i.
-        optimizer: holds the parameters.
-        masked: density of masks to simulate, if any.
-        explores: whether sparse modules have an explorer, with its bits of history.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[int], Tensor],
-        optimizer: torch.optim.Optimizer,
-        masked: float | None = None,
-        explores: bool = True,
-    ) -> None:
-        self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.explorer: sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None = None
-        sparse = [m for m in model.modules() if isinstance(m, sparsecore.SparseModule)]
-        for module in sparse:
-            if module.values.device.type == "cpu":
-                module.set_encoding("csr")  # what the torch backend reads as it is
-        if masked is not None:
-            self.explorer = sparsecore.MaskedSparsity(
-                model, optimizer, density=masked, interval=_INTERVAL, total_steps=10**9
-            )
-        elif sparse and explores:
-            self.explorer = sparsecore.DynamicSparsity(
-                model, optimizer, interval=_INTERVAL, total_steps=10**9
-            )
-
-    def step(self, i: int) -> None:
-        """One update without exploration."""
-        self._update(i, 0)
-
-    def exploring_step(self, i: int) -> None:
-        """One update that ends with an exploration."""
-        self._update(i, _INTERVAL - 1)
-
-    def _update(self, i: int, steps: int) -> None:
-        if self.explorer is not None:
-            self.explorer.rewind(steps)
-        self.optimizer.zero_grad()
-        self.loss(i).backward()
-        self.optimizer.step()
-        if self.explorer is not None:
-            self.explorer.step()
-
-
-def _drawn(draw: Callable[[int], Any]) -> Batches:
-    batches = [draw(i) for i in range(_BATCHES)]
-    return lambda i: batches[i % _BATCHES]
-
-
-@functools.cache
-def _history(users: int, items: int, interactions: int) -> Any:
-    options = {"users": users, "items": items, "interactions": interactions}
-    return load("synthetic", data_dir=None, seed=0, **options).train
-
-
-def multvae(
-    form: str, density: float, device: str, data: tuple[int, int, int], batch: int, widths: tuple[int, int]
-) -> Training:
-    """MultVAE without dropout, whose random numbers it draws on the CPU (as it does those of the latent variables)."""
-    history, items = _history(*data), data[1]
-
-    def draw(i: int) -> Interactions:
-        rows = Interactions.from_scipy(history[i * batch : (i + 1) * batch])
-        return Interactions(rows.items.to(device), rows.pointers.to(device))
-
-    batches = _drawn(draw)
-    stored = density if form == "sparse" else 1.0
-    generator = torch.Generator().manual_seed(0)
-    model = MultVAE(items, *widths, dropout=0.0, density=stored, generator=generator).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    masked = density if form == "masked" else None
-    return Training(model, lambda i: model.loss(batches(i), 0), optimizer, masked)
-
-
-def bpr(form: str, density: float, device: str, rows: int, dim: int, batch: int) -> Training:
-    """The workload of `harness.bpr`."""
-    table: nn.Embedding | sparsecore.SparseEmbedding
-    if form == "sparse":
-        table = sparsecore.SparseEmbedding(rows, dim, density=density, sparse=True, device=device)
-    else:
-        table = nn.Embedding(rows, dim, sparse=form == "dense lazy", device=device)
-    nn.init.normal_(sparsecore.weight_parameter(table), std=0.1)
-    optimizer: torch.optim.Optimizer
-    if form == "sparse":
-        optimizer = sparsecore.optim.Adam(table.parameters())
-    elif form == "dense lazy":
-        optimizer = torch.optim.SparseAdam(table.parameters())
-    else:
-        optimizer = torch.optim.Adam(table.parameters(), fused=True)
-    half = rows // 2
-    users_of = _drawn(lambda i: torch.randint(half, (batch,), device=device))
-    items_of = _drawn(lambda i: torch.randint(half, rows, (batch, 2), device=device))
-
-    def loss(i: int) -> Tensor:
-        users, items = users_of(i), items_of(i)
-        if isinstance(table, sparsecore.SparseEmbedding):
-            positive, negative = sparsecore.gather_dot(table, users, table, items).unbind(1)
-        else:
-            user, one, other = table(torch.cat((users, items[:, 0], items[:, 1]))).chunk(3)
-            positive, negative = (user * one).sum(1), (user * other).sum(1)
-        return F.softplus(negative - positive).mean()
-
-    return Training(table, loss, optimizer, density if form == "masked" else None)
-
-
-def decoder(form: str, density: float, device: str, items: int, hidden: int, batch: int) -> Training:
-    """MultVAE's last two layers and its loss; the catalogue is large."""
-    model = nn.Sequential(nn.Linear(200, hidden), nn.Tanh()).to(device)
-    if form == "sparse":
-        model.append(sparsecore.SparseLinear(hidden, items, density=density, device=device))
-    else:
-        model.append(nn.Linear(hidden, items, device=device))
-    latent, each = torch.randn(batch, 200, device=device), min(100, items)
-    chosen = torch.randint(items, (batch * each,), device=device)
-    interactions = Interactions(chosen, torch.arange(batch + 1, device=device) * each)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    return Training(model, lambda i: multinomial_nll(model(latent), interactions), optimizer, explores=False)
-
-
-def table(form: str, density: float, device: str, rows: int, dim: int, batch: int) -> Training:
-    """A lookup table with gradients and Adam over all of it, as in `harness.memory`."""
-    module: nn.Module
-    if form == "sparse":
-        module = sparsecore.SparseEmbedding(rows, dim, density=density, device=device)
-    else:
-        module = nn.Embedding(rows, dim, device=device)
-    ids = _drawn(lambda i: torch.randint(rows, (batch,), device=device))
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
-    return Training(module, lambda i: module(ids(i)).square().sum(), optimizer, explores=False)
+__all__ = ["MEMORY", "WORKLOADS", "Workload", "measure"]
 
 
 @dataclass(frozen=True)
@@ -180,34 +26,44 @@ class Workload:
         forms: by name and density; names that begin with "dense" are dense forms.
         timed: whether its time is of interest, or its memory alone.
         target: memory against dense, as a multiple of the density.
+        captured: a step is the replay of a CUDA graph.
+        limit: GiB of the device that may be used, as if it had no more.
     """
 
-    build: Build
+    build: Callable[..., Training]
     size: Mapping[str, Any]
     quick: Mapping[str, Any]
     forms: tuple[tuple[str, float], ...]
     timed: bool = True
     target: float | None = None
+    captured: bool = False
+    limit: float | None = None
 
 
 _DENSE, _LAZY, _MASKED = ("dense", 1.0), ("dense lazy", 1.0), ("masked", 0.5)
 _SPARSE = tuple(("sparse", density) for density in DENSITIES)
 
+_CAPTURED = ", CUDA graphs"
+
 WORKLOADS: dict[str, Workload] = {
-    f"MultVAE, 20,000 items (synthetic), batch {batch}": Workload(
+    f"MultVAE, 20,000 items (synthetic), batch {batch}{suffix}": Workload(
         multvae,
         {"data": (2500, 20_000, 250_000), "batch": batch, "widths": (600, 200)},
         {"data": (60, 40, 600), "batch": 8, "widths": (16, 6)},
-        (_DENSE, _MASKED, *_SPARSE[:3]),
+        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, _MASKED, *_SPARSE[:3]),
+        captured=bool(suffix),
     )
     for batch in (500, 16)
+    for suffix in ("", _CAPTURED)
 } | {
-    "BPR-MF, 1,000,000 x 64, 2048 triples": Workload(
+    f"BPR-MF, 1,000,000 x 64, 2048 triples{suffix}": Workload(
         bpr,
         {"rows": 1_000_000, "dim": 64, "batch": 2048},
         {"rows": 200, "dim": 8, "batch": 6},
-        (_DENSE, _LAZY, _MASKED, *_SPARSE[:3]),
+        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, _LAZY, _MASKED, *_SPARSE[:3]),
+        captured=bool(suffix),
     )
+    for suffix in ("", _CAPTURED)
 }
 MEMORY: dict[str, Workload] = {
     "SparseEmbedding 2,000,000 x 64, Adam": Workload(
@@ -218,12 +74,15 @@ MEMORY: dict[str, Workload] = {
         timed=False,
         target=1.15,
     ),
-    "MultVAE decoder, 1,000,000 items, 600 wide, batch 64": Workload(
+} | {
+    f"MultVAE decoder, 1,000,000 items, 600 wide, batch 64{suffix}": Workload(
         decoder,
         {"items": 1_000_000, "hidden": 600, "batch": 64},
         {"items": 200, "hidden": 16, "batch": 6},
         (("sparse", 0.05), _DENSE),
-    ),
+        limit=limit,
+    )
+    for suffix, limit in (("", None), (", on 8 GiB", 8.0))
 }
 
 
@@ -252,11 +111,30 @@ class _Meter:
         return torch.cuda.max_memory_allocated() - self.base
 
 
+@contextmanager
+def _limited(gib: float | None, device: str) -> Iterator[None]:
+    """What torch may take of a GPU; off CUDA there is no limit."""
+    if gib is None or torch.device(device).type != "cuda":
+        yield
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
+    )
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def _begin(workload: Workload, form: str, density: float, device: str, quick: bool) -> tuple[Training, Row]:
     """A form after some steps, and what it takes. The bytes of forms before it do not count."""
     gc.collect()  # hooks make cycles: a form that is no longer wanted may still be there
     size, meter = (workload.quick if quick else workload.size), _Meter(device)
-    training = workload.build(form, density, device, **size)
+    captured = {"captured": True} if workload.captured else {}
+    training = workload.build(form, density, device, **size, **captured)
+    if workload.captured:
+        training.capture()
     for i in range(2):
         training.step(i)
     row: Row = {"peak": meter.peak(lambda: training.step(2))}
@@ -266,6 +144,8 @@ def _begin(workload: Workload, form: str, density: float, device: str, quick: bo
         loss = float(training.loss(0))
     if not torch.isfinite(torch.tensor(loss)):
         raise ArithmeticError(f"the loss is {loss} after four steps")
+    if workload.captured:  # what a graph uses in between is its own, and in no count
+        return training, {"syncs": row["syncs"], "sync places": seen.places}
     row["resident"] = meter.resident()
     return training, row | {"counted": _counted(training)}
 
@@ -299,7 +179,8 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
         try:
             if not quick:  # libraries take workspaces at their first call, which would count as this form's
                 _begin(workload, form, density, device, quick=True)
-            training, found = _begin(workload, form, density, device, quick)
+            with _limited(workload.limit, device):
+                training, found = _begin(workload, form, density, device, quick)
         except Exception as error:
             rows[name]["error"] = describe_error(error)
             continue

@@ -35,6 +35,7 @@ __all__ = [
     "Watched",
     "describe_error",
     "device_facts",
+    "launch_times",
     "run_jobs",
     "serve",
     "time_calls",
@@ -43,6 +44,7 @@ __all__ = [
 
 Row = dict[str, Any]
 _FLUSH = 256 << 20  # bytes: several times the last-level cache of any GPU there is
+_CLOCK = 2e9  # cycles a second, about
 _FEWEST = 5  # samples, however long they take
 _LONGEST = 100.0  # seconds of one job, start of the process included
 _ROOT = Path(__file__).parents[1]
@@ -76,19 +78,38 @@ class Reply:
 # ---- in the measuring process
 
 
+def launch_times(calls: Mapping[str, Callable[[int], object]], device: str) -> dict[str, float]:
+    """Seconds the host takes for a call of each function, without waiting for the device: the median of some."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(_FEWEST):
+        for name, run in calls.items():
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            run(turn)
+            times[name].append(time.perf_counter() - begin)
+    return {name: median(found) for name, found in times.items()}
+
+
 def time_calls(
-    calls: Mapping[str, Callable[[int], object]], device: str, samples: int = 20, seconds: float = 6.0
+    calls: Mapping[str, Callable[[int], object]],
+    device: str,
+    samples: int = 20,
+    seconds: float = 6.0,
+    lead: float = 0.0,
 ) -> dict[str, Timing]:
     """Time functions of a turn's number in rotating order, each from caches that hold none of its operands.
 
     On a GPU from event to event, behind a kernel that overwrites its cache. A call whose kernels take longer than the
-    host takes to launch them shows what the GPU needs; one that waits for the device shows the waiting too.
+    host takes to launch them, or one that the host has launched before its turn comes, shows what the GPU needs; one
+    that waits for the device shows the waiting too.
 
     Args:
         calls: by name; each should have run before.
         device: where they run.
         samples: of each; fewer, but at least five, where they take longer than ``seconds`` in all.
         seconds: see ``samples``.
+        lead: seconds by which the host is ahead of a GPU.
     """
     cuda = torch.device(device).type == "cuda"
     cache = torch.empty(_FLUSH if cuda else 0, dtype=torch.uint8, device=device)
@@ -100,6 +121,8 @@ def time_calls(
             return time.perf_counter() - begin
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         cache.zero_()
+        if lead:
+            torch.cuda._sleep(int(lead * _CLOCK))
         first.record()
         run()
         last.record()

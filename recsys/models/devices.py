@@ -1,7 +1,7 @@
 """Tensors that are made on the CPU and used where a model is.
 
 Batches, negatives and noise are drawn on the CPU wherever the model is: the same seed gives the same ones on every
-device.
+device. But not in a graph, which `torch.compile` or CUDA records once: it knows torch's default generator only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recsys.errors import ConfigError
 
-__all__ = ["find_device", "moved", "sent"]
+__all__ = ["find_device", "in_graph", "moved", "sent"]
 
 B = TypeVar("B")
 
@@ -34,6 +34,13 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def in_graph() -> bool:
+    """Whether what runs now is recorded, to be run again as it is: by torch.compile, or as a CUDA graph."""
+    return torch.compiler.is_compiling() or (
+        torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    )
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparsecore
 from recsys.models.base import Interactions, Recommender
-from recsys.models.devices import moved, sent
+from recsys.models.devices import in_graph, moved, sent
 from recsys.models.layers import Density, Layers, add_bias
 from recsys.models.losses import gaussian_kl, multinomial_nll, widened
 
@@ -97,8 +97,7 @@ class MultVAE(Recommender):
         weights = scale.repeat_interleave(counts, output_size=batch.items.numel())
         if self.training and self.dropout > 0:
             weights = weights / (1 - self.dropout)
-            if torch.compiler.is_compiling():
-                # A graph knows torch's default generator only, and no number of entries that chance decides.
+            if in_graph():  # which knows no number of entries that chance decides
                 weights = weights * (torch.rand_like(weights) >= self.dropout)
             else:
                 kept = torch.rand(batch.items.numel(), generator=self.noise) >= self.dropout
@@ -139,7 +138,7 @@ class MultVAE(Recommender):
         mean, log_variance = self.encode(batch)
         latent = mean
         if self.training:
-            if torch.compiler.is_compiling():
+            if in_graph():
                 noise = torch.randn_like(mean)
             else:
                 noise = torch.empty(mean.shape, dtype=mean.dtype).normal_(generator=self.noise)

@@ -12,12 +12,14 @@ __all__ = ["BLOCK", "block_height"]
 
 # Positions of a block: 4 MiB of float32 gradient; a sixteenth of a small weight.
 BLOCK = 1 << 20
-# On a GPU 64 MiB, and a quarter: each block costs dozens of launches and some waiting, whatever its size.
-_GPU_BLOCK = 1 << 24
+# On a GPU 64 MiB, and a quarter of a weight that is larger than 16: each block costs dozens of launches and some
+# waiting, whatever its size.
+_GPU_BLOCK, _GPU_LEAST = 1 << 24, 1 << 22
 
 
 def block_height(shape: tuple[int, int], device: torch.device) -> int:
     """Rows of a block."""
     rows, cols = shape
-    most, parts = (BLOCK, 16) if device.type == "cpu" else (_GPU_BLOCK, 4)
-    return max(1, min(most, rows * cols // parts) // cols)
+    if device.type == "cpu":
+        return max(1, min(BLOCK, rows * cols // 16) // cols)
+    return max(1, min(_GPU_BLOCK, max(_GPU_LEAST, rows * cols // 4)) // cols)

@@ -183,6 +183,11 @@ class DynamicSparsity:
             ever_active=self.history[name].fraction if name in self.history else math.nan,
         )
 
+    @property
+    def explores_next(self) -> bool:
+        """Whether the step that comes next ends with an exploration: it must not be the replay of a CUDA graph."""
+        return self.timetable.due(self.steps + 1)
+
     def rewind(self, steps: int) -> None:
         """Go on as if this many steps had been taken: to measure a step of a certain kind; not for training."""
         self.steps = steps
@@ -265,7 +270,7 @@ class DynamicSparsity:
     def _arm(self) -> None:
         """Let modules record their uses exactly when the next step explores; drop older records."""
         by_gradient = self.timetable.grow == "gradient"
-        record = by_gradient and self.timetable.due(self.steps + 1)
+        record = by_gradient and self.explores_next
         for module in self.modules.values():
             if module._recorder is not None:
                 module._recorder.close()

@@ -72,3 +72,53 @@ def test_devices_agree_and_numba_is_refused_on_cuda() -> None:
     torch.testing.assert_close(moved.cpu(), expected, rtol=1e-4, atol=1e-5)
     with sparsecore.backend("numba"), pytest.raises(sparsecore.SparsecoreError, match="runs on the CPU"):
         model(ids.to("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+def test_steps_of_a_cuda_graph_between_explorations(encoding: str) -> None:
+    """Steps are replayed, those that explore are not: the graph reads the index sets that they have rewritten."""
+    batches = [torch.randint(30, (8, 3), generator=torch.Generator().manual_seed(i)).cuda() for i in range(4)]
+
+    def begin() -> tuple[Model, torch.optim.Optimizer, sparsecore.DynamicSparsity]:
+        model = Model().cuda()
+        for module in model.modules():
+            if isinstance(module, sparsecore.SparseModule):
+                module.set_encoding(encoding)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True, capturable=True)
+        return model, optimizer, sparsecore.DynamicSparsity(
+            model, optimizer, interval=5, total_steps=100, generator=torch.Generator().manual_seed(1)
+        )  # fmt: skip
+
+    def train(model: Model, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
+        optimizer.zero_grad()
+        model(ids).square().mean().backward()
+        optimizer.step()
+
+    eager, captured = begin(), begin()
+    side, graph, place = torch.cuda.Stream(), torch.cuda.CUDAGraph(), batches[0].clone()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            train(*captured[:2], place)
+    torch.cuda.current_stream().wait_stream(side)
+    for _ in range(3):
+        train(*eager[:2], place)
+    captured[1].zero_grad()
+    with torch.cuda.graph(graph):
+        train(*captured[:2], place)
+    for step in range(1, 18):
+        ids = batches[step % 4]
+        train(*eager[:2], ids)
+        place.copy_(ids)
+        if captured[2].explores_next:
+            train(*captured[:2], place)
+        else:
+            graph.replay()
+        reports = eager[2].step(), captured[2].step()
+        assert (reports[0] is None) == (reports[1] is None) == bool(step % 5)
+    for mine, theirs in zip(captured[0].parameters(), eager[0].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    for name, buffer in captured[0].named_buffers():
+        assert torch.equal(buffer, dict(eager[0].named_buffers())[name]), name

@@ -55,7 +55,9 @@ def batches(step: int, part: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return (ids[part], bags[part]), target[part]
 
 
-def train(model: nn.Module, part: slice, steps: int = STEPS, **settings: Any) -> list[Any]:
+def train(
+    model: nn.Module, part: slice, steps: int = STEPS, device: str = "cpu", **settings: Any
+) -> list[Any]:
     """Train; the reports. The loss is a mean, as DistributedDataParallel takes means of gradients."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     explorer = DynamicSparsity(
@@ -68,9 +70,9 @@ def train(model: nn.Module, part: slice, steps: int = STEPS, **settings: Any) ->
     )
     reports = []
     for step in range(steps):
-        inputs, target = batches(step, part)
+        (ids, bags), target = batches(step, part)
         optimizer.zero_grad()
-        (model(inputs) - target).square().mean().backward()
+        (model((ids.to(device), bags.to(device))) - target.to(device)).square().mean().backward()
         optimizer.step()
         reports.append(explorer.step())
     return reports
@@ -111,6 +113,35 @@ def test_two_processes_equal_one(encoding: str, settings: dict[str, Any], tmp_pa
             torch.testing.assert_close(first[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
         else:
             assert torch.equal(first[name], tensor), name
+
+
+def _by_nccl(rank: int, folder: Path, grow: str) -> None:
+    os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("nccl", init_method=f"file://{folder}/ranks", rank=rank, world_size=1)
+    model = broadcast_topology(Model(0, "csr").cuda())
+    reports = train(DistributedDataParallel(model), slice(0, BATCH), device="cuda", grow=grow)
+    state = {name: tensor.cpu() for name, tensor in _state(model).items()}
+    torch.save((state, len([r for r in reports if r is not None])), folder / "found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and dist.is_nccl_available()), reason="no CUDA device with nccl"
+)
+@pytest.mark.parametrize("grow", ["gradient", "random"])
+def test_nccl_with_one_process_equals_the_cpu(grow: str, tmp_path: Path) -> None:
+    """The same calls as with several, each of which would need a GPU of its own."""
+    mp.spawn(_by_nccl, (tmp_path, grow), nprocs=1)
+    state, explored = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert explored == 20
+    one = Model(0, "csr")
+    train(one, slice(0, BATCH), grow=grow)
+    for name, tensor in _state(one).items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+        else:
+            assert torch.equal(state[name], tensor), name
 
 
 def _unsynced(rank: int, folder: Path, what: str) -> str:

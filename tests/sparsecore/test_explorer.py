@@ -69,6 +69,18 @@ def test_prunes_the_smallest_and_grows_the_largest_gradient() -> None:
     assert report.ever_active == pytest.approx(float((stored | expected).float().mean()))
 
 
+def test_it_says_which_steps_explore() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=3, total_steps=9, stop_fraction=0.7)
+    said, done = [], []
+    for _ in range(10):
+        said.append(explorer.explores_next)
+        one_step(module, optimizer, torch.randn(7, 10))
+        done.append(explorer.step() is not None)
+    assert said == done == [step in (3, 6) for step in range(1, 11)]
+
+
 @pytest.mark.parametrize(
     ("make", "fresh"),
     [

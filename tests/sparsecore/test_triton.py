@@ -20,7 +20,7 @@ from strategies import dtypes, patterns, seeds, values_for
 from torch import Tensor
 
 import sparsecore
-from sparsecore import Pattern, SparsecoreError, backends, ops, optional
+from sparsecore import Pattern, SparsecoreError, backends, ops, optional, sampling
 from sparsecore.encoding import ENCODINGS, encode
 
 every_device = pytest.mark.parametrize("device", devices("triton"))
@@ -437,6 +437,28 @@ def test_topk_of_scores_that_are_not_finite(device: str, encoding: str, missing:
     assert scores[0].tolist() == [torch.inf, 2, 1, 1, *[-torch.inf] * (2 + missing)]
 
 
+# ---------------------------------------------------------------- exploration
+
+
+@every_device
+@examples
+@given(
+    st.integers(1, 3 * sampling.BLOCK) | st.integers(1, 200), st.floats(0, 1), st.data(), st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_a_draw_is_the_same_as_everywhere(
+    device: str, total: int, share: float, data: st.DataObject, seed: int
+) -> None:
+    members = importlib.import_module("sparsecore.backends.triton.draw").members
+    count = round(share * total)
+    plan = sampling.plan_draw(total, count, torch.Generator().manual_seed(seed))
+    everyone = torch.zeros(total, dtype=torch.bool)
+    for ranks in sampling.sample_ranks(total, count, torch.Generator().manual_seed(seed)):
+        everyone[ranks] = True
+    first = data.draw(st.integers(0, total))
+    last = data.draw(st.integers(first, total))
+    assert torch.equal(members(plan, first, last, torch.device(device)).cpu(), everyone[first:last])
+
+
 # ---------------------------------------------------------------- the backend
 
 
@@ -446,7 +468,7 @@ def test_torchs_newer_setting_of_tf32() -> None:
     """In a process of its own: torch refuses its older setting ever after."""
     code = """
 import torch
-from sparsecore.backends.triton.linear import _parts_of_float32 as parts
+from sparsecore.backends.triton.products import _parts_of_float32 as parts
 assert parts() == 3
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert parts() == 2
@@ -560,6 +582,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from test_triton import ENCODINGS, Pattern, Table
 from sparsecore.backends import triton as kernels
+from sparsecore.backends.triton import draw as kernels_of_draw
+from sparsecore.sampling import plan_draw
 
 class NoDevice:
     def get_current_target(self): return GPUTarget("cuda", 80, 32)
@@ -576,12 +600,14 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 
 JITFunction.run = compile_only
 ids = torch.tensor([0, 1, 1])
+kernels_of_draw.members(plan_draw(9, 4), 0, 9, torch.device("cpu"))
 for dtype in (torch.float32, torch.float64):
     for cols in (40, 200):
         for encoding in ENCODINGS:
             table = Table(Pattern.random((5, cols), 0.4), "cpu", encoding, dtype)
             values, index = table.values.detach(), table.index
             rows, weights = torch.ones(3, cols, dtype=dtype), torch.ones(3, dtype=dtype)
+            many = rows.repeat(6, 1)
             kernels.gather(values, *index, ids, cols)
             kernels.bag(values, *index, ids, torch.tensor([0, 3]), weights, cols)
             kernels.bag_dot(values, *index, ids, ids, rows)
@@ -589,17 +615,19 @@ for dtype in (torch.float32, torch.float64):
             kernels.scatter_grad(*index, ids, rows, table.nnz)
             kernels.touched(*index, ids, rows, table.nnz, ids, weights)
             kernels.gather_dot(values, *index, ids, values, *index, ids, cols)
-            if dtype == torch.float32 and index[1] is None:
+            if dtype == torch.float32:
                 for precision in ("highest", "medium"):
                     torch.set_float32_matmul_precision(precision)
-                    kernels.spmm(values, *index, rows)
-                    kernels.spmm_t(values, *index, rows[:, :5].contiguous(), cols)
-                    kernels.sddmm(*index, rows[:, :5].contiguous(), rows, table.nnz)
+                    kernels.spmm(values, *index, many)
+                    kernels.spmm_t(values, *index, many[:, :5].contiguous(), cols)
+                    kernels.sddmm(*index, many[:, :5].contiguous(), many, table.nnz)
             kernels.add_rows_(torch.zeros(5, cols, dtype=dtype), values, *index)
             kernels.sample(*index, torch.zeros(5, cols, dtype=dtype), table.nnz)
+            queries = rows.repeat(22, 1)
             for k in (10, 100):
                 for seen in ((None, None), (torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1]))):
                     kernels.score_topk(rows, values, *index, k, *seen, cols)
+                kernels.score_topk(queries, values, *index, k, None, None, cols)
 print(*sorted(compiled))
 """
 
@@ -615,6 +643,7 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "_add_rows", "_add_up_rows", "_bag", "_bag_dot", "_best_of_part", "_gather", "_gather_dot", "_sample",
-        "_score_block", "_sddmm", "_split", "_spmm", "_spmm_t", "_starts",
+        "_add_rows", "_add_up_rows", "_bag", "_bag_dot", "_best_of_tiles", "_best_of_unknown", "_draw", "_gather",
+        "_gather_dot", "_sample", "_score_block", "_score_tiles", "_sddmm", "_set_bits", "_split", "_spmm", "_spmm_t",
+        "_starts",
     ]  # fmt: skip

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from sparsecore.sampling import BLOCK, GOLDEN, LEVELS, MIX, Draw
 
-__all__ = ["members"]
+__all__ = ["members", "signed"]
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """The int64 with these 64 bits: torch multiplies no unsigned numbers, and wraps around as they do."""
     return number - (number >> 63 << 64)
 
 
-_GOLDEN, _MIX = _signed(GOLDEN), tuple(map(_signed, MIX))
+_GOLDEN, _MIX = signed(GOLDEN), tuple(map(signed, MIX))
 
 
 def members(draw: Draw, first: int, last: int, device: torch.device) -> Tensor:
@@ -29,7 +29,7 @@ def members(draw: Draw, first: int, last: int, device: torch.device) -> Tensor:
     block = torch.arange(low, high, device=device).unsqueeze(1)
     size = (draw.total - BLOCK * block).clamp_(max=BLOCK)
     count = torch.from_numpy(draw.counts[low:high]).to(device).unsqueeze(1)
-    start = _mixed(_signed(draw.key) + (block + 1) * _GOLDEN)
+    start = _mixed(signed(draw.key) + (block + 1) * _GOLDEN)
     words = (size + 63).div(64, rounding_mode="floor")
     inside = _independent(start, size, count, words)
     # One place more, for what is to change nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sparsecore.backends.torch.draw import members
 from sparsecore.backends.torch.masks import Block, Writer, blocks, bounds
 from sparsecore.encoding import stored_mask
 from sparsecore.ops.explore import GradientSource, Index
-from sparsecore.sampling import plan_draw
+from sparsecore.sampling import Draw, plan_draw
 from sparsecore.topology.blocks import BLOCK, block_height
 from sparsecore.topology.select import largest, smallest_mask
 
@@ -98,7 +98,13 @@ def overlay_(block: Tensor, values: Tensor, index: Index, rows: Tensor | slice) 
 
 
 def fill(
-    index: Index, shape: tuple[int, int], n: int, generator: torch.Generator | None, skip_row: int | None
+    index: Index,
+    shape: tuple[int, int],
+    n: int,
+    generator: torch.Generator | None,
+    skip_row: int | None,
+    *,
+    members: Callable[[Draw, int, int, torch.device], Tensor] = members,
 ) -> Index:
     """Index with n free positions added, every subset equally likely."""
     cols = shape[1]

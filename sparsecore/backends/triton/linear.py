@@ -2,16 +2,12 @@
 
 A tile of W is spread out in registers, zeros included, and multiplied on the tensor cores: a pass over W reads what is
 stored, and no dense form of it is ever written. What is multiplied in vain costs less there than to look for what need
-not be. With csr torch.sparse multiplies, and float64 it does too.
+not be. Of csr a bitmap is made for the call, a bit a position, where so many are stored that this is faster; else
+torch.sparse multiplies, as it does float64.
 
-Tensor cores multiply 16-bit numbers. A float32 is the sum of three bfloat16 (8 bits of its 24 each), and of the nine
-products of two of them the six largest are summed: as exact as float32's own product. Where torch was told that less is
-enough (``torch.set_float32_matmul_precision``), it is the sum of two, or one. Tensor cores cut off what they add up
-where an ordinary addition rounds: each tile's sum begins at 0, and is added to the others by the latter. Infinite
-numbers may become NaN: what is not stored is multiplied as a 0.
+What is multiplied is as exact as `products` says; what is not stored is multiplied as a 0, so that infinite numbers may
+become NaN.
 """
-
-import os
 
 import torch
 import triton
@@ -19,122 +15,51 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsecore.backends.torch import linear as by_torch
-from sparsecore.backends.triton.rows import launches_on, ones, spread
+from sparsecore.backends.triton.products import OPTIONS, WIDEN, load_parts, parts_of, product, split
+from sparsecore.backends.triton.rows import bitmap_of, launches_on, ones, spread
 
 __all__ = ["sddmm", "spmm", "spmm_t"]
 
-_PARTS = {"highest": 3, "high": 2, "medium": 1}
-_OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 wants to be told
 _PROGRAMS = 512  # some for every multiprocessor
 _WIDTH = 64  # columns of most tiles
-# The interpreter takes the bits of a bfloat16 for an integer's when it multiplies.
-_WIDEN = os.environ.get("TRITON_INTERPRET") == "1"
+_FEWEST = 16  # examples for which a bitmap is made of csr
+# The density from which on that pays: torch.sparse turns the index for spmm_t, and is slow to sample a product.
+_FORWARD, _BACKWARD = 1 / 20, 1 / 50
 
 
-def _here(dtype: torch.dtype, col: Tensor | None, examples: int, rows: int, cols: int) -> bool:
-    """Whether these kernels take it: places within a tile of activations are counted by 32 bits."""
-    return col is None and dtype != torch.float64 and examples > 0 and max(rows, cols) < 1 << 23
-
-
-def _parts_of_float32() -> int:
-    try:
-        return _PARTS[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # so says torch where TF32 was allowed by way of its newer setting
-        return 3 if torch.backends.cuda.matmul.fp32_precision == "ieee" else 2
+def _bits(
+    dtype: torch.dtype, crow: Tensor, col: Tensor | None, examples: int, n_cols: int, nnz: int, least: float
+) -> Tensor | None:
+    """The bitmap to read: the index, or one made of it from density ``least`` on. None: torch.sparse multiplies."""
+    rows = crow.shape[0] - 1
+    # Places within a tile of activations are counted by 32 bits.
+    if dtype == torch.float64 or not examples or max(rows, n_cols) >= 1 << 23:
+        return None
+    if col is None:
+        return crow.contiguous()
+    if examples < _FEWEST or nnz < least * rows * n_cols or crow.dtype != torch.int32:
+        return None
+    return bitmap_of(crow, col, n_cols)
 
 
 def _examples(n: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(n)))
 
 
-def _parts(x: Tensor, multiple: int) -> tuple[Tensor, int]:
-    """The parts of a matrix, (parts, rows, columns), with zeros up to a multiple of columns; and their number."""
-    split = x.dtype == torch.float32
-    rows, cols = x.shape
-    width = triton.cdiv(cols, multiple) * multiple
-    number = _parts_of_float32() if split else 1
-    if width == cols and not split:
-        return x.contiguous().view(1, rows, cols), 1
-    out = x.new_empty((number, rows, width), dtype=torch.bfloat16 if split else x.dtype)
-    _split[rows, triton.cdiv(width, 1024)](
-        out, x.contiguous(), cols, width, rows * width, PARTS=number, **_OPTIONS
-    )
-    return out, number
-
-
-@triton.jit
-def _split(out, x, cols, width, apart, PARTS: tl.constexpr):
-    """A program splits up to 1024 numbers of a row."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * 1024 + tl.arange(0, 1024)
-    left = tl.load(x + row * cols + column, mask=column < cols, other=0)
-    for _ in tl.static_range(PARTS):
-        part = left.to(out.dtype.element_ty)
-        tl.store(out + row * width + column, part, mask=column < width)
-        left -= part.to(left.dtype)
-        out += apart.to(tl.int64)
-
-
-@triton.jit
-def _dot(a, b, total, WIDEN: tl.constexpr):
-    if WIDEN:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
-    return tl.dot(a, b, total)
-
-
-@triton.jit
-def _product(a, a2, a3, b, b2, b3, zero, PARTS: tl.constexpr, WIDEN: tl.constexpr):
-    """A product of two tiles in PARTS parts each, the largest first; the smallest of the products are summed first."""
-    total = zero
-    if PARTS > 2:
-        total = _dot(a, b3, total, WIDEN)
-        total = _dot(a3, b, total, WIDEN)
-        total = _dot(a2, b2, total, WIDEN)
-    if PARTS > 1:
-        total = _dot(a, b2, total, WIDEN)
-        total = _dot(a2, b, total, WIDEN)
-    return _dot(a, b, total, WIDEN)
-
-
-@triton.jit
-def _parts_of(weight, dtype: tl.constexpr, PARTS: tl.constexpr):
-    """The parts of a tile of float32, as many as PARTS (the others are not used)."""
-    large = weight.to(dtype)
-    middle = large
-    small = large
-    if PARTS > 1:
-        left = weight - large.to(tl.float32)
-        middle = left.to(dtype)
-        small = (left - middle.to(tl.float32)).to(dtype)
-    return large, middle, small
-
-
-@triton.jit
-def _load_parts(source, apart, mask, PARTS: tl.constexpr):
-    """The parts of a tile that `_parts` has written, as many as PARTS (the others are not used)."""
-    first = tl.load(source, mask=mask, other=0)
-    second = first
-    third = first
-    if PARTS > 1:
-        second = tl.load(source + apart, mask=mask, other=0)
-    if PARTS > 2:
-        third = tl.load(source + 2 * apart, mask=mask, other=0)
-    return first, second, third
-
-
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
-    if not _here(values.dtype, col, x.shape[0], crow.shape[0], x.shape[1]):
+    (n, n_cols), n_rows = x.shape, crow.shape[0] - 1
+    bitmap = _bits(values.dtype, crow, col, n, n_cols, values.numel(), _FORWARD)
+    if bitmap is None:
         return by_torch.spmm(values, crow, col, x)
-    (n, n_cols), n_rows, crow = x.shape, crow.shape[0] - 1, crow.contiguous()
     out = x.new_empty(n, n_rows)
     height, width, examples = 64, 32, _examples(n, 128)
     with launches_on(values):
-        parts, number = _parts(x, _WIDTH)
+        parts, number = split(x, _WIDTH)
         _spmm[triton.cdiv(n, examples) * triton.cdiv(n_rows, height),](
-            out, values.contiguous(), crow, crow.stride(0), parts, parts.stride(1), parts.stride(0), n, n_rows,
-            N_COLS=n_cols, COLS=width, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN, num_stages=2,
-            **_OPTIONS,
+            out, values.contiguous(), bitmap, bitmap.stride(0), parts, parts.stride(1), parts.stride(0), n, n_rows,
+            N_COLS=n_cols, COLS=width, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=WIDEN, num_stages=2,
+            **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -164,9 +89,9 @@ def _spmm(
         for number in tl.static_range(COLS // 32):
             first += ones(tl.load(words + number, mask=exists & (begin + 32 * number < N_COLS), other=0))
         words += COLS // 32
-        w, w2, w3 = _parts_of(weight, x.dtype.element_ty, PARTS)
-        x1, x2, x3 = _load_parts(given + offset, apart, live, PARTS)
-        total += _product(w, w2, w3, x1, x2, x3, tl.zeros((ROWS, EXAMPLES), tl.float32), PARTS, WIDEN)
+        w, w2, w3 = parts_of(weight, x.dtype.element_ty, PARTS)
+        x1, x2, x3 = load_parts(given + offset, apart, live, PARTS)
+        total += product(w, w2, w3, x1, x2, x3, tl.zeros((ROWS, EXAMPLES), tl.float32), PARTS, WIDEN)
         given += COLS
     target = out + low.to(tl.int64) * n_rows + example * n_rows + row[:, None]
     tl.store(target, total.to(out.dtype.element_ty), mask=exists[:, None] & live)
@@ -174,9 +99,10 @@ def _spmm(
 
 def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols: int) -> Tensor:
     """``dX = dY W``: dY (B, rows) -> dX (B, cols)."""
-    if not _here(values.dtype, col, *dy.shape, n_cols):
+    n, n_rows = dy.shape
+    bitmap = _bits(values.dtype, crow, col, n, n_cols, values.numel(), _BACKWARD)
+    if bitmap is None:
         return by_torch.spmm_t(values, crow, col, dy, n_cols)
-    (n, n_rows), crow = dy.shape, crow.contiguous()
     examples, height = _examples(n, 128), 32
     tiles = triton.cdiv(n_cols, _WIDTH), triton.cdiv(n, examples)
     # The sum over the rows is cut into parts, that enough programs run; they are added in their order.
@@ -185,12 +111,12 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     cuts = triton.cdiv(steps, each)
     out = dy.new_empty(cuts, n, n_cols, dtype=torch.float32)
     with launches_on(values):
-        parts, number = _parts(dy, 128)
+        parts, number = split(dy, 128)
         _spmm_t[tiles[0] * tiles[1], cuts](
-            out, values.contiguous(), crow, crow.stride(0), _starts_of(crow, n_rows, n_cols),
+            out, values.contiguous(), bitmap, bitmap.stride(0), _starts_of(bitmap, n_rows, n_cols),
             parts, parts.stride(1), parts.stride(0), n, n_rows, each * height,
-            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
-            **_OPTIONS,
+            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=WIDEN,
+            **OPTIONS,
         )  # fmt: skip
     return (out[0] if cuts == 1 else out.sum(0)).to(dy.dtype)
 
@@ -199,7 +125,7 @@ def _starts_of(bitmap: Tensor, n_rows: int, n_cols: int) -> Tensor:
     """Place of the first nonzero of each tile of columns in each row: (tiles, rows)."""
     starts = bitmap.new_empty(triton.cdiv(n_cols, _WIDTH), n_rows)
     _starts[triton.cdiv(n_rows, 128),](
-        starts, bitmap, bitmap.stride(0), n_rows, N_COLS=n_cols, COLS=_WIDTH, **_OPTIONS
+        starts, bitmap, bitmap.stride(0), n_rows, N_COLS=n_cols, COLS=_WIDTH, **OPTIONS
     )
     return starts
 
@@ -249,9 +175,9 @@ def _spmm_t(
         first = tl.load(starts + row, mask=row < end, other=0)
         place, stored = spread(bitmap + row.to(tl.int64) * stride, row < end, first, N_COLS - begin, COLS)
         following = tl.load(values + place, mask=stored, other=0)
-        w, w2, w3 = _parts_of(weight, dy.dtype.element_ty, PARTS)
-        dy1, dy2, dy3 = _load_parts(given + offset, apart, live, PARTS)
-        total += _product(dy1, dy2, dy3, w, w2, w3, tl.zeros((EXAMPLES, COLS), tl.float32), PARTS, WIDEN)
+        w, w2, w3 = parts_of(weight, dy.dtype.element_ty, PARTS)
+        dy1, dy2, dy3 = load_parts(given + offset, apart, live, PARTS)
+        total += product(dy1, dy2, dy3, w, w2, w3, tl.zeros((EXAMPLES, COLS), tl.float32), PARTS, WIDEN)
         given += ROWS
         weight = following
     column = (begin + tl.arange(0, COLS))[None, :]
@@ -261,19 +187,20 @@ def _spmm_t(
 
 def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> Tensor:
     """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
-    if not _here(x.dtype, col, *dy.shape, x.shape[1]):
+    (n, n_cols), n_rows = x.shape, dy.shape[1]
+    bitmap = _bits(x.dtype, crow, col, n, n_cols, nnz, _BACKWARD)
+    if bitmap is None:
         return by_torch.sddmm(crow, col, dy, x, nnz)
-    (n, n_cols), n_rows, crow = x.shape, dy.shape[1], crow.contiguous()
     out = x.new_empty(nnz)
     height, examples = 64, 32
     with launches_on(x):
-        outputs, number = _parts(dy, 128)
-        inputs, _ = _parts(x, _WIDTH)
+        outputs, number = split(dy, 128)
+        inputs, _ = split(x, _WIDTH)
         _sddmm[triton.cdiv(n_cols, _WIDTH) * triton.cdiv(n_rows, height),](
-            out, crow, crow.stride(0), _starts_of(crow, n_rows, n_cols), outputs, outputs.stride(1), outputs.stride(0),
-            inputs, inputs.stride(1), inputs.stride(0), n, n_rows,
-            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=_WIDEN,
-            **_OPTIONS,
+            out, bitmap, bitmap.stride(0), _starts_of(bitmap, n_rows, n_cols),
+            outputs, outputs.stride(1), outputs.stride(0), inputs, inputs.stride(1), inputs.stride(0), n, n_rows,
+            N_COLS=n_cols, COLS=_WIDTH, EXAMPLES=examples, ROWS=height, PARTS=number, WIDEN=WIDEN,
+            **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -297,9 +224,9 @@ def _sddmm(
     of_input = example[:, None] * x_pitch + tl.arange(0, COLS)[None, :]
     for low in range(0, n, EXAMPLES):
         live = low + example < n
-        dy1, dy2, dy3 = _load_parts(outputs + of_output, dy_apart, live[None, :], PARTS)
-        x1, x2, x3 = _load_parts(inputs + of_input, x_apart, live[:, None], PARTS)
-        total += _product(dy1, dy2, dy3, x1, x2, x3, tl.zeros((ROWS, COLS), tl.float32), PARTS, WIDEN)
+        dy1, dy2, dy3 = load_parts(outputs + of_output, dy_apart, live[None, :], PARTS)
+        x1, x2, x3 = load_parts(inputs + of_input, x_apart, live[:, None], PARTS)
+        total += product(dy1, dy2, dy3, x1, x2, x3, tl.zeros((ROWS, COLS), tl.float32), PARTS, WIDEN)
         outputs += EXAMPLES * dy_pitch
         inputs += EXAMPLES * x_pitch
     row = top + tl.arange(0, ROWS)

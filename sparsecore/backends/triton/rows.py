@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["index_of", "launches_on", "lower_bound", "ones", "places", "spread", "tile"]
+from sparsecore.encoding import words
+
+__all__ = ["bitmap_of", "index_of", "launches_on", "lower_bound", "ones", "places", "spread", "tile"]
 
 _HERE = nullcontext()
 _WIDEST = 128  # columns of a tile
@@ -38,6 +40,35 @@ def launches_on(tensor: Tensor) -> AbstractContextManager[None]:
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
         return _HERE  # to change the device, even to the same one, takes microseconds
     return torch.cuda.device(tensor.device)
+
+
+def bitmap_of(crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
+    """The bitmap of a csr index set with int32 pointers: where a tile is looked up often, this pays for one call."""
+    rows = crow.numel() - 1
+    bitmap = crow.new_zeros(rows + 1, words(n_cols))
+    with launches_on(crow):
+        _set_bits[triton.cdiv(rows + 1, 8),](
+            bitmap, bitmap.stride(0), crow.contiguous(), col.contiguous(), rows, ROWS=8, ENTRIES=32,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return bitmap
+
+
+@triton.jit
+def _set_bits(bitmap, stride, crow, col, rows, ROWS: tl.constexpr, ENTRIES: tl.constexpr):
+    """A program writes ROWS rows of a bitmap whose bits are 0: their pointers, and a bit for each of their columns."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at = tl.load(crow + row, mask=row <= rows, other=0)
+    end = tl.load(crow + row + 1, mask=row < rows, other=0)
+    target = bitmap + row.to(tl.int64) * stride
+    tl.store(target, at, mask=row <= rows)
+    while tl.max(end - at, 0) > 0:
+        entry = at[:, None] + tl.arange(0, ENTRIES)[None, :]
+        live = entry < end[:, None]
+        column = tl.load(col + entry, mask=live, other=0).to(tl.int32)
+        one = tl.full((ROWS, ENTRIES), 1, tl.int32)
+        tl.atomic_or(target[:, None] + 1 + column // 32, one << (column % 32), mask=live, sem="relaxed")
+        at += ENTRIES
 
 
 @triton.jit

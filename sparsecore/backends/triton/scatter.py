@@ -16,10 +16,15 @@ __all__ = ["bag_grad", "scatter_grad", "touched"]
 _TILE = 1024  # positions of a tile
 
 
+def _sorted(ids: Tensor, crow: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids ascending, equal ones as they come, and where each was. A sort of 32-bit numbers passes half as often."""
+    return (ids if crow.shape[0] > 2**31 else ids.to(torch.int32)).sort(stable=True)
+
+
 def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
     """``out[k] = sum of grad[e, col[k]]`` over the entries e whose id is the row of nonzero k."""
     out = grad.new_zeros(nnz)
-    ids, order = ids.sort(stable=True)
+    ids, order = _sorted(ids, crow)
     _add_up(out, None, None, crow, col, ids, order, None, grad)
     return out
 
@@ -29,7 +34,7 @@ def bag_grad(
 ) -> Tensor:
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
     out = grad.new_zeros(nnz)
-    ids, order = ids.sort(stable=True)
+    ids, order = _sorted(ids, crow)
     _add_up(out, None, None, crow, col, ids, bags[order], weights[order], grad)
     return out
 
@@ -47,7 +52,7 @@ def touched(
 
     With sources and weights, entry e adds ``weights[e] * grad[sources[e]]``. Waits for the device once, to know t.
     """
-    ids, order = ids.sort(stable=True)
+    ids, order = _sorted(ids, crow)
     pointers = crow[:, 0] if col is None else crow
     begin = pointers[ids].to(torch.int64)
     length = pointers[ids + 1].to(torch.int64) - begin

@@ -1,8 +1,8 @@
 """The best of a whole catalogue: scores of a tile of items from their sparse rows, and what is kept of them.
 
-For few results (`_MOST_KEPT`) a program goes through a part of the catalogue and keeps the best for each of its queries
-in registers: neither rows nor scores are ever written. What the parts kept is sorted at the end. For more results the
-scores of a block of items are written and sorted, block by block.
+For few results (`_MOST_KEPT`) the best score of each tile of items is written, a 64th of the scores. An item that is
+among the k best lies in one of the k best tiles, by best score and then by place: only their items are scored again,
+and sorted. For more results the scores of a block of items are written and sorted, block by block.
 """
 
 from functools import cache
@@ -13,13 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsecore.backends.triton.rows import index_of, launches_on, lower_bound, places, tile
+from sparsecore.backends.triton.products import WIDEN, load_parts, parts_of, product, split
+from sparsecore.backends.triton.rows import bitmap_of, index_of, launches_on, lower_bound, places, tile
 
 __all__ = ["score_topk"]
 
 _MOST_KEPT = 64
-_SCORES = 1 << 22  # of a block
+_ITEMS = 64  # of a tile
+_SCORES = 1 << 22  # of a block, or of the tiles of some queries
 _WARPS = 8
+_MANY = 64  # queries for which a bitmap is made of csr: each tile of items is looked up for some at a time
+_LAST = 2**31 - 1
+_UNKNOWN = tl.constexpr(2**63 - 1)  # no score has this key
 
 
 def score_topk(
@@ -40,11 +45,22 @@ def score_topk(
     seen: tuple[Tensor | None, Tensor | None] = (None, None)
     if seen_crow is not None and seen_col is not None:
         seen = seen_crow.contiguous(), seen_col.contiguous()
-    table = values.contiguous(), *index_of(crow, col)
-    operands = queries.contiguous(), *table, *seen, n_queries, n_items
-    shape = _tiles(n_queries, n_items, n_cols, values.dtype)
+    table, queries = (values.contiguous(), *index_of(crow, col)), queries.contiguous()
     with launches_on(values):
-        scores, ids = (_by_parts if k <= _MOST_KEPT else _by_blocks)(operands, shape, k)
+        if k > _MOST_KEPT or values.dtype == torch.float64:
+            scores, ids = _by_blocks((queries, *table, *seen, n_queries, n_items), n_cols, k)
+        else:
+            if col is not None and n_queries >= _MANY and crow.dtype == torch.int32:
+                table = values.contiguous(), *index_of(bitmap_of(crow, col, n_cols), None)
+            each = max(1, _SCORES // max(1, triton.cdiv(n_items, _ITEMS)))
+            found = []
+            for first in range(
+                0, max(1, n_queries), each
+            ):  # of the scores of tiles a bounded number at a time
+                some = slice(first, first + each)
+                own = (None if seen[0] is None else seen[0][first : first + each + 1], seen[1])
+                found.append(_by_tiles(queries[some], table, own, n_items, n_cols, k))
+            scores, ids = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
     return scores.contiguous(), ids.masked_fill(scores == -torch.inf, -1)
 
 
@@ -54,33 +70,49 @@ def _tiles(n_queries: int, n_items: int, n_cols: int, dtype: torch.dtype) -> dic
     if dtype == torch.float64:  # the products of a tile are all there at once, see `_scores`
         return shape | {"QUERIES": 16, "ITEMS": 16, "COLS": 32}
     queries = min(64, max(16, triton.next_power_of_2(n_queries)))
-    return shape | {"QUERIES": queries, "ITEMS": 64, "COLS": min(64, shape["COLS"])}
+    return shape | {"QUERIES": queries, "ITEMS": _ITEMS, "COLS": min(64, shape["COLS"])}
 
 
 @cache
 def _programs(device: torch.device) -> int:
-    """One for each multiprocessor: with more, each begins anew to find what is worth keeping."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    """Some for each multiprocessor, to hide what one waits for; with more, more of them load the same queries."""
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def _by_parts(operands: tuple[Any, ...], shape: dict[str, int], k: int) -> tuple[Tensor, Tensor]:
-    queries, n_queries, n_items = operands[0], *operands[-2:]
-    groups = triton.cdiv(n_queries, shape["QUERIES"])
-    tiles = triton.cdiv(n_items, shape["ITEMS"])
-    each = triton.cdiv(tiles, triton.cdiv(_programs(queries.device), max(1, groups)))  # tiles of a part
-    parts, kept = triton.cdiv(tiles, each), triton.next_power_of_2(k)
-    scores = queries.new_empty(n_queries, parts * kept)
-    ids = torch.empty(n_queries, parts * kept, dtype=torch.int32, device=queries.device)
-    _best_of_part[groups, parts](
-        scores, ids, *operands, each * shape["ITEMS"], **shape, KEPT=kept, num_warps=_WARPS
+def _by_tiles(
+    queries: Tensor,
+    table: tuple[Any, ...],
+    seen: tuple[Tensor | None, Tensor | None],
+    n_items: int,
+    n_cols: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    n, shape = queries.shape[0], _tiles(queries.shape[0], n_items, n_cols, queries.dtype)
+    groups, tiles = triton.cdiv(n, shape["QUERIES"]), triton.cdiv(n_items, _ITEMS)
+    each = triton.cdiv(tiles, triton.cdiv(_programs(queries.device), max(1, groups)))  # tiles of a program
+    parts, number = split(queries, shape["COLS"])
+    best = torch.empty(n, tiles, dtype=torch.int64, device=queries.device)
+    _best_of_tiles[groups, triton.cdiv(tiles, each)](
+        best, parts, parts.stride(1), parts.stride(0), *table, *seen, n, n_items, tiles, each,
+        **shape, PARTS=number, WIDEN=WIDEN, num_stages=1,
+    )  # fmt: skip
+    _best_of_unknown[groups, triton.cdiv(tiles, 64)](
+        best, queries, *table, *seen, n, n_items, tiles, **shape, num_stages=1
     )
-    # Ids ascend, and the sort is stable: among equals the lower one stays.
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], ids.gather(1, order[:, :k]).to(torch.int64)
+    chosen = best.topk(min(k, tiles), sorted=False).values
+    candidates = torch.empty(n, chosen.shape[1] * _ITEMS, dtype=torch.int64, device=queries.device)
+    _score_tiles[n, chosen.shape[1]](
+        candidates, chosen, queries, *table, *seen, n_items, **{**shape, "QUERIES": 1}, num_warps=2
+    )
+    keys = candidates.topk(k).values
+    # What `_keys` made, undone.
+    bits = (keys >> 32).to(torch.int32)
+    return (bits ^ ((bits >> 31) & _LAST)).view(torch.float32), _LAST - (keys & _LAST)
 
 
-def _by_blocks(operands: tuple[Any, ...], shape: dict[str, int], k: int) -> tuple[Tensor, Tensor]:
+def _by_blocks(operands: tuple[Any, ...], n_cols: int, k: int) -> tuple[Tensor, Tensor]:
     queries, n_queries, n_items = operands[0], *operands[-2:]
+    shape = _tiles(n_queries, n_items, n_cols, queries.dtype)
     groups = triton.cdiv(n_queries, shape["QUERIES"])
     best = queries.new_full((n_queries, k), -torch.inf)
     ids = torch.full((n_queries, k), -1, dtype=torch.int64, device=queries.device)
@@ -99,47 +131,116 @@ def _by_blocks(operands: tuple[Any, ...], shape: dict[str, int], k: int) -> tupl
 
 
 @triton.jit
-def _best_of_part(
-    found_scores, found_ids, queries, values, crow, col, stride, seen_crow, seen_col, n_queries, n_items, part,
+def _keys(scores, place):
+    """Numbers of which the larger has the higher float32 score, and among equal scores the lower place."""
+    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 is no less than 0
+    return ((bits ^ ((bits >> 31) & 2147483647)).to(tl.int64) << 32) | (2147483647 - place).to(tl.int64)
+
+
+@triton.jit
+def _best_of_tiles(
+    best, parts, pitch, apart, values, crow, col, stride, seen_crow, seen_col, n_queries, n_items, tiles, each,
     N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr,
-    QUERIES: tl.constexpr, ITEMS: tl.constexpr, KEPT: tl.constexpr,
+    QUERIES: tl.constexpr, ITEMS: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """The KEPT best of ``part`` items for each of QUERIES queries, by ascending id; a negative id with -inf is none."""
+    """The key of the best item of each of some tiles, for QUERIES queries; a mark where a score is NaN."""
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     live = query < n_queries
-    begin = tl.program_id(1) * part
-    end = tl.minimum(begin + part, n_items)
-    slot = tl.arange(0, KEPT)[None, :]
-    kept = tl.full((QUERIES, KEPT), float("-inf"), values.dtype.element_ty)
-    ids = tl.zeros((QUERIES, KEPT), tl.int32) - 1 - slot  # all different, so that each names its slot
+    start = tl.program_id(1) * each
+    stop = tl.minimum(start + each, tiles)
     if seen_crow is not None:
-        at, last = _first_seen(seen_crow, seen_col, query, live, begin, SEEN_STEPS)
-    for first in range(begin, end, ITEMS):
-        item = first + tl.arange(0, ITEMS)
-        scores = _scores(
-            queries, values, crow, col, stride, query, live, item, end, N_COLS, COLS, STEPS, QUERIES, ITEMS
-        )
+        at, last = _first_seen(seen_crow, seen_col, query, live, start * ITEMS, SEEN_STEPS)
+    given, apart = (
+        parts + query.to(tl.int64)[:, None] * pitch + tl.arange(0, COLS)[None, :],
+        apart.to(tl.int64),
+    )
+    q, q2, q3 = load_parts(given, apart, live[:, None], PARTS)
+    target = best + query.to(tl.int64) * tiles
+    for number in range(start, stop):
+        item = number * ITEMS + tl.arange(0, ITEMS)
+        exists = item < n_items
+        total = tl.zeros((QUERIES, ITEMS), tl.float32)
+        for begin in tl.static_range(0, N_COLS, COLS):
+            place, stored = places(crow, col, stride, item.to(tl.int64), exists, begin, N_COLS, COLS, STEPS)
+            w, w2, w3 = parts_of(tl.load(values + place, mask=stored, other=0), parts.dtype.element_ty, PARTS)
+            if N_COLS > COLS:  # else they are there already
+                q, q2, q3 = load_parts(given + begin, apart, live[:, None], PARTS)
+            zero = tl.zeros((QUERIES, ITEMS), tl.float32)
+            total += product(q, q2, q3, tl.trans(w), tl.trans(w2), tl.trans(w3), zero, PARTS, WIDEN)
+        unknown = tl.max((total != total).to(tl.int32), 1)
+        scores = tl.where(exists[None, :], total, float("-inf"))
         if seen_crow is not None:
-            scores, at = _without_seen(scores, item, first + ITEMS, seen_col, at, last)
-        worst = tl.min(kept, 1)
-        top = tl.max(scores, 1)
-        # For each query that has one an item enters, the first of the best; of the worst the last leaves.
-        while tl.max((top > worst).to(tl.int32), 0) > 0:
-            new = tl.min(tl.where(scores == top[:, None], item[None, :], 2147483647), 1)
-            old = tl.max(tl.where(kept == worst[:, None], ids, -2147483648), 1)
-            leaves = (ids == old[:, None]) & (top > worst)[:, None]
-            kept = tl.where(leaves, top[:, None], kept)
-            ids = tl.where(leaves, new[:, None], ids)
-            scores = tl.where(item[None, :] == new[:, None], float("-inf"), scores)
-            worst = tl.min(kept, 1)
-            top = tl.max(scores, 1)
-    rank = tl.zeros((QUERIES, KEPT), tl.int32)
-    for other in range(KEPT):
-        its = tl.max(tl.where(slot == other, ids, -2147483648), 1)
-        rank += (its[:, None] < ids).to(tl.int32)
-    row = query.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(found_scores + row[:, None] * KEPT + rank, kept, mask=live[:, None])
-    tl.store(found_ids + row[:, None] * KEPT + rank, ids, mask=live[:, None])
+            scores, at = _without_seen(scores, item, (number + 1) * ITEMS, seen_col, at, last)
+        key = _keys(tl.max(scores, 1), tl.zeros_like(query) + number)
+        tl.store(target + number, tl.where(unknown > 0, _UNKNOWN, key), mask=live)
+
+
+@triton.jit
+def _best_of_unknown(
+    best, queries, values, crow, col, stride, seen_crow, seen_col, n_queries, n_items, tiles,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr,
+    QUERIES: tl.constexpr, ITEMS: tl.constexpr,
+):  # fmt: skip
+    """Keys in place of marks: the parts of an infinite number add up to NaN, the number itself need not."""
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    live = query < n_queries
+    target = best + query.to(tl.int64) * tiles
+    begin = tl.program_id(1) * 64
+    some = begin + tl.arange(0, 64)[None, :]
+    keys = tl.load(target[:, None] + some, mask=live[:, None] & (some < tiles), other=0)
+    if tl.max(tl.max(keys, 1), 0) == _UNKNOWN:
+        for number in range(begin, tl.minimum(begin + 64, tiles)):
+            item = number * ITEMS + tl.arange(0, ITEMS)
+            scores = _scores(
+                queries,
+                values,
+                crow,
+                col,
+                stride,
+                query,
+                live,
+                item,
+                n_items,
+                N_COLS,
+                COLS,
+                STEPS,
+                QUERIES,
+                ITEMS,
+            )
+            if seen_crow is not None:
+                at, last = _first_seen(seen_crow, seen_col, query, live, number * ITEMS, SEEN_STEPS)
+                scores, at = _without_seen(scores, item, (number + 1) * ITEMS, seen_col, at, last)
+            key = _keys(tl.max(scores, 1), tl.zeros_like(query) + number)
+            unknown = tl.load(target + number, mask=live, other=0) == _UNKNOWN
+            tl.store(target + number, key, mask=unknown)
+
+
+@triton.jit
+def _score_tiles(
+    found, chosen, queries, values, crow, col, stride, seen_crow, seen_col, n_items,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr,
+    QUERIES: tl.constexpr, ITEMS: tl.constexpr,
+):  # fmt: skip
+    """The keys of the items of one of the tiles that were chosen for a query."""
+    query = tl.program_id(0).to(tl.int64)
+    target = query * tl.num_programs(1) + tl.program_id(1)
+    number = 2147483647 - (tl.load(chosen + target) & 2147483647).to(tl.int32)
+    item = number * ITEMS + tl.arange(0, ITEMS)
+    exists = item < n_items
+    total = tl.zeros((ITEMS,), tl.float32)
+    for begin in range(0, N_COLS, COLS):
+        place, stored = places(crow, col, stride, item.to(tl.int64), exists, begin, N_COLS, COLS, STEPS)
+        column = begin + tl.arange(0, COLS)
+        left = tl.load(queries + query * N_COLS + column, mask=column < N_COLS, other=0)
+        total += tl.sum(tl.load(values + place, mask=stored, other=0) * left[None, :], 1)
+    counts = exists & (total == total)
+    if seen_crow is not None:
+        last = tl.load(seen_crow + query + 1)
+        low = tl.load(seen_crow + query) + tl.zeros((ITEMS,), last.dtype)
+        at = lower_bound(seen_col, low, last + tl.zeros((ITEMS,), last.dtype), item, SEEN_STEPS)
+        counts &= tl.load(seen_col + at, mask=at < last, other=2147483647).to(tl.int32) != item
+    scores = tl.where(counts, total, float("-inf"))
+    tl.store(found + target * ITEMS + tl.arange(0, ITEMS), _keys(scores, item))
 
 
 @triton.jit
