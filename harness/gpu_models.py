@@ -1,7 +1,8 @@
 """Models that train on a device, dense, masked and sparse, each a `Training`: one update at a time.
 
-Models are built on the device. The recommenders' trainer and `harness.bpr` draw batches and noise on the CPU; here both
-are there before the clock starts, so that what is timed is the step.
+Models are built on the device. The recommenders' trainer and `harness.bpr` draw batches on the CPU; here they are there
+before the clock starts, so that what is timed is the step. MultVAE's noise is part of it: the CPU draws it, or in a
+graph the device.
 """
 
 from __future__ import annotations
@@ -72,14 +73,17 @@ class Training:
             self._update(i, 0)
 
     def capture(self) -> None:
-        """From now on a step is the replay of a CUDA graph, one for each batch; off CUDA nothing changes."""
+        """From now on a step is the replay of a CUDA graph, one for each batch, and nothing explores.
+
+        Off CUDA nothing changes.
+        """
         if next(self.model.parameters()).device.type != "cuda":
             return
         self.explorer = None
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # as torch wants it: what is made at first uses is there before
-            for i in range(3):
+            for i in range(_BATCHES):
                 self.step(i)
         torch.cuda.current_stream().wait_stream(side)
         graphs: list[torch.cuda.CUDAGraph] = []
@@ -129,7 +133,7 @@ def multvae(
     widths: tuple[int, int],
     captured: bool = False,
 ) -> Training:
-    """MultVAE without dropout, whose random numbers it draws on the CPU (as it does those of the latent variables)."""
+    """MultVAE without dropout, whose random numbers it draws on the CPU."""
     history, items = _history(*data), data[1]
 
     def draw(i: int) -> Interactions:

@@ -118,9 +118,8 @@ def _limited(gib: float | None, device: str) -> Iterator[None]:
         yield
         return
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(
-        gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
-    )
+    share = gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     try:
         yield
     finally:
@@ -171,6 +170,11 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
     """
     forget_weights()
     workload = (WORKLOADS | MEMORY)[job.name]
+    with _limited(workload.limit, device):
+        return _measure(job, workload, device, quick)
+
+
+def _measure(job: Job, workload: Workload, device: str, quick: bool) -> list[Row]:
     kept: dict[str, Training] = {}
     rows: dict[str, Row] = {}
     for form, density in workload.forms:
@@ -179,8 +183,7 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
         try:
             if not quick:  # libraries take workspaces at their first call, which would count as this form's
                 _begin(workload, form, density, device, quick=True)
-            with _limited(workload.limit, device):
-                training, found = _begin(workload, form, density, device, quick)
+            training, found = _begin(workload, form, density, device, quick)
         except Exception as error:
             rows[name]["error"] = describe_error(error)
             continue

@@ -79,7 +79,9 @@ class Reply:
 
 
 def launch_times(calls: Mapping[str, Callable[[int], object]], device: str) -> dict[str, float]:
-    """Seconds the host takes for a call of each function, without waiting for the device: the median of some."""
+    """Seconds until a call of each function returns, the median of some: what the host takes to launch it, and what it
+    waits for the device if the call does.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(_FEWEST):
         for name, run in calls.items():

@@ -12,8 +12,8 @@ __all__ = ["BLOCK", "block_height"]
 
 # Positions of a block: 4 MiB of float32 gradient; a sixteenth of a small weight.
 BLOCK = 1 << 20
-# On a GPU 64 MiB, and a quarter of a weight that is larger than 16: each block costs dozens of launches and some
-# waiting, whatever its size.
+# On a GPU a quarter of the weight, at least 4 M and at most 16 M positions: each block costs dozens of launches, and
+# some waiting, whatever its size.
 _GPU_BLOCK, _GPU_LEAST = 1 << 24, 1 << 22
 
 

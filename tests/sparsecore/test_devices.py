@@ -79,7 +79,9 @@ def test_devices_agree_and_numba_is_refused_on_cuda() -> None:
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])
 def test_steps_of_a_cuda_graph_between_explorations(encoding: str) -> None:
     """Steps are replayed, those that explore are not: the graph reads the index sets that they have rewritten."""
-    batches = [torch.randint(30, (8, 3), generator=torch.Generator().manual_seed(i)).cuda() for i in range(4)]
+    batches = [
+        torch.randint(30, (20, 3), generator=torch.Generator().manual_seed(i)).cuda() for i in range(4)
+    ]
 
     def begin() -> tuple[Model, torch.optim.Optimizer, sparsecore.DynamicSparsity]:
         model = Model().cuda()

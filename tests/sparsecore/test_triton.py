@@ -399,16 +399,42 @@ def test_topk_of_any_table(
 @every_encoding
 @every_dtype
 @pytest.mark.parametrize("k", [10, 65] if FEW else [1, 10, 64, 65])
-def test_topk_over_parts_and_blocks(
+def test_topk_over_tiles_and_blocks(
     device: str, encoding: str, dtype: torch.dtype, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several tiles in a part, several parts; several blocks for a k that is not kept in registers."""
+    """Several tiles for a program, several programs, several turns of 64 queries; several blocks for a large k."""
     topk = importlib.import_module("sparsecore.backends.triton.topk")
     monkeypatch.setattr(topk, "_programs", lambda device: 3)
     monkeypatch.setattr(topk, "_SCORES", 2000)
     pattern = Pattern.random((500, 40), 0.2, generator=torch.Generator().manual_seed(0))
-    for n, share in ((1, 0.0), (17, 0.05)):
+    for n, share in ((1, 0.0), (17, 0.05), (70, 0.05)):
         check_topk(Table(pattern, device, encoding, dtype), n, k, share)
+
+
+@every_device
+def test_topk_of_wide_rows(device: str) -> None:
+    pattern = Pattern.random((150, 200), 0.1, generator=torch.Generator().manual_seed(0))
+    check_topk(Table(pattern, device, dtype=torch.float32), 66, 8, 0.1)
+
+
+@every_device
+def test_topk_does_not_depend_on_the_precision_of_products(device: str) -> None:
+    """Scores that bfloat16 cannot tell apart."""
+    pattern = Pattern.from_mask(torch.ones(400, 32, dtype=torch.bool))
+    table = Table(pattern, device, "bitmap", torch.float32)
+    drawn = torch.rand(400 * 32 + 3 * 32, generator=torch.Generator().manual_seed(0)).to(device) / 50 + 1
+    values, queries = drawn[: 400 * 32], drawn[400 * 32 :].view(3, 32)
+    before, found = torch.get_float32_matmul_precision(), []
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            with sparsecore.backend("triton"):
+                found.append(ops.score_topk(queries, values, *table.index, 5))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found[0][1], found[1][1])
+    exact = queries.double() @ pattern.to(device).to_dense(values).double().t()
+    torch.testing.assert_close(found[0][0].double(), exact.topk(5).values, rtol=1e-6, atol=0)
 
 
 @every_device
@@ -422,6 +448,44 @@ def test_topk_of_equal_scores(device: str, encoding: str, k: int) -> None:
         )
     assert not scores.any()
     assert torch.equal(ids.cpu(), torch.arange(k).expand(9, k))
+
+
+@every_device
+@of_infinities
+def test_topk_of_scores_that_are_not_finite_in_many_tiles(device: str) -> None:
+    """More tiles than are chosen hold one, and more than one program looks for them."""
+    pattern = Pattern.from_mask(torch.ones(70 * 64, 1, dtype=torch.bool))
+    table = Table(pattern, device, "bitmap", torch.float32)
+    values = torch.arange(70.0 * 64, device=device)
+    values[5::64] = torch.nan
+    values[9::640] = torch.inf
+    values[7::64] = -torch.inf
+    with sparsecore.backend("triton"):
+        scores, ids = ops.score_topk(torch.ones(2, 1, device=device), values, *table.index, 9)
+    assert ids[1].tolist() == [9, 649, 1289, 1929, 2569, 3209, 3849, 4479, 4478]
+    assert scores[1].tolist() == [torch.inf] * 7 + [4479.0, 4478.0]
+
+
+@every_device
+def test_topk_of_nothing(device: str) -> None:
+    none = torch.zeros(0, device=device)
+    index = torch.zeros(1, dtype=torch.int32, device=device), none.to(torch.uint8)
+    with sparsecore.backend("triton"):
+        scores, ids = ops.score_topk(torch.ones(2, 3, device=device), none, *index, 4)
+    assert scores.tolist() == [[-torch.inf] * 4] * 2
+    assert ids.tolist() == [[-1] * 4] * 2
+
+
+@every_device
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16])
+def test_topk_of_narrow_ids_that_were_seen(device: str, kind: torch.dtype) -> None:
+    table = Table(Pattern.from_mask(torch.ones(6, 1, dtype=torch.bool)), device, dtype=torch.float32)
+    seen = torch.tensor([0, 2], device=device), torch.tensor([1, 4], dtype=kind, device=device)
+    with sparsecore.backend("triton"):
+        _, ids = ops.score_topk(
+            torch.ones(1, 1, device=device), torch.arange(6.0, device=device), *table.index, 3, *seen
+        )
+    assert ids.tolist() == [[5, 3, 2]]
 
 
 @every_device
@@ -565,6 +629,10 @@ def test_kernels_do_not_wait_for_the_device() -> None:
             ops.spmm(*dense_enough.operand, queries)
             ops.spmm_t(*dense_enough.operand, products, 64)
             ops.sddmm(*dense_enough.index, products, queries, dense_enough.nnz)
+            for some in (20, 5):  # a bitmap is made; torch.sparse multiplies
+                ops.spmm(*table.operand, queries[:some])
+                ops.spmm_t(*table.operand, products[:some], 64)
+                ops.sddmm(*table.index, products[:some], queries[:some], table.nnz)
 
     everything()  # compiles
     torch.cuda.set_sync_debug_mode("error")
@@ -602,7 +670,7 @@ JITFunction.run = compile_only
 ids = torch.tensor([0, 1, 1])
 kernels_of_draw.members(plan_draw(9, 4), 0, 9, torch.device("cpu"))
 for dtype in (torch.float32, torch.float64):
-    for cols in (40, 200):
+    for cols in (40, 600):
         for encoding in ENCODINGS:
             table = Table(Pattern.random((5, cols), 0.4), "cpu", encoding, dtype)
             values, index = table.values.detach(), table.index

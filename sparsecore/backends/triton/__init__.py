@@ -1,9 +1,10 @@
 """Triton kernels for looked-up rows, their gradients, their products, top-k, linear layers and random draws; torch's
 functions for everything else.
 
-They read either encoding as it is stored (linear layers and top-k make a bitmap of csr for the call), never wait for the
-device but for the size of a sparse gradient, add up in a fixed order (the same bits every time), and hold no dense form
-of the weight. An id outside the table is not noticed on a GPU.
+They read either encoding as it is stored (linear layers, and top-k for many queries, make a bitmap of csr for the call
+where it is dense enough), add up in a fixed order (the same bits every time), and hold no dense form of the weight. The
+host waits for the device to learn the size of a sparse gradient, and in a draw. An id outside the table is not noticed
+on a GPU.
 
 Tested in Triton's interpreter (``TRITON_INTERPRET=1``, tensors on the CPU), compiled for a GPU without one, and on one.
 """

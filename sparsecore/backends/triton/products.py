@@ -29,12 +29,15 @@ def _parts_of_float32() -> int:
         return 3 if torch.backends.cuda.matmul.fp32_precision == "ieee" else 2
 
 
-def split(x: Tensor, multiple: int) -> tuple[Tensor, int]:
-    """The parts of a matrix, (parts, rows, columns), with zeros up to a multiple of columns; and their number."""
+def split(x: Tensor, multiple: int, exact: bool = False) -> tuple[Tensor, int]:
+    """The parts of a matrix, (parts, rows, columns), with zeros up to a multiple of columns; and their number.
+
+    ``exact``: as many as float32 has, whatever torch was told.
+    """
     single = x.dtype == torch.float32
     rows, cols = x.shape
     width = triton.cdiv(cols, multiple) * multiple
-    number = _parts_of_float32() if single else 1
+    number = (3 if exact else _parts_of_float32()) if single else 1
     if width == cols and not single:
         return x.contiguous().view(1, rows, cols), 1
     out = x.new_empty((number, rows, width), dtype=torch.bfloat16 if single else x.dtype)

@@ -1,8 +1,9 @@
 """The best of a whole catalogue: scores of a tile of items from their sparse rows, and what is kept of them.
 
-For few results (`_MOST_KEPT`) the best score of each tile of items is written, a 64th of the scores. An item that is
-among the k best lies in one of the k best tiles, by best score and then by place: only their items are scored again,
-and sorted. For more results the scores of a block of items are written and sorted, block by block.
+For few results (`_MOST_KEPT`) the best score of each tile of items is written, one for 64 items. An item that is among
+the k best lies in one of the k best tiles, by best score and then by place (up to rounding: as in any product, of two
+items whose scores are as close as float32's error either may come first): only their items are scored again, and
+sorted. For more results, and in float64, the scores of a block of items are written and sorted, block by block.
 """
 
 from functools import cache
@@ -20,9 +21,12 @@ __all__ = ["score_topk"]
 
 _MOST_KEPT = 64
 _ITEMS = 64  # of a tile
-_SCORES = 1 << 22  # of a block, or of the tiles of some queries
+_QUERIES = 64  # at most
+_SCORES = 1 << 22  # that are written at a time
 _WARPS = 8
-_MANY = 64  # queries for which a bitmap is made of csr: each tile of items is looked up for some at a time
+# Each tile of items is looked up for some queries at a time: for this many a bitmap is made of csr, where it takes less
+# than one and a half times the table's memory, and rows have few words to count.
+_MANY, _DENSE_ENOUGH, _NARROW = 64, 1 / 50, 128
 _LAST = 2**31 - 1
 _UNKNOWN = tl.constexpr(2**63 - 1)  # no score has this key
 
@@ -42,26 +46,35 @@ def score_topk(
     The ids of a query in ``seen`` must ascend.
     """
     n_queries, n_items = queries.shape[0], crow.shape[0] - 1
+    if n_items == 0:
+        ids = torch.full((n_queries, k), -1, dtype=torch.int64, device=queries.device)
+        return queries.new_full((n_queries, k), -torch.inf), ids
     seen: tuple[Tensor | None, Tensor | None] = (None, None)
     if seen_crow is not None and seen_col is not None:
-        seen = seen_crow.contiguous(), seen_col.contiguous()
-    table, queries = (values.contiguous(), *index_of(crow, col)), queries.contiguous()
+        narrow = seen_col.dtype not in (torch.int32, torch.int64)
+        seen = seen_crow.contiguous(), (seen_col.to(torch.int32) if narrow else seen_col).contiguous()
     with launches_on(values):
+        index = crow, col
+        if n_queries >= _MANY and _wants_bitmap(values.numel(), crow, col, n_cols):
+            index = bitmap_of(crow, col, n_cols), None
+        table, queries = (values.contiguous(), *index_of(*index)), queries.contiguous()
         if k > _MOST_KEPT or values.dtype == torch.float64:
             scores, ids = _by_blocks((queries, *table, *seen, n_queries, n_items), n_cols, k)
         else:
-            if col is not None and n_queries >= _MANY and crow.dtype == torch.int32:
-                table = values.contiguous(), *index_of(bitmap_of(crow, col, n_cols), None)
-            each = max(1, _SCORES // max(1, triton.cdiv(n_items, _ITEMS)))
+            tiles = triton.cdiv(n_items, _ITEMS)
+            each = _SCORES // max(tiles, _ITEMS * min(k, tiles)) // _QUERIES * _QUERIES
             found = []
-            for first in range(
-                0, max(1, n_queries), each
-            ):  # of the scores of tiles a bounded number at a time
-                some = slice(first, first + each)
-                own = (None if seen[0] is None else seen[0][first : first + each + 1], seen[1])
+            for first in range(0, max(1, n_queries), max(_QUERIES, each)):
+                some = slice(first, first + max(_QUERIES, each))
+                own = (None if seen[0] is None else seen[0][some.start : some.stop + 1], seen[1])
                 found.append(_by_tiles(queries[some], table, own, n_items, n_cols, k))
             scores, ids = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
     return scores.contiguous(), ids.masked_fill(scores == -torch.inf, -1)
+
+
+def _wants_bitmap(nnz: int, crow: Tensor, col: Tensor | None, n_cols: int) -> bool:
+    dense_enough = nnz >= _DENSE_ENOUGH * (crow.shape[0] - 1) * n_cols
+    return col is not None and crow.dtype == torch.int32 and n_cols <= _NARROW and dense_enough
 
 
 def _tiles(n_queries: int, n_items: int, n_cols: int, dtype: torch.dtype) -> dict[str, int]:
@@ -69,7 +82,7 @@ def _tiles(n_queries: int, n_items: int, n_cols: int, dtype: torch.dtype) -> dic
     shape = tile(n_cols) | {"SEEN_STEPS": n_items.bit_length()}
     if dtype == torch.float64:  # the products of a tile are all there at once, see `_scores`
         return shape | {"QUERIES": 16, "ITEMS": 16, "COLS": 32}
-    queries = min(64, max(16, triton.next_power_of_2(n_queries)))
+    queries = min(_QUERIES, max(16, triton.next_power_of_2(n_queries)))
     return shape | {"QUERIES": queries, "ITEMS": _ITEMS, "COLS": min(64, shape["COLS"])}
 
 
@@ -90,19 +103,20 @@ def _by_tiles(
     n, shape = queries.shape[0], _tiles(queries.shape[0], n_items, n_cols, queries.dtype)
     groups, tiles = triton.cdiv(n, shape["QUERIES"]), triton.cdiv(n_items, _ITEMS)
     each = triton.cdiv(tiles, triton.cdiv(_programs(queries.device), max(1, groups)))  # tiles of a program
-    parts, number = split(queries, shape["COLS"])
+    parts, number = split(queries, shape["COLS"], exact=True)
     best = torch.empty(n, tiles, dtype=torch.int64, device=queries.device)
     _best_of_tiles[groups, triton.cdiv(tiles, each)](
         best, parts, parts.stride(1), parts.stride(0), *table, *seen, n, n_items, tiles, each,
         **shape, PARTS=number, WIDEN=WIDEN, num_stages=1,
     )  # fmt: skip
-    _best_of_unknown[groups, triton.cdiv(tiles, 64)](
+    _best_of_unknown[triton.cdiv(tiles, 64), groups](
         best, queries, *table, *seen, n, n_items, tiles, **shape, num_stages=1
     )
     chosen = best.topk(min(k, tiles), sorted=False).values
     candidates = torch.empty(n, chosen.shape[1] * _ITEMS, dtype=torch.int64, device=queries.device)
+    del shape["QUERIES"]
     _score_tiles[n, chosen.shape[1]](
-        candidates, chosen, queries, *table, *seen, n_items, **{**shape, "QUERIES": 1}, num_warps=2
+        candidates, chosen, queries, *table, *seen, n_items, **shape, num_warps=2
     )
     keys = candidates.topk(k).values
     # What `_keys` made, undone.
@@ -159,14 +173,28 @@ def _best_of_tiles(
     for number in range(start, stop):
         item = number * ITEMS + tl.arange(0, ITEMS)
         exists = item < n_items
-        total = tl.zeros((QUERIES, ITEMS), tl.float32)
-        for begin in tl.static_range(0, N_COLS, COLS):
-            place, stored = places(crow, col, stride, item.to(tl.int64), exists, begin, N_COLS, COLS, STEPS)
-            w, w2, w3 = parts_of(tl.load(values + place, mask=stored, other=0), parts.dtype.element_ty, PARTS)
-            if N_COLS > COLS:  # else they are there already
-                q, q2, q3 = load_parts(given + begin, apart, live[:, None], PARTS)
-            zero = tl.zeros((QUERIES, ITEMS), tl.float32)
-            total += product(q, q2, q3, tl.trans(w), tl.trans(w2), tl.trans(w3), zero, PARTS, WIDEN)
+        total = _times_rows(
+            q, q2, q3, values, crow, col, stride, item, exists, 0, N_COLS, COLS, STEPS, PARTS, WIDEN
+        )
+        for begin in range(COLS, N_COLS, COLS):
+            more, more2, more3 = load_parts(given + begin, apart, live[:, None], PARTS)
+            total += _times_rows(
+                more,
+                more2,
+                more3,
+                values,
+                crow,
+                col,
+                stride,
+                item,
+                exists,
+                begin,
+                N_COLS,
+                COLS,
+                STEPS,
+                PARTS,
+                WIDEN,
+            )
         unknown = tl.max((total != total).to(tl.int32), 1)
         scores = tl.where(exists[None, :], total, float("-inf"))
         if seen_crow is not None:
@@ -176,16 +204,28 @@ def _best_of_tiles(
 
 
 @triton.jit
+def _times_rows(
+    q, q2, q3, values, crow, col, stride, item, exists, begin,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Products of queries, given in parts, and items, over COLS columns."""
+    place, stored = places(crow, col, stride, item.to(tl.int64), exists, begin, N_COLS, COLS, STEPS)
+    w, w2, w3 = parts_of(tl.load(values + place, mask=stored, other=0), q.dtype, PARTS)
+    zero = tl.zeros((q.shape[0], item.shape[0]), tl.float32)
+    return product(q, q2, q3, tl.trans(w), tl.trans(w2), tl.trans(w3), zero, PARTS, WIDEN)
+
+
+@triton.jit
 def _best_of_unknown(
     best, queries, values, crow, col, stride, seen_crow, seen_col, n_queries, n_items, tiles,
     N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr,
     QUERIES: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
     """Keys in place of marks: the parts of an infinite number add up to NaN, the number itself need not."""
-    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    query = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     live = query < n_queries
     target = best + query.to(tl.int64) * tiles
-    begin = tl.program_id(1) * 64
+    begin = tl.program_id(0) * 64
     some = begin + tl.arange(0, 64)[None, :]
     keys = tl.load(target[:, None] + some, mask=live[:, None] & (some < tiles), other=0)
     if tl.max(tl.max(keys, 1), 0) == _UNKNOWN:
@@ -218,8 +258,7 @@ def _best_of_unknown(
 @triton.jit
 def _score_tiles(
     found, chosen, queries, values, crow, col, stride, seen_crow, seen_col, n_items,
-    N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr,
-    QUERIES: tl.constexpr, ITEMS: tl.constexpr,
+    N_COLS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SEEN_STEPS: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
     """The keys of the items of one of the tiles that were chosen for a query."""
     query = tl.program_id(0).to(tl.int64)
