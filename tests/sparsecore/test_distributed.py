@@ -132,7 +132,11 @@ def _by_nccl(rank: int, folder: Path, grow: str) -> None:
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_nccl_with_one_process_equals_the_cpu(grow: str, tmp_path: Path) -> None:
     """The same calls as with several, each of which would need a GPU of its own."""
-    assert mp.spawn(_by_nccl, (tmp_path, grow), nprocs=1, join=False).join(timeout=100)
+    context = mp.spawn(_by_nccl, (tmp_path, grow), nprocs=1, join=False)
+    ended = context.join(timeout=100)
+    for unfinished in context.processes:
+        unfinished.kill()
+    assert ended
     state, explored = torch.load(tmp_path / "found.pt", weights_only=True)
     assert explored == 20
     one = Model(0, "csr")
