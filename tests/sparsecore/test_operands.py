@@ -78,7 +78,7 @@ def test_signs_that_torch_left_for_later(size: int) -> None:
 
 
 @SIZES
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced_by_torch_jit(size: int) -> None:
     layer, x = SparseLinear(64, size, density=0.5), torch.randn(16, 64)
     traced = torch.jit.trace(layer, x)
