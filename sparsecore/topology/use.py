@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from sparsecore import ops
 from sparsecore.ops.explore import overlay_
@@ -152,7 +153,12 @@ class Recorder:
         self.stored: Tensor | None = None
         self._pending: dict[int, list[tuple[Use, Tensor]]] = {}  # by backward pass
         self._values = weakref.ref(values)
-        self._hook = values.register_hook(self._reached) if values.requires_grad else None
+        self._hooks: list[RemovableHandle] = []
+        if values.requires_grad:
+            self._hooks = [
+                values.register_hook(self._reached),
+                values.register_post_accumulate_grad_hook(self._was_reached),
+            ]
 
     def _reached(self, grad: Tensor | None) -> None:
         """A backward pass has the whole gradient of the values, and is about to add it to ``values.grad``."""
@@ -164,6 +170,14 @@ class Recorder:
         if grad is not None and grad.layout == torch.strided:
             grad = _kept(grad)
             self.stored = grad.clone() if self.stored is None else self.stored + grad
+
+    def _was_reached(self, values: Tensor) -> None:
+        """The gradient has been added. torch 2.6 forgets the other hook where saved tensors are packed."""
+        pending = self._pending.pop(torch._C._current_graph_task_id(), None)
+        if pending is not None:
+            self.uses += pending
+            if values.grad is not None and values.grad.layout == torch.strided:
+                self.stored = _kept(values.grad).clone()  # of all passes since it was zero
 
     def _discarded(self) -> bool:
         """Whether what was recorded before is in no gradient any more."""
@@ -180,8 +194,8 @@ class Recorder:
     def close(self) -> None:
         """Stop watching; what has been recorded stays."""
         forget(self.index[0], self)
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
@@ -203,10 +217,12 @@ class Recorder:
         task = torch._C._current_graph_task_id()
         # Outside a backward pass, and in one that a functional transform takes through values of its own, no hook
         # will say that they were reached.
-        if self._hook is None or task < 0 or within_transform():
+        if not self._hooks or task < 0 or within_transform():
             self.uses.append((use, grad))
             return
         if task not in self._pending:
+            if self._discarded():
+                self.discard()
             self._pending[task] = []
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._drop, task))
         self._pending[task].append((use, grad))
