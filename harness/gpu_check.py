@@ -142,8 +142,18 @@ def _by_torch(
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
-    """The tests marked ``gpu``: outcomes by number, exit code, and the end of the output if something is wrong."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    """Tests marked ``gpu`` and not ``slow``: outcomes by number, exit code, and the output's end if one fails."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu and not slow",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests",
+    ]
     # A test file whose imports are missing here must not keep the others from running.
     command += ["--continue-on-collection-errors", "-p", "no:benchmark"]
     if importlib.util.find_spec("xdist") is not None:

@@ -57,7 +57,7 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(r["name"], r["density"]) for r in operations] == [
         (job.name, job.density) for job in gpu_check.jobs()["operations"]
     ]
-    assert all(r["ratio"] > 0 and r["deviation"] < 1e-4 for r in operations)
+    assert all(r["ratio"] > 0 and r["host ms"] > 0 and r["deviation"] < 1e-4 for r in operations)
     assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
     assert {r["name"] for r in document["memory"]} == set(gpu_steps.MEMORY)
     table = [r for r in document["memory"] if "target" in r]

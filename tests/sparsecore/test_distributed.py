@@ -126,6 +126,7 @@ def _by_nccl(rank: int, folder: Path, grow: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (torch.cuda.is_available() and dist.is_nccl_available()), reason="no CUDA device with nccl"
 )

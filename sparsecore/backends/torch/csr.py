@@ -71,7 +71,7 @@ def product(
 
 
 def _turned(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:
-    """The transpose, in CSR. torch's own conversion takes twice as long, and on a GPU waits for it."""
+    """The transpose (n_cols, rows), in CSR. torch's own conversion takes longer, and on a GPU waits for it."""
     ordered, order = col.sort(stable=True)
     rows = torch.arange(crow.numel() - 1, dtype=crow.dtype, device=crow.device)
     row = rows.repeat_interleave(crow.diff(), output_size=col.numel())[order]

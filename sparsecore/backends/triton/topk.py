@@ -24,8 +24,8 @@ _ITEMS = 64  # of a tile
 _QUERIES = 64  # at most
 _SCORES = 1 << 22  # that are written at a time
 _WARPS = 8
-# Each tile of items is looked up for some queries at a time: for this many a bitmap is made of csr, where it takes less
-# than one and a half times the table's memory, and rows have few words to count.
+# Each tile of items is looked up for some queries at a time: for this many a bitmap is made of csr, where it is not
+# much larger than the table, and rows have few words to count.
 _MANY, _DENSE_ENOUGH, _NARROW = 64, 1 / 50, 128
 _LAST = 2**31 - 1
 _UNKNOWN = tl.constexpr(2**63 - 1)  # no score has this key
