@@ -145,7 +145,7 @@ class EvaluationConfig(Section):
     negatives: how many for each target ("sampled" only). Where the data comes with published candidates and they are
         this many for a user, those are taken.
     seed: of the draw ("sampled" only), apart from the seed of training.
-    batch_size: users scored at once.
+    batch_size: users scored at once; fewer in full ranking where their scores would take more than 16 MiB or so.
     """
 
     protocol: Literal["full", "sampled"] = "full"

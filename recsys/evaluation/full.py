@@ -18,11 +18,15 @@ from recsys.evaluation.ranking import (
     Ranking,
     check_cutoffs,
     check_finite,
-    target_entries,
+    entries,
     target_places,
 )
 
 __all__ = ["Score", "evaluate", "evaluate_oracle", "rank_full"]
+
+# 16 MiB of scores: larger blocks of memory come from the system each time, which clears them, and fit no cache.
+_SCORES_AT_ONCE = 1 << 22
+_PARTS = 64
 
 Score = Callable[[NDArray[np.int64], csr_array], Tensor]
 """`score(users, inputs) -> (B, n_items)`: users as in EvalSet.users, inputs their (B, n_items) history."""
@@ -59,7 +63,7 @@ def evaluate(
             into evaluation mode is the caller's part.
         eval_set: users without targets are skipped; input items are excluded from the ranking.
         ks: cut-offs. One may exceed the number of items left to rank.
-        batch_size: users scored at once; dense memory is batch_size x n_items scores.
+        batch_size: users scored at once, at most: fewer where that would be more than 4 M scores.
         per_user: also return each evaluated user's values, in the order of `eval_set.rows_with_targets`.
 
     Returns:
@@ -101,55 +105,82 @@ def _rank(
     check_cutoffs(eval_set, ks, batch_size)
     rows = eval_set.rows_with_targets
     n_items = eval_set.inputs.shape[1]
-    depth = max(ks)
-    recommended = np.full((len(rows), min(depth, n_items)), -1, dtype=np.int64)
+    depth = min(max(ks), n_items)
+    batch_size = min(batch_size, max(1, _SCORES_AT_ONCE // n_items))
+    recommended = np.full((len(rows), depth), -1, dtype=np.int64)
     ranks = []
+    space: Tensor | None = None
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         with torch.no_grad():
             scores = score_rows(batch)
             check_finite(scores, (len(batch), n_items))
-            reached, best = _batch_ranks(scores, eval_set, batch, min(depth, n_items))
+            if space is None or space.dtype != scores.dtype:
+                width = -(-n_items // _PARTS) * _PARTS
+                space = scores.new_full((min(batch_size, len(rows)), width), -torch.inf)
+            reached, best = _batch_ranks(scores, eval_set, batch, depth, space[: len(batch)])
         ranks.append(reached)
-        recommended[start : start + len(batch), : best.shape[1]] = best
+        recommended[start : start + len(batch)] = best
     return Ranking(
         rows=rows,
         counts=np.diff(eval_set.targets.indptr)[rows].astype(np.int64),
         items=eval_set.targets.indices.astype(np.int64),
         ranks=np.concatenate(ranks),
-        depth=depth,
+        depth=max(ks),
         recommended=recommended,
     )
 
 
 def _batch_ranks(
-    scores: Tensor, eval_set: EvalSet, rows: NDArray[np.int64], depth: int
+    scores: Tensor, eval_set: EvalSet, rows: NDArray[np.int64], depth: int, space: Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank of every target of these rows (exact up to `depth`), and the `depth` best items of each row.
 
     The rank of a target is 1, plus the others that score as much or more, plus the targets before it.
+    `space` takes a copy of the scores, without the input items: columns after the last item hold -inf.
     """
-    device = scores.device
-    ranked = scores.masked_fill(_dense_mask(eval_set.inputs[rows], device), -torch.inf)
-    is_target = _dense_mask(eval_set.targets[rows], device)
-    owner, items = (torch.from_numpy(part).to(device) for part in target_entries(eval_set, rows))
+    device, n_items = scores.device, scores.shape[1]
+    space[:, :n_items] = scores
+    ranked = space[:, :n_items]
+    ranked[_entries(eval_set.inputs, rows, device)] = -torch.inf
+    owner, items = _entries(eval_set.targets, rows, device)
     own = ranked[owner, items]
-    top, best = ranked.topk(depth, dim=1)
-    others = top.masked_fill(is_target.gather(1, best), -torch.inf)
+    top, best = _topk(space, depth)
+    place = torch.arange(len(rows), device=device).unsqueeze(1) * n_items
+    others = top.masked_fill(torch.isin(place + best, owner * n_items + items), -torch.inf)
     before = (others[owner] >= own.unsqueeze(1)).sum(dim=1)
-    # topk took any of the items that score as much as its last one: those are counted in the whole row.
+    # topk took any of the items that score as much as its last one: where a target does, all are counted.
     last = top[:, -1]
-    tied = ((ranked == last.unsqueeze(1)) & ~is_target).sum(dim=1)
+    at_last = own == last[owner]
+    unsure = owner[at_last].unique()
+    tied = torch.zeros_like(place[:, 0])
+    tied[unsure] = (ranked[unsure] == last[unsure].unsqueeze(1)).sum(dim=1)
+    tied -= torch.bincount(owner[at_last], minlength=len(rows))
     above = (others > last.unsqueeze(1)).sum(dim=1)
-    before = torch.where(own == last[owner], (above + tied)[owner], before)
+    before = torch.where(at_last, (above + tied)[owner], before)
     ranks = 1 + before + target_places(owner, own)
     ranks = torch.where(own < last[owner], depth + 1, ranks)
     best = best.masked_fill(top == -torch.inf, -1)
     return ranks.cpu().numpy(), best.cpu().numpy()
 
 
-def _dense_mask(matrix: csr_array, device: torch.device) -> Tensor:
-    mask = torch.zeros(matrix.shape, dtype=torch.bool)
-    row_of = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    mask[torch.from_numpy(row_of), torch.from_numpy(matrix.indices.astype(np.int64))] = True
-    return mask.to(device)
+def _topk(space: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """`space.topk(depth)` for a width that is a multiple of _PARTS.
+
+    Each row is seen as _PARTS rows of columns: its best lie in the `depth` columns with the best maxima.
+    (To select from a whole row takes torch ten times as long as to read it.)
+    """
+    width = space.shape[1] // _PARTS
+    if depth >= width:
+        return space.topk(depth, dim=1)
+    columns = space.view(-1, _PARTS, width)
+    chosen = columns.amax(dim=1).topk(depth, dim=1).indices
+    offsets = torch.arange(_PARTS, device=space.device).unsqueeze(1) * width
+    candidates = (chosen.unsqueeze(1) + offsets).flatten(1)
+    top, at = space.gather(1, candidates).topk(depth, dim=1)
+    return top, candidates.gather(1, at)
+
+
+def _entries(matrix: csr_array, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+    owner, items = entries(matrix, rows)
+    return torch.from_numpy(owner).to(device), torch.from_numpy(items).to(device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from recsys.data.dataset import EvalSet
@@ -19,7 +20,7 @@ __all__ = [
     "Ranking",
     "check_cutoffs",
     "check_finite",
-    "target_entries",
+    "entries",
     "target_places",
 ]
 
@@ -107,20 +108,23 @@ def check_finite(scores: Tensor, shape: tuple[int, int]) -> None:
     """Raise RecsysError for scores of another shape, and for NaN and infinity."""
     if tuple(scores.shape) != shape:
         raise RecsysError(f"scores: expected shape {shape}, got {tuple(scores.shape)}")
-    finite = torch.isfinite(scores)
+    if not scores.numel():
+        return
+    # Extremes are infinite or NaN where any score of the row is, and take less time than to judge every score.
+    finite = torch.isfinite(scores.amax(dim=1)) & torch.isfinite(scores.amin(dim=1))
     if not bool(finite.all()):
-        bad = int((~finite.all(dim=1)).sum())
+        bad = int((~finite).sum())
         raise RecsysError(
             f"scores: NaN or infinite for {bad} of {shape[0]} users in a batch; "
             "training has diverged (lower the learning rate) or the model file is damaged"
         )
 
 
-def target_entries(eval_set: EvalSet, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The targets of some rows: place 0..len(rows)-1 of each one's row, and its item; (n,) int64 both."""
-    targets = eval_set.targets[rows]
-    owner = np.repeat(np.arange(len(rows)), np.diff(targets.indptr))
-    return owner, targets.indices.astype(np.int64)
+def entries(matrix: csr_array, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The entries of some rows: place 0..len(rows)-1 of each one's row, and its item; (n,) int64 both."""
+    part = matrix[rows]
+    owner = np.repeat(np.arange(len(rows)), np.diff(part.indptr))
+    return owner, part.indices.astype(np.int64)
 
 
 def target_places(owner: Tensor, scores: Tensor) -> Tensor:

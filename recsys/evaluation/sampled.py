@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recsys.data.dataset import EvalSet
 from recsys.errors import RecsysError
-from recsys.evaluation.ranking import Ranking, check_cutoffs, check_finite, target_entries, target_places
+from recsys.evaluation.ranking import Ranking, check_cutoffs, check_finite, entries, target_places
 
 __all__ = [
     "Candidates",
@@ -161,7 +161,7 @@ def _batch_ranks(
     score_items: ScoreItems, eval_set: EvalSet, candidates: Candidates, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Rank of every target of these rows: 1, plus candidates that score as much, plus targets before it."""
-    owner, targets = target_entries(eval_set, rows)
+    owner, targets = entries(eval_set.targets, rows)
     n_targets = np.bincount(owner, minlength=len(rows))
     n_negatives = np.diff(candidates.pointers)[rows]
     first_target = np.concatenate([[0], n_targets.cumsum()[:-1]])

@@ -81,6 +81,50 @@ def test_agrees_with_ranking_one_user_at_a_time(problem: tuple, ks: list[int], b
     assert means == evaluate(lambda users, _: table[users], eval_set, ks)
 
 
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32 - 1), n_items=st.integers(60, 400), values=st.sampled_from([2, 8, 1000]))
+def test_agrees_where_the_best_are_chosen_in_two_passes(seed: int, n_items: int, values: int) -> None:
+    draw = np.random.default_rng(seed)
+    scores = draw.integers(-values, 0, (5, n_items)).astype(np.float32)
+    inputs = [
+        set(draw.choice(n_items, draw.integers(0, n_items - 3), replace=False).tolist()) for _ in scores
+    ]
+    targets = [set(draw.choice(n_items, 3, replace=False).tolist()) - known | {0} for known in inputs]
+    inputs = [known - {0} for known in inputs]
+    table = torch.from_numpy(scores)
+
+    for k in (1, 3, 6):
+        _, got = evaluate(
+            lambda users, _: table[users],
+            eval_set_of(inputs, targets, n_items),
+            (k,),
+            batch_size=2,
+            per_user=True,
+        )
+        for key, expected in naive(scores.tolist(), inputs, targets, k).items():
+            np.testing.assert_allclose(got[key], expected, rtol=1e-12, err_msg=key)
+
+
+def test_best_items_of_a_wide_catalogue_are_recommended_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randn(7, 1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eval_set = eval_set_of(
+        [{int(row.argmax())} for row in scores], [{int(row.argmin())} for row in scores], 1000
+    )
+    calls = []
+
+    def score(users: np.ndarray, _: csr_array) -> torch.Tensor:
+        calls.append(len(users))
+        return scores[users]
+
+    whole = rank_full(score, eval_set, (4,)).recommended
+    monkeypatch.setattr("recsys.evaluation.full._SCORES_AT_ONCE", 2500)
+    parts = rank_full(score, eval_set, (4,)).recommended
+
+    assert calls == [7, 2, 2, 2, 1]
+    np.testing.assert_array_equal(whole, scores.argsort(dim=1, descending=True)[:, 1:5].numpy())
+    np.testing.assert_array_equal(parts, whole)
+
+
 def test_known_values() -> None:
     eval_set = eval_set_of([{0}], [{1, 3, 4}], n_items=5)
     scores = torch.tensor([[9.0, 2.0, 5.0, 4.0, 1.0]])  # ranking: 2, 3, 1, 4
