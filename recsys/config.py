@@ -5,21 +5,20 @@ line.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
 from recsys.errors import ConfigError
 from recsys.models.settings import MODEL_SETTINGS, WITHOUT_PRODUCTS, FittedConfig, ModelConfig, MultVAEConfig
+from recsys.sections import DataConfig, EvaluationConfig, SparsityConfig, TrainConfig, nearest
 from recsys.settings import Section
 
 __all__ = [
@@ -32,132 +31,6 @@ __all__ = [
     "parse_value",
     "presets",
 ]
-
-_LARGEST_BATCH = 2**31 - 1  # more than any data has; torch counts in 64 bits and fails late
-METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
-
-
-class DataConfig(Section):
-    """What to train on: a name that `recsys.data.load` knows, and its options."""
-
-    name: str = "synthetic"
-    dir: str | None = None
-    seed: int = Field(default=0, ge=0)
-    options: dict[str, Any] = Field(default={})
-
-    @field_validator("options")
-    @classmethod
-    def _finite(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for key, value in options.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} must be a finite number, got {value}")
-        return options
-
-
-class SparsityConfig(Section):
-    """How weights are stored and whether the index sets move.
-
-    method: "dense" (density is not used); "masked": dense tensors times masks with DSL's decisions, the
-        simulation that other libraries train with; "static": sparse storage, index sets fixed; "dsl": sparse
-        storage and exploration.
-    weights: which weights are sparse: "full", all weight matrices and tables; "paper", those that the DSL authors
-        prune in this model (in MultVAE also the biases, in NeuMF two of four tables).
-    include: in place of `weights`, patterns of the names that are sparse (`recsys.models.layers.Density`).
-    exclude: patterns of the names that stay dense all the same.
-    """
-
-    method: Literal["dense", "masked", "static", "dsl"] = "dsl"
-    density: float = Field(default=0.25, gt=0, le=1)
-    weights: Literal["full", "paper"] = "full"
-    include: list[str] = Field(default=[])
-    exclude: list[str] = Field(default=[])
-    interval: int = Field(default=100, gt=0)
-    drop_fraction: float = Field(default=0.5, ge=0, le=1)
-    end_drop_fraction: float = Field(default=0.005, ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    stop_fraction: float = Field(default=1.0, ge=0, le=1)
-    grow: Literal["gradient", "random"] = "gradient"
-
-
-class TrainConfig(Section):
-    """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
-
-    pretrained: folders of finished runs on the same data that a new run takes parts of its initial weights from, by the
-        name of the part: {"gmf": ..., "mlp": ...} for NeuMF. A run that is resumed does not read them again.
-    patience: training stops at the first evaluation this many epochs or more after the one with the best validation
-        `metric`; 0 never stops early.
-    stop_epoch: the epoch after which training ends, while schedules are still those of `epochs`; 0 trains them all. For
-        a run that repeats the beginning of another, such as `recsys train --refit`.
-    tensorboard: also log to tensorboard/ in the run's folder (extra "tensorboard").
-    optimizer: "adam", or "adagrad" as some models' authors do.
-    lr_schedule: how the rate falls from `lr` at the first update to 0 at the last of `epochs`: "cosine", "linear", or
-        "constant", not at all.
-    precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which is
-        faster where the processor has instructions for it. Weights, gradients, optimizer state, losses,
-        products of sparse weights and everything in evaluation are float32 all the same. So it has no effect where all
-        products are of sparse weights (multvae, cdae, neumf with `sparsity.weights = "full"` by "static" or "dsl"), and
-        is refused for models without such products: lightgcn, ultragcn, bprmf, and those that are fitted.
-    device: where to train, "cpu" or such as "cuda".
-    """
-
-    seed: int = Field(default=0, ge=0)
-    epochs: int = Field(default=50, gt=0)
-    batch_size: int = Field(default=128, gt=0, le=_LARGEST_BATCH)
-    optimizer: Literal["adam", "adagrad"] = "adam"
-    lr: float = Field(default=1e-3, gt=0)
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    pretrained: dict[str, str] = Field(default={})
-    patience: int = Field(default=0, ge=0)
-    stop_epoch: int = Field(default=0, ge=0)
-    evaluate_every: int = Field(default=1, gt=0)
-    metric: str = "ndcg@20"
-    ks: list[Annotated[int, Field(gt=0)]] = Field(default=[20], min_length=1)
-    tensorboard: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-
-    @field_validator("ks")
-    @classmethod
-    def _sorted(cls, ks: list[int]) -> list[int]:
-        return sorted(set(ks))
-
-    @model_validator(mode="after")
-    def _stops_within_epochs(self) -> TrainConfig:
-        if self.stop_epoch > self.epochs:
-            raise ValueError(f"stop_epoch {self.stop_epoch} comes after the last of {self.epochs} epochs")
-        return self
-
-    @model_validator(mode="after")
-    def _metric_is_computed(self) -> TrainConfig:
-        valid = [f"{name}@{k}" for k in self.ks for name in METRICS]
-        if self.metric not in valid:
-            raise ValueError(
-                f"metric {self.metric!r} is not computed{_nearest(self.metric, valid)}; "
-                f"valid with ks = {self.ks}: {', '.join(valid)}"
-            )
-        return self
-
-
-class EvaluationConfig(Section):
-    """What targets are ranked against, in validation and test alike.
-
-    protocol: "full", the whole catalogue; "sampled", few items for each target (`recsys.evaluation.sampled`).
-    negatives: how many for each target ("sampled" only). Where the data comes with published candidates and they are
-        this many for a user, those are taken.
-    seed: of the draw ("sampled" only), apart from the seed of training.
-    batch_size: users scored at once; fewer in full ranking where their scores would take more than 16 MiB or so.
-    """
-
-    protocol: Literal["full", "sampled"] = "full"
-    negatives: int = Field(default=99, gt=0)
-    seed: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=512, gt=0, le=_LARGEST_BATCH)
-
-    def describe(self) -> str:
-        """The protocol in words."""
-        if self.protocol == "full":
-            return "full ranking"
-        return f"sampled ranking, {self.negatives} negatives a target"
 
 
 class Config(Section):
@@ -248,7 +121,7 @@ def load_config(
     if preset is not None:
         if preset not in presets():
             raise ConfigError(
-                f"unknown preset {preset!r}{_nearest(preset, presets())}; valid: {', '.join(presets())}"
+                f"unknown preset {preset!r}{nearest(preset, presets())}; valid: {', '.join(presets())}"
             )
         _merge(tree, tomllib.loads((resources.files("recsys") / "presets" / f"{preset}.toml").read_text()))
     if path is not None:
@@ -330,10 +203,10 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         valid = _fields(location[:-1], tree)
         table = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the top level"
-        return f"unknown key {key!r}{_nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
+        return f"unknown key {key!r}{nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
     if detail["type"] == "union_tag_invalid":
         name, valid = str(tree["model"]["name"]), sorted(MODEL_SETTINGS)
-        return f"unknown model {name!r}{_nearest(name, valid)}; valid: {', '.join(valid)}"
+        return f"unknown model {name!r}{nearest(name, valid)}; valid: {', '.join(valid)}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
@@ -347,8 +220,3 @@ def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:
         is_model = name == "model"
         section = MODEL_SETTINGS[tree["model"]["name"]] if is_model else section.model_fields[name].annotation
     return list(section.model_fields)
-
-
-def _nearest(name: str, valid: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f", did you mean {match[0]!r}?" if match else ""

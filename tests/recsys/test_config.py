@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recsys import config as settings
-from recsys import evaluation
+from recsys import evaluation, sections
 from recsys.config import Config, load_config, presets
 from recsys.errors import ConfigError
 from recsys.models.settings import LightGCNConfig, MultVAEConfig, NeuMFConfig
@@ -200,7 +199,7 @@ def test_replace_validates_and_leaves_the_rest():
 
 
 def test_metrics_to_choose_from_are_those_that_are_computed():
-    assert settings.METRICS == evaluation.METRICS
+    assert sections.METRICS == evaluation.METRICS
 
 
 def test_overrides_do_not_reach_into_the_callers_options():
