@@ -170,7 +170,7 @@ class MaskedSparsity:
             self.multipliers[name].copy_(mask)
             self.ever_active[name] |= mask
             layers[name] = LayerReport(
-                pruned=pruned, grown=pruned, regrown=regrown, nnz=int(mask.sum()), numel=mask.numel(),
+                pruned=pruned, grown=pruned, regrown=regrown, nnz=int(torch.count_nonzero(mask)), numel=mask.numel(),
                 ever_active=float(self.ever_active[name].float().mean()),
             )  # fmt: skip
         self._arm()
@@ -184,7 +184,7 @@ class MaskedSparsity:
     def _plan(self, name: str, parameter: Tensor, fraction: float) -> tuple[Tensor, int, int]:
         """New mask, number pruned, number of them grown at once; by plain sorts of dense tensors."""
         old, scores = self.multipliers[name].bool(), self._scores.get(name)
-        nnz = int(old.sum())
+        nnz = int(torch.count_nonzero(old))
         random = self.timetable.grow == "random"
         if nnz == old.numel() or (scores is None and not random):
             return old, 0, 0
@@ -203,9 +203,9 @@ class MaskedSparsity:
             candidates = scores.abs().reshape(-1).masked_fill(mask, 0)
             if name in self._skip_row:
                 candidates.view(old.shape)[self._skip_row[name]] = 0
-            count = min(k, int((candidates > 0).sum()))
+            count = min(k, int(torch.count_nonzero(candidates > 0)))
             mask[largest(candidates, count)] = True
-        fill = nnz - int(mask.sum())
+        fill = nnz - int(torch.count_nonzero(mask))
         if fill:
             free = ~mask
             row = self._skip_row.get(name)
@@ -214,7 +214,7 @@ class MaskedSparsity:
             places = torch.nonzero(free).view(-1)
             ranks = torch.cat(list(sample_ranks(places.numel(), fill, self.generator)))
             mask[places[ranks.to(places.device)]] = True
-        return mask.view(old.shape), k, int(mask[pruned].sum())
+        return mask.view(old.shape), k, int(torch.count_nonzero(mask[pruned]))
 
     def _reset_state(self, parameter: Tensor, survivors: Tensor) -> None:
         for optimizer in self.optimizers:

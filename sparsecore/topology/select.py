@@ -36,7 +36,7 @@ def smallest_mask(scores: Tensor, k: int) -> Tensor:
     chosen = scores < threshold
     if scores.device.type != "cpu":  # nothing there waits for the device
         return _with_first(chosen, scores == threshold, k)
-    wanted = k - int(chosen.sum())
+    wanted = k - int(torch.count_nonzero(chosen))  # a sum would make an int64 of each
     ties = torch.nonzero(scores == threshold).view(-1)
     chosen[ties[:wanted]] = True
     return chosen
@@ -45,7 +45,9 @@ def smallest_mask(scores: Tensor, k: int) -> Tensor:
 def _with_first(chosen: Tensor, ties: Tensor, k: int) -> Tensor:
     """The mask, and as many of the ties, from the first on, as k takes."""
     kind = torch.int32 if ties.numel() < 2**31 else torch.int64
-    return chosen.logical_or_(ties.logical_and_(ties.cumsum(0, dtype=kind) <= k - chosen.sum()))
+    return chosen.logical_or_(
+        ties.logical_and_(ties.cumsum(0, dtype=kind) <= k - torch.count_nonzero(chosen))
+    )
 
 
 def _kth_smallest(scores: Tensor, k: int) -> Tensor:

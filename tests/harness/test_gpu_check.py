@@ -104,6 +104,7 @@ def test_the_torch_backend_is_a_rival_where_it_is_not_ours(monkeypatch: pytest.M
         )
 
     operation = gpu_operands.Operation(build, {}, {}, rival=True)
+    monkeypatch.setattr(sparsecore.backends, "_environment", None)  # SPARSECORE_BACKEND
     monkeypatch.setattr(sparsecore.backends, "has_triton", lambda: True)
     assert build(0.5, "cuda").ours(0) == ("triton", False)
     assert gpu_check._by_torch(operation, 0.5, "cpu", {}) == {}

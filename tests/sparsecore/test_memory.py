@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -36,10 +37,12 @@ def test_counted_bytes_at_a_quarter() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")
 def test_peak_of_a_process_at_a_quarter() -> None:
     dense, sparse = measure(2_000_000, 64, 1.0), measure(2_000_000, 64, 0.25)
+    kernels = os.environ.get("SPARSECORE_BACKEND", "numba") == "numba"
     for quantity, limit in (
         ("counted", 0.32),
-        ("resident", 0.32),
-        ("peak", 0.32),
-        ("peak with exploration", 0.44),  # its blocks of gradients, and a copy of that of the values
+        ("resident", 0.32 if kernels else 0.34),
+        ("peak", 0.32 if kernels else 0.36),
+        # Its blocks of gradients, and a copy of that of the values; by torch's operations a permutation besides.
+        ("peak with exploration", 0.44 if kernels else 0.56),
     ):
         assert sparse[quantity] <= limit * dense[quantity], (quantity, sparse, dense)

@@ -14,16 +14,20 @@ from sparsecore.encoding import stored_mask
 from sparsecore.ops.explore import GradientSource, Index
 from sparsecore.sampling import Draw, plan_draw
 from sparsecore.topology.blocks import BLOCK, block_height
-from sparsecore.topology.select import largest, smallest_mask
+from sparsecore.topology.select import smallest_mask
 
 __all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
 
 
 def prune(values: Tensor, index: Index, shape: tuple[int, int], k: int) -> Index:
     """Index without the k weights of smallest magnitude."""
-    if not bool(torch.isfinite(values).all()):
+    magnitude = values.abs()
+    if magnitude.numel() and not bool(
+        torch.isfinite(magnitude.max())
+    ):  # the maximum of NaN and anything is NaN
         raise FloatingPointError
-    stays, new = smallest_mask(values.abs(), k).logical_not_(), Writer(index, shape)
+    stays, new = smallest_mask(magnitude, k).logical_not_(), Writer(index, shape)
+    del magnitude
     for block in blocks(index, shape):
         new.add(block.first, _spread(block, stays[block.start : block.stop]))
     return new.index()
@@ -36,7 +40,7 @@ def _spread(block: Block, numbers: Tensor) -> Tensor:
 
 def grow(source: GradientSource, index: Index, shape: tuple[int, int], k: int, skip_row: int | None) -> Index:
     """Index with the k positions of largest |gradient| outside it added."""
-    best = _Best(k, shape[1], index[0].device)
+    best = _Best(k, shape, index[0].device)
     rows = source.rows()
     if rows is None:
         for block in blocks(index, shape):
@@ -52,9 +56,10 @@ def grow(source: GradientSource, index: Index, shape: tuple[int, int], k: int, s
 class _Best:
     """The k positions of largest score among those offered, in blocks of ascending rows; among equals the first."""
 
-    def __init__(self, k: int, cols: int, device: torch.device) -> None:
-        self.k, self.cols = k, cols
-        self.kept = torch.empty(0, dtype=torch.int64, device=device)
+    def __init__(self, k: int, shape: tuple[int, int], device: torch.device) -> None:
+        self.k, self.cols = k, shape[1]
+        kind = torch.int32 if shape[0] * shape[1] < 2**31 else torch.int64
+        self.kept = torch.empty(0, dtype=kind, device=device)
         self.scores: Tensor | None = None
         self.threshold: Tensor | float = 0.0
 
@@ -69,7 +74,8 @@ class _Best:
         score = score.view(-1)
         found = torch.nonzero(score > self.threshold).view(-1)
         row = found.div(self.cols, rounding_mode="floor")
-        self.kept = torch.cat((self.kept, ids[row] * self.cols + (found - row * self.cols)))
+        position = ids[row] * self.cols + (found - row * self.cols)
+        self.kept = torch.cat((self.kept, position.to(self.kept.dtype)))
         self.scores = score[found] if self.scores is None else torch.cat((self.scores, score[found]))
         held = self.kept.numel()
         if held > 2 * self.k or (held > self.k and held >= BLOCK):
@@ -79,14 +85,26 @@ class _Best:
 
     def _select(self) -> None:
         assert self.scores is not None
-        chosen = largest(self.scores, self.k)
-        self.kept, self.scores = self.kept[chosen], self.scores[chosen]
+        chosen = smallest_mask(-self.scores, self.k)
+        self.kept, self.scores = _only(chosen, self.kept), _only(chosen, self.scores)
 
     def positions(self) -> Tensor:
         """Linear positions, ascending; fewer than k where fewer have a score."""
         if self.kept.numel() > self.k:
             self._select()
         return self.kept
+
+
+def _only(chosen: Tensor, numbers: Tensor) -> Tensor:
+    """``numbers[chosen]``; on the CPU in their own memory, where torch makes an int64 index of all that are chosen."""
+    if numbers.device.type != "cpu":
+        return numbers[chosen]
+    end = 0
+    for some, part in zip(chosen.split(BLOCK), numbers.split(BLOCK), strict=True):
+        found = part[some]
+        numbers[end : end + found.numel()] = found
+        end += found.numel()
+    return numbers[:end]
 
 
 def overlay_(block: Tensor, values: Tensor, index: Index, rows: Tensor | slice) -> Tensor:
@@ -133,11 +151,11 @@ def _insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:
     if new.numel() == 0:
         return index
     writer, parts = Writer(index, shape), list(bounds(index, shape))
-    edges = torch.tensor([first * shape[1] for (first, _), _ in parts], device=new.device)
+    edges = torch.tensor([first * shape[1] for (first, _), _ in parts], dtype=new.dtype, device=new.device)
     cuts = [*torch.searchsorted(new, edges).tolist(), new.numel()]
     for number, part in enumerate(parts):
         block = Block(index, shape[1], *part)
-        block.mask.view(-1)[new[cuts[number] : cuts[number + 1]] - block.base] = True
+        block.mask.view(-1)[new[cuts[number] : cuts[number + 1]].long() - block.base] = True
         writer.add(block.first, block.mask)
     return writer.index()
 
@@ -153,7 +171,7 @@ def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, sh
     source.clamp_(min=0)
     for tensor, begun in tensors:
         tensor.copy_(tensor.index_select(0, source).masked_fill_(fresh, begun))
-    return nnz - int(fresh.sum())
+    return nnz - int(torch.count_nonzero(fresh))
 
 
 def record_(history: Tensor, index: Index, shape: tuple[int, int]) -> int:
