@@ -140,6 +140,15 @@ CASES: tuple[Case, ...] = (
         "cached_rows",
         "gowalla",
     ),
+    Case(
+        "propagate_mean gowalla, 3 hops from a table, d = 64",
+        forms.propagate_mean,
+        {"dim": 64, "hops": 3},
+        {"dim": 20, "hops": 2, "users": 30, "items": 40},
+        {},
+        "cached_rows",
+        "gowalla",
+    ),
 )
 
 LOSING: tuple[Case, ...] = (

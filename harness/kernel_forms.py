@@ -7,6 +7,7 @@ The operands are built once; every form computes the same thing from them. What 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ __all__ = [
     "gather",
     "gather_dot",
     "propagate",
+    "propagate_mean",
     "score_topk",
     "sddmm",
     "spmm",
@@ -270,16 +272,10 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
     """The density is that of nothing here: both sides multiply the same graph with dense rows."""
     import scipy.sparse
 
-    if users:
-        ratings = scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
-    else:
-        from recsys.data import load
-
-        ratings = load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train
-    graph = sparsecore.normalized_bipartite(ratings)
+    graph = _graph(users, items)
     crow, col, weight = graph.arrays()[:3]
     x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
-    narrow, wide = torch_csr(crow, col, weight, shape), torch_csr(crow.long(), col.long(), weight, shape)
+    narrow, wide = _torch_graph(graph, torch.int32), _torch_graph(graph, torch.int64)
     matrix = scipy.sparse.csr_array((weight.numpy(), col.numpy(), crow.numpy()), shape=shape)
     numpy = x.numpy()
     return Forms(
@@ -292,3 +288,47 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
         flops=2 * graph.n_edges * dim,
         nbytes=4 * graph.n_edges * dim,
     )
+
+
+def propagate_mean(density: float, dim: int, hops: int, users: int = 0, items: int = 0) -> Forms:
+    """Final embeddings of LightGCN from a table of some density."""
+    graph = _graph(users, items)
+    table = sparsecore.SparseEmbedding(graph.n_nodes, dim, density=density)
+    values, index, arrays = table.values.detach(), table.index, graph.arrays()
+    dense = table.to_dense().weight.detach()
+    narrow, wide = _torch_graph(graph, torch.int32), _torch_graph(graph, torch.int64)
+
+    def mean(hop: Callable[[Tensor], Tensor]) -> Tensor:
+        total = dense
+        for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
+            total = hop(total).add_(dense)
+        return total.div_(hops + 1)
+
+    return Forms(
+        ours=lambda: ops.propagate_mean(*arrays, values, *index, dim, hops),
+        dense={
+            "torch.sparse CSR int32": lambda: mean(lambda x: narrow @ x),
+            "torch.sparse CSR int64": lambda: mean(lambda x: wide @ x),
+        },
+        others={"dense, our propagation": lambda: mean(graph)},
+        flops=2 * graph.n_edges * dim * hops,
+        nbytes=4 * graph.n_edges * dim * hops,
+    )
+
+
+def _graph(users: int, items: int) -> sparsecore.Graph:
+    """Gowalla's, or a random one."""
+    import scipy.sparse
+
+    if users:
+        return sparsecore.normalized_bipartite(
+            scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
+        )
+    from recsys.data import load
+
+    return sparsecore.normalized_bipartite(load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train)
+
+
+def _torch_graph(graph: sparsecore.Graph, kind: torch.dtype) -> Tensor:
+    crow, col, weight = graph.arrays()[:3]
+    return torch_csr(crow.to(kind), col.to(kind), weight, (graph.n_nodes, graph.n_nodes))
