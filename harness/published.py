@@ -80,7 +80,7 @@ def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
     for group in groups.values():
         config, metrics = group[0]
         values = {}
-        for result in published.find(config.model.name, config.data.name):
+        for result in published.find(config):
             for metric, value in result.values.items():
                 ours = [m["test"][metric] for _, m in group if metric in m["test"]]
                 if ours:

@@ -6,7 +6,11 @@ expected, what came, and what to do.
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "OutputExistsError", "RecsysError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["ConfigError", "DataError", "OutputExistsError", "RecsysError", "naming"]
 
 
 class RecsysError(ValueError):
@@ -23,3 +27,14 @@ class ConfigError(RecsysError):
 
 class OutputExistsError(RecsysError):
     """An output folder exists already and overwriting was not asked for."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is wrong with the data of a file or folder is said with its path."""
+    try:
+        yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error

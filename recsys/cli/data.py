@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from recsys.cli.app import DataDir
+
+if TYPE_CHECKING:
+    from recsys.data.download import Source
 
 __all__ = ["data_app"]
 
@@ -64,6 +68,9 @@ def prepare(
     test: Annotated[float | None, _option("Fraction.")] = None,
     fold_in: Annotated[float | None, _option("heldout: fraction of a history that is shown.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    archive: Annotated[
+        Path | None, _option("A download's file that was fetched elsewhere, in place of the connection.")
+    ] = None,
     sha256: Annotated[Text, _option("Checksum that a download must have.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in --output.")] = False,
 ) -> None:
@@ -90,23 +97,30 @@ def prepare(
         "fold_in": fold_in,
     }
     check_free(output, overwrite)
-    if Path(source).exists():
-        if sha256 is not None:
-            raise ConfigError("--sha256 is of a download; the source is a file or folder here")
+    if os.path.exists(source):
+        for name, given in (("--sha256", sha256), ("--archive", archive)):
+            if given is not None:
+                raise ConfigError(f"{name} is of a download; the source is a file or folder here")
         dataset = convert(source, output, seed, overwrite, **options)
     else:
-        dataset = _download(source, output, seed, overwrite, sha256, options)
+        dataset = _download(source, output, seed, overwrite, archive, sha256, options)
     _print(_statistics(dataset))
     where = output.resolve()
     typer.echo(f"written: {output}; train on it with --data-dir {where.parent} --dataset {where.name}")
 
 
 def _download(
-    name: str, output: Path, seed: int, overwrite: bool, sha256: str | None, options: dict[str, Any]
+    name: str,
+    output: Path,
+    seed: int,
+    overwrite: bool,
+    archive: Path | None,
+    sha256: str | None,
+    options: dict[str, Any],
 ) -> Any:
     import difflib
 
-    from recsys.data.download import SOURCES, fetch, unpack
+    from recsys.data.download import SOURCES, unpack, verify
     from recsys.data.prepare import prepare as convert
     from recsys.errors import DataError
 
@@ -119,16 +133,11 @@ def _download(
     source = SOURCES[name]
     typer.echo(f"{source.url}\n{source.terms}")
     with tempfile.TemporaryDirectory() as temporary:
-        archive = Path(temporary) / Path(source.url).name
-        console = Console(markup=False, stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task(name)
-
-            def progress(done: int, total: int | None) -> None:
-                bar.update(task, completed=done, total=total)
-
-            found = fetch(source.url, archive, source.md5, sha256, on_bytes=progress)
+        if archive is None:
+            archive = Path(temporary) / Path(source.url).name
+            found = _fetch(name, source, archive, sha256)
+        else:
+            found = verify(archive, source.md5, sha256)
         if source.md5 is None and sha256 is None:
             typer.echo(
                 f"unverified: its owner publishes no checksum; sha256 {found} (give it as --sha256 the next time)",
@@ -138,6 +147,20 @@ def _download(
         given = {key: value for key, value in options.items() if value is not None}
         origin = f"{source.url} sha256 {found}"
         return convert(file, output, seed, overwrite, origin, **{**source.options, **given})
+
+
+def _fetch(name: str, source: Source, archive: Path, sha256: str | None) -> str:
+    from recsys.data.download import fetch
+
+    console = Console(markup=False, stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name)
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return fetch(source.url, archive, source.md5, sha256, on_bytes=progress)
 
 
 @data_app.command()

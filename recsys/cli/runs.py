@@ -151,6 +151,9 @@ def train(
             f"recsys train --resume --output {output}"
         ) from None
     protocol = RunFolder(output).config().evaluation.describe()
+    if not quiet:
+        for note in metrics["dataset"]["notes"]:
+            typer.echo(f"data: {note}")
     parts = {name: metrics[name] for name in ("validation", "test")}
     _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
     typer.echo(

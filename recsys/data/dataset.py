@@ -199,7 +199,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any interaction of any part."""
+        """16 hexadecimal digits that change with any interaction of any part, and with the order of histories."""
         digest = hashlib.sha256()
         parts = [self.train]
         for users in (self.validation, self.test):
@@ -210,6 +210,7 @@ class Dataset:
             digest.update(matrix.indices.astype(np.int64).tobytes())
         for users in (self.validation, self.test):
             digest.update(b"" if users.candidates is None else users.candidates.tobytes())
+        digest.update(b"" if self.order is None else self.order.astype(np.int64).tobytes())
         return digest.hexdigest()[:16]
 
     def without_train(self, part: EvalSet) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from recsys.errors import DataError
 from recsys.files import replacing
 
-__all__ = ["SOURCES", "Source", "fetch", "unpack"]
+__all__ = ["SOURCES", "Source", "fetch", "unpack", "verify"]
 
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
@@ -97,7 +97,7 @@ def fetch(
     Raises:
         DataError: no connection, an error of the server, a transfer that was cut off, or a wrong checksum.
     """
-    sums = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+    sums = _sums()
     with replacing(path) as temporary:
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response, temporary.open("wb") as file:
@@ -118,18 +118,44 @@ def fetch(
             reason = getattr(error, "reason", None) or error
             raise DataError(
                 f"{url}: cannot be downloaded: {reason or type(error).__name__}. Without a connection, fetch it "
-                "elsewhere and give its path: recsys data prepare PATH --output FOLDER"
+                "elsewhere and give the file: recsys data prepare NAME --archive FILE --output FOLDER"
             ) from error
         if total is not None and done != total:
             raise DataError(f"{url}: cut off after {done} of {total} bytes; try again")
-        for name, expected in (("md5", md5), ("sha256", sha256)):
-            found = sums[name].hexdigest()
-            if expected is not None and found != expected.lower():
-                raise DataError(
-                    f"{url}: wrong checksum: expected {name} {expected}, got {found}; it was damaged or has changed, "
-                    "and is not used"
-                )
+        _compare(url, sums, md5, sha256)
     return sums["sha256"].hexdigest()
+
+
+def verify(path: Path, md5: str | None = None, sha256: str | None = None) -> str:
+    """Compare the checksums of a file that was fetched elsewhere; returns its SHA-256, in hexadecimal.
+
+    Raises:
+        DataError: it cannot be read, or a checksum is another.
+    """
+    sums = _sums()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                for one in sums.values():
+                    one.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    _compare(str(path), sums, md5, sha256)
+    return sums["sha256"].hexdigest()
+
+
+def _sums() -> dict[str, Any]:
+    return {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+
+
+def _compare(place: str, sums: dict[str, Any], md5: str | None, sha256: str | None) -> None:
+    for name, expected in (("md5", md5), ("sha256", sha256)):
+        found = sums[name].hexdigest()
+        if expected is not None and found != expected.lower():
+            raise DataError(
+                f"{place}: wrong checksum: expected {name} {expected}, got {found}; it was damaged or has changed, "
+                "and is not used"
+            )
 
 
 def unpack(archive: Path, member: str, folder: Path) -> Path:

@@ -39,7 +39,7 @@ from recsys.data.published import (
     validation_of,
 )
 from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, DataError, naming
 
 __all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_folder", "split_file"]
 
@@ -54,6 +54,8 @@ def is_dataset(folder: Path) -> bool:
         return folder.is_dir() and _loader(folder) is not None
     except DataError:
         return True
+    except OSError:  # another's folder, such as lost+found
+        return False
 
 
 def load_folder(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
@@ -63,13 +65,17 @@ def load_folder(name: str, folder: Path, seed: int, options: dict[str, Any]) -> 
         DataError: no known layout, or bad data.
         ConfigError: an option does not apply.
     """
-    loader = _loader(folder) if folder.is_dir() else None
+    try:
+        loader = _loader(folder) if folder.is_dir() else None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
     if loader is None:
         raise DataError(
             f"{folder}: expected a folder with train and test files or an interactions file, of one of the kinds "
             f"{', '.join(SUFFIXES)}"
         )
-    return loader(name, folder, seed, options)
+    with naming(folder):
+        return loader(name, folder, seed, options)
 
 
 Loader = Callable[[str, Path, int, dict[str, Any]], Dataset]
@@ -126,6 +132,13 @@ def split_file(name: str, path: Path | None, seed: int, options: dict[str, Any])
     assert path is not None
     split = _split_options(options)
     data = read_interactions(path, _read_options(options))
+    with naming(path):
+        return _split_one(name, data, split, seed, options)
+
+
+def _split_one(
+    name: str, data: Interactions, split: SplitOptions, seed: int, options: dict[str, Any]
+) -> Dataset:
     if split.kind == "loo" and data.time is None and options.get("order") != "file":
         raise DataError(
             f"{name}: the split 'loo' takes the last interaction by time and there are no timestamps; name their "
@@ -178,8 +191,15 @@ def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> D
     usable = set() if published_validation(folder) else {"validation"}
     _refuse(name, options, usable, "is a published split")
     # The folder's own file, or that of the folder around it, may tell the order.
-    sources = (_interaction_file(folder), _interaction_file(folder.parent))
+    sources = (_source_of_order(folder), _source_of_order(folder.parent))
     return load_published(name, folder, seed, options.get("validation"), sources)
+
+
+def _source_of_order(folder: Path) -> Path | None:
+    try:
+        return _interaction_file(folder)
+    except (DataError, OSError):  # several, of which none is asked for; or another's folder
+        return None
 
 
 def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:

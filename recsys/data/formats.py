@@ -126,6 +126,8 @@ def _from_table(path: Path, table: Table, options: ReadOptions) -> Interactions:
     matrix, order, time, repeated = merge_pairs(table.users, table.items, shape, time)
     told = time is not None or options.order == "file" or not _sorted_by_item(matrix, order)
     notes = _repeated(path, repeated)
+    if table.unrated:
+        notes += (f"{path.name}: {table.unrated} rows without a rating; ratings are not read",)
     if table.dropped:
         notes += (f"{path.name}: {table.dropped} rows with a rating below {options.min_rating:g} left out",)
     notes += tuple(
@@ -164,6 +166,8 @@ def read_matrix(path: Path) -> tuple[csr_array, tuple[str, ...]]:
         # Opened here, as numpy leaves the file open if the archive turns out to be damaged.
         with path.open("rb") as file:
             loaded = sparse.load_npz(file)
+        if loaded.ndim != 2:
+            raise ValueError(f"expected two dimensions, users and items, got {loaded.ndim}")
         if hasattr(loaded, "check_format"):  # compressed formats trust their indices until asked
             loaded.check_format(full_check=True)
         coo = sparse.coo_array(loaded)
@@ -177,5 +181,10 @@ def read_matrix(path: Path) -> tuple[csr_array, tuple[str, ...]]:
         raise DataError(f"{path}: expected values that are finite and not negative")
     kept = values != 0
     rows, cols = coo.coords
-    matrix, repeated = binary_csr(rows[kept], cols[kept], coo.shape)
+    try:
+        matrix, repeated = binary_csr(rows[kept], cols[kept], coo.shape)
+    except MemoryError:
+        raise DataError(
+            f"{path}: no memory for the rows of a matrix of {coo.shape[0]} x {coo.shape[1]}"
+        ) from None
     return matrix, _repeated(path, repeated)

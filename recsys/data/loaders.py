@@ -46,13 +46,15 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
         DataError: unknown name (the message names the nearest), or bad data.
         ConfigError: unknown or unusable option.
     """
+    if seed < 0:
+        raise ConfigError(f"dataset {name}: expected a seed that is not negative, got {seed}")
     options = {key: value for key, value in options.items() if value is not None}
     if name == "synthetic":
         check_options(name, options, SYNTHETIC_OPTIONS)
         return synthetic(seed=seed, **{SYNTHETIC_OPTIONS[key]: value for key, value in options.items()})
     check_options(name, options, LOAD_OPTIONS)
     path = Path(name)
-    if data_dir is not None and not path.exists() and (is_supported(name) or path.is_absolute()):
+    if data_dir is not None and not os.path.exists(path) and (is_supported(name) or path.is_absolute()):
         path = Path(data_dir) / path.name
     if is_supported(name):
         return split_file(name, path, seed, options)

@@ -57,8 +57,9 @@ def _plain(path: Path, field: str, column: pa.Array, options: ReadOptions) -> pa
                 "large as that as text"
             ) from None
         return column.cast(pa.string()).cast(pa.binary()) if options.ids == "text" else column
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.binary())
-    if pa.types.is_binary(column.type):
+    kind = column.type
+    if pa.types.is_binary(kind):
         return column
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.binary())
     raise DataError(f"{path}: column {field}: expected integers or text, got {column.type}")

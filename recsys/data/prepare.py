@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def prepare(
     check_free(output, overwrite)
     options = {key: value for key, value in options.items() if value is not None}
     check_options(str(source), options, LOAD_OPTIONS)
-    if source.is_dir():
+    if os.path.isdir(source):
         dataset = load_folder(str(source), source, seed, options)
-    elif source.exists():
+    elif os.path.exists(source):
         dataset = split_file(str(source), source, seed, options)
     else:
         raise DataError(f"{source}: no such file or folder")

@@ -77,7 +77,10 @@ def _noted(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(str(note) for note in json.loads(path.read_text(encoding="utf-8"))["notes"])
+        notes = json.loads(path.read_text(encoding="utf-8"))["notes"]
+        if not isinstance(notes, list):
+            raise TypeError(f"notes are {type(notes).__name__}")
+        return tuple(map(str, notes))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: expected JSON with a list 'notes': {error}") from error
 
@@ -103,6 +106,10 @@ def _ids(folder: Path, key: str, size: int) -> NDArray[Any] | None:
             raise DataError(f"{path}: {key} gives {ids.shape} ids, expected at least {size}")
         if ids.dtype.kind not in "iuU":
             raise DataError(f"{path}: {key}: expected integers or text, got {ids.dtype}")
+        if ids.dtype.kind == "u" and ids.max(initial=0) >= 2**63:
+            raise DataError(
+                f"{path}: {key}: expected integers below 2^63, got {ids.max()}; give them as text"
+            )
         return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
     return None
 
@@ -246,7 +253,7 @@ def _from_source(
         if (
             data.order is None
             or data.matrix.shape[0] != train.shape[0]
-            or data.item_ids.dtype != item_ids.dtype
+            or data.item_ids.dtype.kind != item_ids.dtype.kind
         ):
             continue
         columns = np.minimum(np.searchsorted(data.item_ids, item_ids), len(data.item_ids) - 1)

@@ -1,7 +1,8 @@
 """The columns of a table of interactions, gathered piece by piece and checked where the row is known.
 
-A piece holds about a million rows as arrays; ids are kept as codes into the distinct raw ids, so what grows with the
-file is 8 bytes a row, 16 with timestamps, and one entry for each distinct id.
+A piece holds about a million rows as arrays; ids are kept as codes into the distinct raw ids of their piece. So what
+grows with the file is 8 bytes a row, 16 with timestamps, and the distinct ids of every piece; in the end, ids that are
+text take four bytes a character of the longest of them.
 
 An id must not be empty, longer than 256 bytes, or hold a NUL character. What counts as a number is a whole number
 that is not negative, has at most 18 digits and no leading zero: only then does the raw id survive as int64.
@@ -40,6 +41,7 @@ class Table:
 
     time: (n,) float64 as in the file, seconds for parquet's timestamps and dates; None without such a column.
     dropped: rows left out for their rating.
+    unrated: rows whose rating is empty, where ratings are not read.
     """
 
     users: NDArray[np.int32]
@@ -48,14 +50,18 @@ class Table:
     item_ids: NDArray[Any]
     time: NDArray[np.float64] | None
     dropped: int
+    unrated: int = 0
 
 
 def not_empty(path: Path) -> None:
     """Raise DataError unless `path` is a file with something in it."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class Gathered:
@@ -65,7 +71,7 @@ class Gathered:
         self.options, self.place = options, place
         self.ids = {field: IdColumn(field, mode) for field in ("user", "item")}
         self.times: list[NDArray[np.float64]] | None = [] if timed else None
-        self.rows = self.dropped = 0
+        self.rows = self.dropped = self.unrated = 0
 
     def add(self, columns: dict[str, pa.Array]) -> None:
         """Check and keep the next rows: user, item and what there is of rating and timestamp."""
@@ -79,7 +85,8 @@ class Gathered:
             self._refuse(ids.problem(columns[field]), field)
         least = self.options.min_rating
         if least is None and "rating" in columns:
-            columns["rating"] = _filled(columns["rating"])  # nobody will read them
+            columns["rating"], empty = _filled(columns["rating"])  # nobody will read them
+            self.unrated += empty
         numbers = {field: self._numbers(field, columns[field]) for field in FIELDS[2:] if field in columns}
         self.rows += len(columns["user"])
         if least is not None:
@@ -126,16 +133,20 @@ class Gathered:
     def table(self) -> Table:
         (users, user_ids), (items, item_ids) = (self.ids[field].numbered() for field in ("user", "item"))
         time = None if self.times is None else np.concatenate([np.empty(0), *self.times])
-        return Table(users, items, user_ids, item_ids, time, self.dropped)
+        return Table(users, items, user_ids, item_ids, time, self.dropped, self.unrated)
 
 
-def _filled(column: pa.Array) -> pa.Array:
-    """A column with 0 where a field is empty."""
+def _filled(column: pa.Array) -> tuple[pa.Array, int]:
+    """A column with 0 where a field is empty, and how many are."""
     kind = column.type
+    if pa.types.is_null(kind):
+        return pa.array(np.zeros(len(column))), len(column)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.fill_null(0), column.null_count
     if pa.types.is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        zero = pa.scalar("0").cast(kind)
-        return pc.if_else(pc.equal(pc.binary_length(column), 0), zero, column).fill_null(zero)
-    return column.fill_null(0) if pa.types.is_integer(kind) or pa.types.is_floating(kind) else column
+        empty = pc.equal(pc.binary_length(column), 0).fill_null(True)
+        return pc.if_else(empty, pa.scalar("0").cast(kind), column), pc.sum(empty).as_py() or 0
+    return column, 0
 
 
 def _cast(column: pa.Array) -> NDArray[np.float64] | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
+from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.settings import Section
 
@@ -62,10 +63,14 @@ class TableDefinition(Section):
 
 
 class PublishedResult(Section):
-    """Metrics of a dense model on a data set, where they are printed, and in what they differ from ours."""
+    """Metrics of a dense model on a data set, where they are printed, and in what they differ from ours.
+
+    negatives: how many sampled items each target was ranked among; 0 for the whole catalogue.
+    """
 
     model: str
     dataset: str
+    negatives: int = 0
     values: dict[str, float]
     source: str
     note: str = ""
@@ -77,10 +82,12 @@ class Published(Section):
     about: str
     results: list[PublishedResult]
 
-    def find(self, model: str, dataset: str) -> list[PublishedResult]:
-        """Those of a model on a data set, whatever its split (``ml-1m/dsl_multvae`` is ``ml-1m``)."""
-        whole = dataset.partition("/")[0]
-        return [result for result in self.results if (result.model, result.dataset) == (model, whole)]
+    def find(self, config: Config) -> list[PublishedResult]:
+        """Those of a model on a data set, whatever its split (``ml-1m/dsl_multvae`` is ``ml-1m``), ranked alike."""
+        ranking = config.evaluation
+        negatives = ranking.negatives if ranking.protocol == "sampled" else 0
+        wanted = config.model.name, config.data.name.partition("/")[0], negatives
+        return [one for one in self.results if (one.model, one.dataset, one.negatives) == wanted]
 
 
 def tables() -> list[str]:

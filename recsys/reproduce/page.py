@@ -49,7 +49,7 @@ def table_page(
 
 def _results(published: Published, section: Section) -> list[PublishedResult]:
     config: Config = section["config"]
-    return published.find(config.model.name, config.data.name)
+    return published.find(config)
 
 
 def _means(rows: Sequence[Mapping[str, Any]], metric: str, method: str, density: float | None = None) -> str:

@@ -195,9 +195,18 @@ def test_empty_ratings_matter_only_where_ratings_are_read(tmp_path: Path, kind: 
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     write(tmp_path / "a.csv", "user,item,rating\n1,5,4\n1,6,\n2,5,2\n")
     for name, place in (("a.parquet", "row 2"), ("a.csv", "a.csv:3")):
-        assert read_interactions(tmp_path / name).matrix.nnz == 3
+        data = read_interactions(tmp_path / name)
+        assert data.matrix.nnz == 3
+        assert f"{name}: 1 rows without a rating; ratings are not read" in data.notes
         with pytest.raises(DataError, match=f"{place}: column rating: .* the field is empty"):
             read_interactions(tmp_path / name, ReadOptions(min_rating=1))
+
+
+def test_a_parquet_column_of_nothing_is_no_rating(tmp_path: Path) -> None:
+    table = pa.table({"user": pa.array(["a", "b"], pa.large_binary()), "item": [5, 6], "rating": [None, None]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    data = read_interactions(tmp_path / "a.parquet")
+    assert (data.matrix.nnz, data.user_ids.tolist()) == (2, ["a", "b"])
 
 
 @pytest.mark.parametrize(

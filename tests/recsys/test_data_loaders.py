@@ -488,6 +488,68 @@ def test_a_file_that_happens_to_lie_beside_a_split_does_no_harm(tmp_path: Path) 
     assert data.order is None
 
 
+def test_several_files_beside_a_split_do_no_harm(tmp_path: Path) -> None:
+    train, test = random_parts((0.4, 0.2))
+    save(tmp_path / "mine", train=train, test=test)
+    for name in ("interactions.csv", "ratings.dat"):
+        (tmp_path / name).write_text("user,item\n1,2\n")
+    assert same(load("mine", tmp_path, validation=0).train, train)
+
+
+def test_a_folder_that_may_not_be_read_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = random_parts((0.4, 0.2))
+    save(tmp_path / "mine", train=train, test=test)
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    whole = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert available(tmp_path) == ["synthetic", "mine"]
+    assert same(load("mine", tmp_path, validation=0).train, train)
+    with pytest.raises(DataError, match=r"x\.csv: cannot be read: Permission denied"):
+        load(str(closed / "x.csv"))
+
+
+def test_what_is_wrong_with_a_split_is_said_with_its_folder(tmp_path: Path) -> None:
+    train, _ = random_parts((0.4, 0.2))
+    save(tmp_path / "mine", train=train, test=train)
+    with pytest.raises(DataError, match=r"mine: .*pairs are both inputs and targets"):
+        load("mine", tmp_path, validation=0)
+    with pytest.raises(ConfigError, match="seed that is not negative, got -1"):
+        load("mine", tmp_path, seed=-1)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 2)])
+def test_an_array_that_is_no_matrix_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "x.npz"
+    sparse.save_npz(path, sparse.coo_array(np.ones(shape)))
+    with pytest.raises(
+        DataError, match=rf"x\.npz: .*expected two dimensions, users and items, got {len(shape)}"
+    ):
+        read_interactions(path)
+
+
+def test_a_matrix_with_too_many_rows_for_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    size = 2**40
+    sparse.save_npz(path, sparse.coo_array((np.ones(1), ([size - 1], [size - 1])), shape=(size, size)))
+    with pytest.raises(DataError, match=r"x\.npz: no memory for the rows"):
+        read_interactions(path)
+
+
+def test_ids_beyond_63_bits_are_refused(tmp_path: Path) -> None:
+    train, test = random_parts((0.4, 0.2))
+    save(tmp_path / "mine", train=train, test=test)
+    np.savez(tmp_path / "mine" / "ids.npz", item_ids=np.arange(train.shape[1], dtype=np.uint64) + 2**63)
+    with pytest.raises(DataError, match=r"ids\.npz: item_ids: expected integers below 2\^63, got 92233"):
+        load("mine", tmp_path)
+
+
 @pytest.mark.parametrize("text", ['user,item\n1,"2\n1,3\n', 'user,item,title\n1,2,a\n1,3,"b\n2,3,c\n'])
 def test_a_quote_that_nothing_closes_swallows_no_rows(tmp_path, text):
     path = tmp_path / "x.csv"

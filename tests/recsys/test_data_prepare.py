@@ -231,7 +231,9 @@ def test_offline(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
         url = f"http://127.0.0.1:{closed.server_port}/whole"
     for unreachable in (url, "http://name.invalid/x", "no address"):
-        with pytest.raises(DataError, match=r"cannot be downloaded: .*recsys data prepare PATH"):
+        with pytest.raises(
+            DataError, match=r"cannot be downloaded: .*recsys data prepare NAME --archive FILE"
+        ):
             fetch(unreachable, tmp_path / "file", timeout=5)
     assert list(tmp_path.iterdir()) == []
 
@@ -284,6 +286,24 @@ def test_prepare_downloads_checks_and_says_what_is_unverified(
     assert f"unverified: its owner publishes no checksum; sha256 {sha256}" in result.stderr
     result = call("prepare", "unknown", "-o", tmp_path / "unknown", "--overwrite", "--sha256", sha256)
     assert "unverified" not in result.stderr
+    # What was fetched elsewhere is read, and checked, as what comes by the connection.
+    elsewhere = tmp_path / "elsewhere.zip"
+    elsewhere.write_bytes(Handler.archive)
+    monkeypatch.setitem(
+        SOURCES, "offline", Source("http://name.invalid/ml.zip", "ml/ratings.dat", "terms", md5)
+    )
+    result = call("prepare", "offline", "-o", tmp_path / "offline", "--archive", elsewhere, "--split", "loo")
+    assert result.exit_code == 0, result.output
+    assert (load(str(tmp_path / "offline")).train != prepared.train).nnz == 0
+    for given, message in (
+        (elsewhere, "wrong checksum: expected md5"),
+        (tmp_path / "no.zip", "cannot be read"),
+    ):
+        result = call("prepare", "changed", "-o", tmp_path / "new", "--archive", given)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    result = call("prepare", elsewhere, "-o", tmp_path / "new", "--archive", elsewhere)
+    assert (result.exit_code, "--archive is of a download" in result.stderr) == (2, True)
     for name, more in (("changed", []), ("unknown", ["--sha256", "0" * 64])):
         result = call("prepare", name, "-o", tmp_path / "new", *more)
         assert result.exit_code == 2

@@ -70,10 +70,13 @@ def test_published_values():
     published = load_published()
     assert "so there are none to compare with" in published.about
     assert all(0 < value < 1 for result in published.results for value in result.values.values())
-    (lightgcn,) = published.find("lightgcn", "gowalla")
+    (lightgcn,) = published.find(load_config("lightgcn-gowalla"))
     assert lightgcn.values == {"recall@20": 0.1830, "ndcg@20": 0.1554}
-    assert published.find("neumf", "ml-1m/ncf_loo")[0].values["hr@10"] == 0.705
-    assert published.find("multvae", "ml-1m/dsl_multvae") == []
+    neumf = load_config("neumf-ml-1m")
+    assert published.find(neumf)[0].values["hr@10"] == 0.705
+    for other in ({"protocol": "full"}, {"negatives": 100}):
+        assert published.find(neumf.replace(evaluation=other)) == []
+    assert published.find(load_config("multvae-ml-1m")) == []
 
 
 def test_tables_that_are_not_valid(tmp_path):
@@ -174,7 +177,7 @@ def test_published_values_stand_beside_ours(table, tmp_path, in_process, monkeyp
     from recsys.reproduce import definition
 
     published = load_published()
-    (result,) = published.find("lightgcn", "gowalla")
+    (result,) = published.find(load_config("lightgcn-gowalla"))
     made_up = result.model_copy(
         update={"model": "multvae", "dataset": "synthetic", "values": {"hr@20": 0.1234}, "note": "made up"}
     )
