@@ -31,7 +31,8 @@ def describe_machine() -> dict[str, str | int]:
         "microarchitecture": get_host_cpu_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "numba", "numpy", "scipy")},
+        "torch": str(torch.__version__),  # says which build, as the package's own version may not
+        **{name: metadata.version(name) for name in ("numba", "numpy", "scipy")},
         "commit": _commit(),
     }
 

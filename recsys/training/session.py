@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -272,8 +273,13 @@ def _progress(trainer: Trainer, quiet: bool) -> Progress:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "platform": sys.platform}
-    for name in ("sparsecore", "torch", "numpy", "scipy", "numba"):
+    # torch itself says which build it is; the version of the package may not.
+    versions = {
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "torch": str(torch.__version__),
+    }
+    for name in ("sparsecore", "numpy", "scipy", "numba"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
