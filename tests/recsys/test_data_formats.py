@@ -203,7 +203,9 @@ def test_empty_ratings_matter_only_where_ratings_are_read(tmp_path: Path, kind: 
 
 
 def test_a_parquet_column_of_nothing_is_no_rating(tmp_path: Path) -> None:
-    table = pa.table({"user": pa.array(["a", "b"], pa.large_binary()), "item": [5, 6], "rating": [None, None]})
+    table = pa.table(
+        {"user": pa.array(["a", "b"], pa.large_binary()), "item": [5, 6], "rating": [None, None]}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     data = read_interactions(tmp_path / "a.parquet")
     assert (data.matrix.nnz, data.user_ids.tolist()) == (2, ["a", "b"])
