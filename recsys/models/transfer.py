@@ -12,7 +12,7 @@ from recsys.models.base import Recommender
 from sparsecore import Pattern
 from sparsecore.nn.base import SparseModule
 
-__all__ = ["carried_mask", "check_parts", "copy_layer", "copy_weight", "dense_weight"]
+__all__ = ["check_parts", "copy_layer", "copy_weight", "dense_weight"]
 
 Weight = Tensor | SparseModule
 # A dense tensor with a larger share of zeros has been trained under a mask. Without one a number is exactly zero only
@@ -35,7 +35,7 @@ def copy_weight(name: str, target: Weight, source: Weight, scale: float = 1.0) -
     dense <- dense or sparse: all values, zero where the source stores nothing;
     sparse <- sparse of the same nnz: index set and values;
     sparse <- dense: the values at the places of the target's index set, which stays;
-    sparse <- dense with zeros, of a masked run: its mask becomes the index set, see `carried_mask`.
+    sparse <- dense with zeros, of a masked run: its mask becomes the index set, see `_carried_mask`.
 
     Raises:
         ConfigError: the shapes differ, or the number of weights of two that are sparse or masked.
@@ -50,7 +50,7 @@ def copy_weight(name: str, target: Weight, source: Weight, scale: float = 1.0) -
         target.copy_(dense_weight(source).view(target.shape)).mul_(scale)
     elif not isinstance(source, SparseModule):
         own = target.pattern.to_mask()
-        mask = carried_mask(name, source.reshape(own.shape), own)
+        mask = _carried_mask(name, source.reshape(own.shape), own)
         if mask is not own:
             pattern = Pattern.from_mask(mask)
             target.write_index(pattern.crow, pattern.col)
@@ -65,7 +65,7 @@ def copy_weight(name: str, target: Weight, source: Weight, scale: float = 1.0) -
         target.values.copy_(source.values).mul_(scale)
 
 
-def carried_mask(name: str, values: Tensor, drawn: Tensor) -> Tensor:
+def _carried_mask(name: str, values: Tensor, drawn: Tensor) -> Tensor:
     """The mask that a weight begins with which has been given `values`, one of `drawn`, a mask of the same shape.
 
     `drawn` itself where the values have no zeros to tell a mask by. Else, of values that come from a sparse or masked

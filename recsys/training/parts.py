@@ -15,7 +15,6 @@ from recsys.errors import DataError
 from recsys.models.base import Recommender
 from recsys.models.fitted import Fitted
 from recsys.models.layers import Density
-from recsys.models.transfer import carried_mask
 from recsys.training.densities import parameter_densities
 
 __all__ = ["make_explorer", "make_optimizer", "make_schedule", "steps_of_epoch"]
@@ -59,15 +58,12 @@ def make_explorer(
     density: Density,
     steps: int,
     generator: torch.Generator,
-    pretrained: bool = False,
+    masks: dict[str, torch.Tensor] | None = None,
 ) -> sparsecore.DynamicSparsity | sparsecore.MaskedSparsity | None:
     """What prunes and grows during so many updates; None where nothing moves.
 
-    At density 1 there is nowhere to move to: the layers are dense ones. `pretrained`: weights of a masked run may be
-    those of sparse or masked parts, whose masks it then begins with.
-
-    Raises:
-        ConfigError: such a part has more weights than the run is to keep.
+    At density 1 there is nowhere to move to: the layers are dense ones. `masks`: those that a masked run begins with;
+    without, they are drawn, to be replaced by those of the run that goes on.
     """
     if sparsity.method in ("dense", "static") or sparsity.density == 1:
         return None
@@ -82,25 +78,8 @@ def make_explorer(
         generator=generator,
     )
     if sparsity.method == "masked":
-        densities = parameter_densities(model, density)
-        if pretrained:
-            options["masks"] = _carried_masks(model, densities, generator)
-        else:
-            options["density"] = densities
-        return sparsecore.MaskedSparsity(model, optimizer, **options)
+        density_or_masks: dict[str, Any] = {"masks": masks}
+        if masks is None:
+            density_or_masks = {"density": parameter_densities(model, density)}
+        return sparsecore.MaskedSparsity(model, optimizer, **density_or_masks, **options)
     return sparsecore.DynamicSparsity(model, optimizer, **options)
-
-
-def _carried_masks(
-    model: nn.Module, densities: dict[str, float], generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """The masks of a model that has taken weights of other runs, drawn as `MaskedSparsity` draws them where those tell
-    none.
-    """
-    masks = {}
-    for name, share in densities.items():
-        weight = model.get_parameter(name).detach().cpu()
-        rows = 1 if weight.dim() == 1 else len(weight)
-        drawn = sparsecore.Pattern.random((rows, weight.numel() // rows), share, generator=generator)
-        masks[name] = carried_mask(name, weight, drawn.to_mask().view(weight.shape))
-    return masks

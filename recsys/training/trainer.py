@@ -16,18 +16,17 @@ from torch import Tensor, nn
 import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet
-from recsys.errors import ConfigError, RecsysError
+from recsys.errors import RecsysError
 from recsys.evaluation import Ranking
 from recsys.machine import usable_cores
 from recsys.models.base import Batch, Recommender
-from recsys.models.build import build_model
 from recsys.models.devices import find_device, moved
 from recsys.models.fitted import Fitted
-from recsys.training.densities import density_of, expect_sparse_weights, nnz_per_tensor
+from recsys.training.densities import density_of, nnz_per_tensor
 from recsys.training.evaluator import Evaluator
+from recsys.training.initial import make_model
 from recsys.training.parts import make_explorer, make_optimizer, make_schedule, steps_of_epoch
 from recsys.training.prefetch import prefetch
-from recsys.training.pretrained import load_parts
 
 __all__ = ["Trainer"]
 
@@ -39,7 +38,8 @@ class Trainer:
 
     Dense, masked, static and dsl differ in two lines: the density of the layers, and the explorer. Everything
         random follows from `config.train.seed`, in three separate streams (model, order of the data,
-        exploration), so that two methods with the same seed see the same batches with the same dropout.
+        exploration), so that two methods with the same seed see the same batches with the same dropout. Masked
+        begins with the index sets and values that static and dsl begin with.
 
     The model is on `config.train.device`; batches and noise are drawn on the CPU all the same.
 
@@ -66,20 +66,8 @@ class Trainer:
         model_seed, order_seed, explorer_seed = np.random.SeedSequence(train.seed).generate_state(3)
         self.order = torch.Generator().manual_seed(int(order_seed))
         self.density = density_of(config)
-        stored = self.density if sparsity.method in ("static", "dsl") else 1.0
-        self.model: Recommender = build_model(
-            config.model.model_dump(),
-            dataset.train,
-            stored,
-            torch.Generator().manual_seed(int(model_seed)),
-            dataset.order,
-        )
-        self._expect_known_users()
-        if sparsity.method != "dense":
-            expect_sparse_weights(self.model, config)
-        pretrained = fresh and bool(train.pretrained)
-        if pretrained:
-            self.model.initialize_from(load_parts(train.pretrained, dataset))
+        self.model: Recommender
+        self.model, masks = make_model(config, dataset, int(model_seed), fresh)
         # Initial values and index sets are drawn on the CPU: the same ones for every device.
         self.device = torch.device("cpu") if isinstance(self.model, Fitted) else find_device(train.device)
         self.model.to(self.device)
@@ -93,7 +81,7 @@ class Trainer:
             self.schedule = make_schedule(self.optimizer, train, steps)
             exploring = torch.Generator().manual_seed(int(explorer_seed))
             self.explorer = make_explorer(
-                self.model, self.optimizer, sparsity, self.density, steps, exploring, pretrained
+                self.model, self.optimizer, sparsity, self.density, steps, exploring, masks
             )
         self.epoch = self.step = 0
         self.best_epoch: int | None = None
@@ -105,21 +93,6 @@ class Trainer:
         self.macs: dict[str, float] = {}
         self._report: Any = None
         self.evaluator = Evaluator(config, dataset)
-
-    def _expect_known_users(self) -> None:
-        """Refuse held-out users before anything is trained, not when they are to be scored."""
-        model, name = self.model, self.config.model.name
-        heldout = any((part.users < 0).any() for part in (self.dataset.validation, self.dataset.test))
-        if heldout and (model.knows_users or model.ordered):
-            why = (
-                "scores users of its training data only"
-                if model.knows_users
-                else "needs the order of histories"
-            )
-            raise ConfigError(
-                f"{name} {why}, but {self.dataset.name} holds users out (a history to show, without order); take "
-                "multvae, ease, itemknn or popularity, or another split (data.options.split)"
-            )
 
     @property
     def selects(self) -> bool:
@@ -187,8 +160,8 @@ class Trainer:
         """One epoch of batches; closing them ends it.
 
         They are made in a thread of their own where training leaves it a core (as if nothing else were running), or
-        runs on another device. Where torch's threads fill the cores, a step takes up to 1.8 times as long beside one
-        more thread (two cores, two threads, ml-100k): every operation waits for the one that has none.
+        runs on another device. Where torch's threads fill the cores, steps would take longer beside one more thread:
+        every operation waits for the one that has none.
 
         `order` is ahead of the batches until they are exhausted. If they are left before, it is put back to where it
         was: an epoch counts as a whole or not at all.

@@ -17,7 +17,7 @@ from recsys.models.base import Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.layers import Density, dropout
 from recsys.models.neumf import NeuMF
-from recsys.models.transfer import carried_mask, dense_weight
+from recsys.models.transfer import _carried_mask, dense_weight
 from recsys.training import session
 from recsys.training.trainer import Trainer
 from sparsecore.nn.base import SparseModule
@@ -405,12 +405,12 @@ def test_masked_parts_of_a_higher_density_are_refused(make_config, tiny, gmf_run
 def test_weights_just_grown_are_zero_and_kept_a_place():
     values, drawn = torch.zeros(40, 5), torch.zeros(40, 5, dtype=torch.bool)
     values[:10], drawn[:, ::2] = 1.0, True
-    mask = carried_mask("w", values, drawn)
+    mask = _carried_mask("w", values, drawn)
     assert mask.sum() == drawn.sum()
     assert mask[:10].all()
     assert not (mask[10:] & ~drawn[10:]).any()
     assert mask[-2:].any()
-    assert carried_mask("w", torch.ones(40, 5), drawn) is drawn
+    assert _carried_mask("w", torch.ones(40, 5), drawn) is drawn
 
 
 def test_run_of_other_data_is_refused(make_config, tiny, tmp_path):

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,28 @@ def test_weights_of_the_paper(make_config, tiny, method):
     assert sum(nnz.values()) == pytest.approx(
         0.4 * sum(p.numel() for p in Trainer(make_config("dense"), tiny).model.parameters()), abs=4
     )
+
+
+@pytest.mark.parametrize("weights", ["full", "paper"])
+@pytest.mark.parametrize("model", MODELS)
+def test_masked_is_dsl_simulated_from_the_same_beginning(make_config, tiny, model, weights):
+    """Index sets are the same after an exploration, and losses but for rounding."""
+    trainers = [
+        Trainer(make_config(method, f"sparsity.weights={weights}", "train.epochs=2", model=model), tiny)
+        for method in ("masked", "dsl")
+    ]
+    found = []
+    for trainer in trainers:
+        steps = iter(trainer.model.batches(tiny, trainer.config.train.batch_size, trainer.order))
+        found.append([float(trainer.train_step(batch)) for batch, _ in zip(steps, range(6), strict=False)])
+        assert trainer.explorer.steps > trainer.config.sparsity.interval
+    masked, dsl = trainers
+    np.testing.assert_allclose(*found, rtol=2e-4)
+    expected = sparsecore.masks_of(dsl.model)
+    assert expected.keys() == masked.explorer.masks.keys()
+    for name, mask in masked.explorer.masks.items():
+        differing = int((mask != expected[name]).sum())
+        assert differing <= 0.002 * mask.numel(), name  # ties of gradients that rounding decides
 
 
 def test_a_part_trained_on_another_split_is_refused(make_config, tiny, tmp_path):
