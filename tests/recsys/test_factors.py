@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 import sparsecore
+from harness.suite.measure import peak_bytes
 from recsys.errors import DataError
 from recsys.models import factors
 from recsys.models.base import Triples
@@ -164,6 +165,22 @@ def test_ultragcn_equals_its_loss_written_out(density, neighbors):
             ids = torch.arange(right.shape[0])
             right = sparsecore.ops.scatter_grad(*table.index, ids, right, table.values.shape[0])
         torch.testing.assert_close(grad, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_ultragcn_never_holds_the_rows_of_its_negatives(density):
+    batch, negatives, dim = 128, 1600, 64
+    model = UltraGCN(random_matrix(200, 300), dim, negatives, density=density, generator=generator())
+    ids = torch.randint(200, (batch,), generator=generator())
+    chosen = torch.randint(300, (batch, negatives), generator=generator())
+
+    def step():
+        model.zero_grad()
+        model.loss(Triples(ids, ids, chosen), 0).backward()
+
+    step()
+    # Blocks of them, and what is as large as the scores.
+    assert peak_bytes(step) < 4 * batch * negatives * dim / 4
 
 
 @pytest.mark.parametrize("products", [1, 30, 1 << 24])
