@@ -147,7 +147,10 @@ def test_command(runs, tmp_path):
     assert f"{lines[1]['macs'] / 1e6:.3g}" in rows[4]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert call("compare", *names, "--plot", tmp_path / "c.svg").exit_code == 0
-    assert "<svg" in (tmp_path / "c.svg").read_text()
+    drawn = (tmp_path / "c.svg").read_text()
+    assert "<svg" in drawn
+    for cost in ("density", "million multiply-adds a step", "resident MB in training", "seconds of training"):
+        assert f"<!-- {cost} -->" in drawn  # matplotlib draws letters, and says in a comment what they are
     assert "matplotlib.pyplot" not in set(sys.modules) - before
 
 
