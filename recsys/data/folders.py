@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from recsys.csr import entry_rows
@@ -36,9 +37,9 @@ from recsys.data.published import (
     published_parts,
     published_train,
     published_validation,
-    validation_of,
 )
 from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
+from recsys.data.validation import validation_of
 from recsys.errors import ConfigError, DataError, naming
 
 __all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_folder", "split_file"]
@@ -173,6 +174,16 @@ def _refuse(name: str, options: dict[str, Any], usable: set[str], why: str) -> N
             raise ConfigError(f"dataset {name} {why}: option {option!r} does not apply to it")
 
 
+def _check_validation(name: str, options: dict[str, Any], usable: set[str], has_part: bool) -> None:
+    """Refuse what a split that is given does not take: a validation part is left as it is, or trained on whole."""
+    _refuse(name, options, {*usable, "validation"}, "is a published split")
+    if has_part and options.get("validation", 0) != 0:
+        raise ConfigError(
+            f"dataset {name} has a validation part: option 'validation' does not apply to it but as 0, which trains "
+            f"on that part, too; got {options['validation']!r}"
+        )
+
+
 def _heldout(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
     _refuse(name, options, set(), "is a published split of held-out users")
     return load_heldout(name, folder)
@@ -188,8 +199,7 @@ def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> D
         union = csr_array(sum(matrices[1:], start=matrices[0]))
         union.data[:] = 1.0
         return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
-    usable = set() if published_validation(folder) else {"validation"}
-    _refuse(name, options, usable, "is a published split")
+    _check_validation(name, options, set(), published_validation(folder) is not None)
     # The folder's own file, or that of the folder around it, may tell the order.
     sources = (_source_of_order(folder), _source_of_order(folder.parent))
     return load_published(name, folder, seed, options.get("validation"), sources)
@@ -218,17 +228,19 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
         return _split_anew(
             name, list(parts.values()), user_ids, item_ids, _split_options(options), seed, notes
         )
-    usable = {*READ_OPTIONS, *(() if "validation" in parts else ("validation",))}
-    _refuse(name, options, usable, "is a given split")
-    whole, test = parts["train"], parts["test"].matrix
-    if "validation" in parts:
-        train, validation = whole.matrix, parts["validation"].matrix
+    _check_validation(name, options, set(READ_OPTIONS), "validation" in parts)
+    whole, order, test = parts["train"].matrix, parts["train"].order, parts["test"].matrix
+    given = options.get("validation")
+    if "validation" in parts and given is None:
+        train, validation = whole, parts["validation"].matrix
     else:
-        train, validation, note = validation_of(
-            whole.matrix, test, whole.order, options.get("validation"), seed
-        )
+        if "validation" in parts:
+            whole, order, _, repeated = _together([parts["train"], parts["validation"]])
+            if repeated:
+                raise DataError(f"{repeated} pairs are in both train and validation")
+        train, validation, note = validation_of(whole, test, order, given, seed)
         notes += note
-    order = order_of_part(whole.matrix, whole.order, train)
+    order = order_of_part(whole, order, train)
     return transductive_dataset(name, train, validation, test, user_ids, item_ids, notes=notes, order=order)
 
 
@@ -247,14 +259,8 @@ def _split_anew(
     seed: int,
     notes: tuple[str, ...],
 ) -> Dataset:
-    """All parts together, divided here. Only timestamps tell an order that goes through all of them."""
-    times = [part.time for part in parts if part.time is not None]
-    matrix, order, time, repeated = merge_pairs(
-        np.concatenate([entry_rows(part.matrix) for part in parts]),
-        np.concatenate([part.matrix.indices for part in parts]),
-        (len(user_ids), len(item_ids)),
-        np.concatenate(times) if len(times) == len(parts) else None,
-    )
+    """All parts together, divided here."""
+    matrix, order, time, repeated = _together(parts)
     if repeated:
         notes += (f"{repeated} pairs are in more than one of the given parts; each was taken once",)
     return split_dataset(
@@ -265,9 +271,23 @@ def _split_anew(
         options,
         seed,
         notes=notes,
-        order=None if time is None else order,
+        order=order,
         time=time,
     )
+
+
+def _together(
+    parts: list[Interactions],
+) -> tuple[csr_array, NDArray[np.int64] | None, NDArray[np.float64] | None, int]:
+    """(matrix, order, time, how many pairs are in several parts). Only timestamps tell an order through all parts."""
+    times = [part.time for part in parts if part.time is not None]
+    matrix, order, time, repeated = merge_pairs(
+        np.concatenate([entry_rows(part.matrix) for part in parts]),
+        np.concatenate([part.matrix.indices for part in parts]),
+        parts[0].matrix.shape,
+        np.concatenate(times) if len(times) == len(parts) else None,
+    )
+    return matrix, None if time is None else order, time, repeated
 
 
 def _renumbered(data: Interactions, user_ids: Any, item_ids: Any) -> Interactions:

@@ -38,7 +38,8 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
             file or folder that is split here also those of `ReadOptions` (columns, separator, header, ids, order,
             min_rating, min_user, min_item); for "synthetic" users, items, interactions, clusters. A published split
             takes only validation, where it has no validation part of its own: the fraction of train that is carved
-            out (default 0.1), or in a leave-one-out split 1 (default), one item of each user. 0 carves out none.
+            out (default 0.1), or in a leave-one-out split 1 (default), one item of each user. 0 carves out none, and
+            where there is a validation part, trains on it, too.
             Asking for a split by name makes a new one, of the folder's interactions file or else of all published
             parts together. An option that is None counts as not given.
 

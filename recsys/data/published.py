@@ -20,15 +20,8 @@ from scipy.sparse import csr_array
 from recsys.csr import entry_rows, rank_in_rows
 from recsys.data.dataset import Dataset
 from recsys.data.formats import DAMAGED, read_interactions, read_matrix
-from recsys.data.order_split import last_of_each
-from recsys.data.split import (
-    SplitOptions,
-    carve_validation,
-    heldout_dataset,
-    leave_one_out_at_random,
-    order_of_part,
-    transductive_dataset,
-)
+from recsys.data.split import heldout_dataset, order_of_part, transductive_dataset
+from recsys.data.validation import validation_of, with_validation
 from recsys.errors import DataError
 
 __all__ = [
@@ -40,7 +33,6 @@ __all__ = [
     "published_parts",
     "published_train",
     "published_validation",
-    "validation_of",
 ]
 
 VALIDATION_NAMES = ("valid", "validation", "val")
@@ -73,15 +65,21 @@ def _read_all(folder: Path, names: Iterable[str]) -> tuple[list[csr_array], tupl
 
 
 def _noted(folder: Path) -> tuple[str, ...]:
+    return tuple(map(str, _about(folder).get("notes", ())))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """The notes of a prepared data set, and the name of its split; empty for others."""
     path = folder / ABOUT_FILE
     if not path.is_file():
-        return ()
+        return {}
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))["notes"]
+        about = json.loads(path.read_text(encoding="utf-8"))
+        notes = about["notes"]
         if not isinstance(notes, list):
             raise TypeError(f"notes are {type(notes).__name__}")
-        return tuple(map(str, notes))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"notes": notes, "split": dict(about.get("options", {})).get("split")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged: expected JSON with a list 'notes': {error}") from error
 
 
@@ -160,12 +158,18 @@ def load_published(
 ) -> Dataset:
     """A published split of each user, with its order and its candidates where they are known.
 
-    validation: what is carved out of train if there is no validation part, see `validation_of`.
+    validation: what is carved out of train if there is no validation part, see `validation_of`; 0 if there is one
+        trains on it, too.
     sources: interactions files, the first of which that has the same users and all pairs tells order and user ids.
     """
     matrices, user_ids, item_ids, notes = published_parts(folder)
     train, test = matrices[:2]
     order = _order(folder, train)
+    if len(matrices) == 3 and validation is not None:
+        train, order = with_validation(
+            train, matrices[2], order if _about(folder).get("split") == "loo" else None
+        )
+        matrices = [train, test]
     if order is None:
         found = _from_source(matrices, user_ids, item_ids, sources)
         if found is not None:
@@ -187,35 +191,6 @@ def load_published(
         order=order_of_part(train, order, rest),
         candidates=_candidates(folder, train.shape),
     )
-
-
-def validation_of(
-    train: csr_array,
-    test: csr_array,
-    order: NDArray[np.int64] | None,
-    validation: float | None,
-    seed: int,
-) -> tuple[csr_array, csr_array, tuple[str, ...]]:
-    """Divide train into (rest, validation, notes) where a split was published without a validation part.
-
-    If no user has more than one test item (leave-one-out), one item of each user: the last of train if the order is
-    known, else a random one. `validation` says otherwise: 0 none, a fraction below 1 that much of each user's items
-    at random, 1 one item of each user. In other splits the default is 0.1.
-    """
-    one_each = int(np.diff(test.indptr).max(initial=0)) <= 1
-    if validation is None:
-        validation = 1 if one_each else 0.1
-    if validation == 1 and not isinstance(validation, bool):
-        if order is not None:
-            rest, held = last_of_each(train, order)
-            return rest, held, (f"validation: the last train item of each of {held.nnz} users",)
-        rest, held = leave_one_out_at_random(train, seed)
-        return rest, held, (f"validation: a random train item of each of {held.nnz} users, seed {seed}",)
-    fraction = SplitOptions(validation=validation, test=0.0).validation
-    rest, held = carve_validation(train, fraction, seed)
-    if not fraction:
-        return rest, held, ("validation: none",)
-    return rest, held, (f"validation: {held.nnz} of {train.nnz} train pairs, seed {seed}",)
 
 
 def _order(folder: Path, train: csr_array) -> NDArray[np.int64] | None:

@@ -1,7 +1,7 @@
 """Training once more on train and validation together, for as long as validation had found best.
 
 Published figures on published splits are of models that were trained on all of train. We choose the epoch on a part
-carved out of it, and this puts the part back.
+carved out of it, or on a validation part that was published with them, and this puts that part back.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def refit(
         output, overwrite, quiet, on_epoch: as in `recsys.training.session.train`, whose metrics are returned.
 
     Raises:
-        RecsysError: as `refit_config`; or validation was not carved out of each user's interactions by
-            ``data.options.validation``, so that leaving it away gives other data than train and validation together;
-            or the data has changed.
+        RecsysError: as `refit_config`; or ``data.options.validation = 0`` gives other data than train and validation
+            together (held-out users; a split by time, unless it was prepared); or the data has changed.
     """
     config = session.placed(refit_config(run), data_dir)
     RunFolder.check_free(output, overwrite)
@@ -95,7 +94,8 @@ def _equal(one: csr_array, other: csr_array) -> bool:
 
 def _refusal(dataset: Dataset) -> str:
     return (
-        f"--refit needs a data set whose validation part was carved out of train by data.options.validation; that of "
-        f"{dataset.name} (evaluated on {dataset.summary()['evaluated_on']}) cannot be put back. Take a published "
-        "split of each user's interactions (a folder with train.npz and test.npz), or a split by ratio"
+        f"--refit needs validation interactions that data.options.validation = 0 puts back into train; those of "
+        f"{dataset.name} (evaluated on {dataset.summary()['evaluated_on']}) cannot be put back. Take a split of each "
+        "user's interactions: published or prepared by `recsys data prepare` (a folder with train and test files), "
+        "by ratio, or leave-one-out"
     )

@@ -349,6 +349,23 @@ def test_recbole_benchmark_folder_with_mixed_kinds_of_ids(tmp_path: Path) -> Non
     assert dataset.test.targets.toarray().tolist() == [[0, 0, 0, 1], [0] * 4, [1, 0, 0, 0]]
     with pytest.raises(ConfigError, match="'validation' does not apply"):
         load("r", tmp_path, validation=0.1)
+    whole = load("r", tmp_path, validation=0)  # train on the validation part, too
+    assert whole.train.toarray().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert not whole.validation.targets.nnz
+    assert whole.test.targets.toarray().tolist() == dataset.test.targets.toarray().tolist()
+
+
+def test_given_parts_with_timestamps_tell_the_order_of_all_of_them(tmp_path: Path) -> None:
+    header = "user,item,timestamp\n"
+    for part, rows in {"train": "1,5,30\n1,6,10\n", "valid": "1,4,20\n", "test": "1,7,40\n"}.items():
+        write(tmp_path / "t" / f"{part}.csv", header + rows)
+    whole = load("t", tmp_path, validation=0)
+    assert whole.train.indices.tolist() == [0, 1, 2]  # items 4, 5, 6
+    assert whole.order is not None
+    assert whole.order.tolist() == [1, 2, 0]
+    write(tmp_path / "t" / "valid.csv", header + "1,5,20\n")
+    with pytest.raises(DataError, match="1 pairs are in both train and validation"):
+        load("t", tmp_path, validation=0)
 
 
 def test_given_parts_divided_anew_keep_their_timestamps(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from recsys.cli import app
 from recsys.config import load_config
+from recsys.data import load
+from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.training import session
 from recsys.training.refit import refit, refit_config
@@ -102,19 +104,48 @@ def test_a_test_part_that_would_change_is_refused(make_config, tmp_path):
     # So large a test part leaves it more of short histories if validation takes none.
     options = "data.options={interactions=1000, users=120, items=60, test=0.8, validation=0.19}"
     session.train(make_config("dense", options, "train.epochs=1"), tmp_path / "run", quiet=True)
-    with pytest.raises(DataError, match="carved out"):
+    with pytest.raises(DataError, match="cannot be put back"):
         refit(tmp_path / "run", tmp_path / "again", quiet=True)
 
 
-def test_validation_that_is_not_of_our_carving_is_refused(make_config, published, tmp_path):
+def test_a_validation_part_of_its_own_is_put_back(make_config, published, tmp_path, tiny):
     session.train(config_on(make_config, published, "whole", "train.epochs=1"), tmp_path / "a", quiet=True)
-    with pytest.raises(DataError, match=r"carved out.*does not apply"):
-        refit(tmp_path / "a", tmp_path / "again", quiet=True)
+    metrics = refit(tmp_path / "a", tmp_path / "again", quiet=True)
+    assert metrics["dataset"]["train_interactions"] == tiny.train.nnz + tiny.validation.targets.nnz
+    assert metrics["dataset"]["test_targets"] == tiny.test.targets.nnz
+    assert metrics["validation"] == {}
+    again = session.load_dataset(RunFolder(tmp_path / "again").config())
+    assert np.array_equal(again.train.toarray(), (tiny.train + tiny.validation.targets).toarray())
+    assert np.array_equal(again.test.inputs.toarray(), again.train.toarray())
+
+
+def test_held_out_users_are_not_put_back(make_config, tmp_path):
     heldout = make_config("dense", "data.options.split=heldout", "train.epochs=1")
     session.train(heldout, tmp_path / "b", quiet=True)
     with pytest.raises(DataError, match="held-out users"):
         refit(tmp_path / "b", tmp_path / "again", quiet=True)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("split", ["ratio", "loo", "temporal"])
+def test_prepared_data_can_be_refitted(make_config, tmp_path, split):
+    """With the order of the interactions, where the split tells where validation pairs belong."""
+    rows = [f"u{user},i{(user * 7 + place * place) % 23},{place}" for user in range(40) for place in range(8)]
+    (tmp_path / "rows.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n")
+    prepared = prepare(tmp_path / "rows.csv", tmp_path / "data" / "mine", split=split)
+    config = config_on(make_config, tmp_path / "data", "mine", "train.epochs=1")
+    session.train(config, tmp_path / "run", quiet=True)
+    metrics = refit(tmp_path / "run", tmp_path / "again", quiet=True)
+    assert metrics["dataset"]["train_interactions"] == prepared.train.nnz + prepared.validation.targets.nnz
+    whole = load("mine", tmp_path / "data", validation=0)
+    if split != "loo":
+        assert whole.order is None
+        return
+    assert whole.order is not None
+    # The order is that of a split that never had a validation part.
+    without = prepare(tmp_path / "rows.csv", tmp_path / "data" / "without", split=split, validation=0)
+    assert np.array_equal(whole.train.toarray(), without.train.toarray())
+    assert np.array_equal(whole.order, without.order)
 
 
 def test_runs_that_cannot_be_refitted(make_config, tmp_path):
