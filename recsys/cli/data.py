@@ -34,16 +34,22 @@ def _option(help: str, **more: Any) -> Any:
 
 @data_app.command("list")
 def list_datasets(data_dir: DataDir = None) -> None:
-    """Names that --dataset takes, and those that can be downloaded with `recsys data prepare`."""
+    """Names that --dataset takes, those that can be downloaded with `recsys data prepare`, and those that cannot."""
     from recsys.data import available
-    from recsys.data.download import SOURCES
+    from recsys.data.download import ORIGINS, SOURCES
 
+    names = available(data_dir)
     typer.echo("To train on:")
-    for name in available(data_dir):
+    for name in names:
         typer.echo(f"  {name}")
     typer.echo("To download (recsys data prepare NAME --output FOLDER):")
     for name, source in SOURCES.items():
         typer.echo(f"  {name}  {source.url}\n      {source.terms}")
+    missing = {name: origin for name, origin in ORIGINS.items() if name not in names}
+    if missing:
+        typer.echo("Of presets, to be brought into --data-dir (DIR/NAME/train.txt, ...); mind their terms:")
+    for name, origin in missing.items():
+        typer.echo(f"  {name}  {origin}")
 
 
 @data_app.command()

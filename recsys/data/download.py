@@ -17,7 +17,7 @@ from typing import Any
 from recsys.errors import DataError
 from recsys.files import replacing
 
-__all__ = ["SOURCES", "Source", "fetch", "unpack", "verify"]
+__all__ = ["ORIGINS", "SOURCES", "Source", "fetch", "unpack", "verify"]
 
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
@@ -71,6 +71,25 @@ SOURCES = {
             "rating_column": "weight",
         },
     ),
+}
+
+# Published splits that presets name, but whose owners offer no archive: by whom, and the files that `load` reads.
+_LIGHTGCN = "the split of LightGCN (gusye1234/LightGCN-PyTorch on GitHub): its train.txt and test.txt"
+_MATRICES = "as scipy matrices, users in rows, by recsys.data.folders:"
+ORIGINS = {
+    "amazon-book-kgat": "the split of KGAT (xiangwang1223/knowledge_graph_attention_network): train.txt, test.txt",
+    "citeulike-t": "CiteULike (js05212/citeulike-t), users.dat as interactions.npz or interactions.csv",
+    "citeulike-t/derrd_loo": f"the split of DE-RRD (SeongKu-Kang/DE-RRD_CIKM20) {_MATRICES} train, valid and test.npz",
+    "foursquare": f"the split of CAPRI (CapriRecSys/CAPRI) {_MATRICES} train, valid and test.npz",
+    "gowalla": _LIGHTGCN,
+    "lastfm": f"the split of gusye1234/LightGCN-PyTorch {_MATRICES} train and test.npz",
+    "ml-1m/dsl_multvae": (
+        f"the split of DSL (shuyao-wang/DSL) {_MATRICES} train, {{validation,test}}_{{tr,te}}.npz"
+    ),
+    "ml-1m/ncf_loo": (
+        f"the split of NCF (hexiangnan/neural_collaborative_filtering) {_MATRICES} train, test and test_negatives.npz"
+    ),
+    "yelp2018": _LIGHTGCN,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.dataset import Dataset
+from recsys.data.download import ORIGINS
 from recsys.data.folders import LOAD_OPTIONS, SPLIT_OPTIONS, is_dataset, load_folder, split_file
 from recsys.data.formats import SUFFIXES, is_supported
 from recsys.data.synthetic import synthetic
@@ -116,4 +117,5 @@ def _unknown(name: str, names: list[str], root: Path | None) -> str:
         f"unknown dataset {name!r}; nearest: {near!r}. "
         f"In {root} there are: {', '.join(names[1:]) or 'none'}. "
         f"Another data directory is chosen by --data-dir or the environment variable {DATA_VARIABLE}"
+        + (f". {name} is {ORIGINS[name]}" if name in ORIGINS else "")
     )

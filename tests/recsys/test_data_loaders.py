@@ -368,6 +368,8 @@ def test_unknown_name_names_the_nearest_and_the_way_out(
     (tmp_path / "notes").mkdir()  # no known layout: no dataset
     with pytest.raises(DataError, match=r"'ml-10k'; nearest: 'ml-100k'.*--data-dir.*SPARSECORE_DATA"):
         load("ml-10k", tmp_path)
+    with pytest.raises(DataError, match=r"unknown dataset .gowalla.*gowalla is the split of LightGCN"):
+        load("gowalla", tmp_path)
     with pytest.raises(DataError, match="unknown dataset 'notes'"):
         load("notes", tmp_path)
     monkeypatch.delenv("SPARSECORE_DATA", raising=False)

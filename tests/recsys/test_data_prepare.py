@@ -125,6 +125,7 @@ def test_prepare_list_and_stats_commands(tmp_path: Path) -> None:
     assert dataset.user_ids.dtype.kind == "U"
     assert "mine" in call("list", "--data-dir", tmp_path / "data").output.split()
     assert "ml-100k" in call("list", "--data-dir", tmp_path / "data").output
+    assert "gowalla  the split of LightGCN" in call("list", "--data-dir", tmp_path / "data").output
     for place in (["mine", "--data-dir", tmp_path / "data"], [output], [source.with_name("own.csv")]):
         shown = call("stats", *place)
         assert shown.exit_code == 0, shown.output
