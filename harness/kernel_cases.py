@@ -141,6 +141,15 @@ CASES: tuple[Case, ...] = (
         "gowalla",
     ),
     Case(
+        "propagate gowalla, d = 64, neighbours close together",
+        forms.propagate,
+        {"dim": 64, "reordered": True},
+        {"dim": 20, "users": 30, "items": 40, "reordered": True},
+        {},
+        "cached_rows",
+        "gowalla",
+    ),
+    Case(
         "propagate_mean gowalla, 3 hops from a table, d = 64",
         forms.propagate_mean,
         {"dim": 64, "hops": 3},

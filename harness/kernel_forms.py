@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -268,11 +269,11 @@ def explore(density: float, rows: int, cols: int, encoding: str | None = None) -
     )
 
 
-def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms:
+def propagate(density: float, dim: int, users: int = 0, items: int = 0, reordered: bool = False) -> Forms:
     """The density is that of nothing here: both sides multiply the same graph with dense rows."""
     import scipy.sparse
 
-    graph = _graph(users, items)
+    graph = _graph(users, items, reordered)
     crow, col, weight = graph.arrays()[:3]
     x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
     narrow, wide = _torch_graph(graph, torch.int32), _torch_graph(graph, torch.int64)
@@ -291,8 +292,8 @@ def propagate(density: float, dim: int, users: int = 0, items: int = 0) -> Forms
 
 
 def propagate_mean(density: float, dim: int, hops: int, users: int = 0, items: int = 0) -> Forms:
-    """Final embeddings of LightGCN from a table of some density."""
-    graph = _graph(users, items)
+    """Final embeddings of LightGCN from a table of some density, on a graph in the order in which it is trained."""
+    graph = _graph(users, items, True)
     table = sparsecore.SparseEmbedding(graph.n_nodes, dim, density=density)
     values, index, arrays = table.values.detach(), table.index, graph.arrays()
     dense = table.to_dense().weight.detach()
@@ -316,17 +317,19 @@ def propagate_mean(density: float, dim: int, hops: int, users: int = 0, items: i
     )
 
 
-def _graph(users: int, items: int) -> sparsecore.Graph:
-    """Gowalla's, or a random one."""
+def _graph(users: int, items: int, reordered: bool) -> sparsecore.Graph:
+    """Gowalla's, or a random one; perhaps in an order in which neighbours are close together."""
     import scipy.sparse
 
+    matrix: Any
     if users:
-        return sparsecore.normalized_bipartite(
-            scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
-        )
-    from recsys.data import load
+        matrix = scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
+    else:
+        from recsys.data import load
 
-    return sparsecore.normalized_bipartite(load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train)
+        matrix = load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train
+    graph = sparsecore.normalized_bipartite(matrix)
+    return graph.reordered(graph.locality_order(matrix.shape[0])) if reordered else graph
 
 
 def _torch_graph(graph: sparsecore.Graph, kind: torch.dtype) -> Tensor:

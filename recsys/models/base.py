@@ -167,6 +167,9 @@ class Recommender(nn.Module, ABC):
         scores = self.score(users, inputs)
         return scores.gather(1, items.to(scores.device))
 
+    def tune(self) -> None:
+        """Called once on a model that was just made and is to be trained: whatever makes that faster."""
+
     def initialize_from(self, parts: Mapping[str, Recommender]) -> None:
         """Take initial values from models that were trained before, on the same data; called once, before training.
 

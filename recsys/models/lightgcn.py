@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import sparsecore
+from recsys.errors import RecsysError
 from recsys.models.base import Recommender, Triples, known_users
 from recsys.models.layers import Density, Layers
 from recsys.models.losses import squared_norm
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["LightGCN"]
 
+_CACHE = 1 << 21  # bytes of embeddings that need no order: about what a core has for itself
+
 
 class LightGCN(Recommender):
     """He, Deng, Wang, Li, Zhang, Wang (2020), "LightGCN: simplifying and powering graph convolution network".
 
     E = mean of E0, A E0, ..., A^hops E0, with A = D^-1/2 [[0, R], [R^T, 0]] D^-1/2 and E0 one table of all
-    users followed by all items; score(u, i) = E_u . E_i. Trained with BPR on sampled triples (u, p, n):
+    users followed by all items; score(u, i) = E_u . E_i. Rows of the table and of A are in an order that makes hops
+    faster (`tune`): ``place`` says which row is a user's, and an item's. Trained with BPR on sampled triples (u, p, n):
 
     loss = mean softplus(s(u, n) - s(u, p)) + regularization / 2 * (|E0_u|^2 + |E0_p|^2 + |E0_n|^2) / B
 
@@ -63,8 +67,12 @@ class LightGCN(Recommender):
         self.graph = normalized_bipartite(train)
         self.table = Layers(density, generator).embedding("table", self.n_users + self.n_items, dim)
         self.dim = dim
+        self.place: Tensor | None
+        self.register_buffer("place", None)  # row of each node, if that is another than its number
+        self._placed: Tensor | None = None  # what the graph is in the order of
         self._propagated: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget)
+        self.register_load_state_dict_pre_hook(_take_place)
+        self.register_load_state_dict_post_hook(_follow)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -77,9 +85,35 @@ class LightGCN(Recommender):
                 bound = (6 / (self.n_users + self.n_items + self.dim)) ** 0.5
                 values.uniform_(-bound, bound, generator=generator)
 
-    def propagate(self, rows: Tensor | None = None) -> Tensor:
-        """(n_users + n_items, dim) final embeddings, or some rows of them."""
-        return propagate_mean(self.graph, self.table, self.hops, rows)
+    def tune(self) -> None:
+        """Give the nodes of a large graph rows in an order in which a hop takes less time: `Graph.locality_order`.
+
+        The rows of a table that was just drawn are alike: which of them is whose does not matter.
+        """
+        if 4 * self.graph.n_nodes * self.dim > _CACHE:
+            self.place = torch.argsort(self.graph.locality_order(self.n_users)).to(torch.int32)
+            self._follow_place()
+
+    def _follow_place(self) -> None:
+        """Bring the graph into the order of the table."""
+        nodes = torch.arange(self.graph.n_nodes)
+        now = nodes if self._placed is None else self._placed
+        place = nodes if self.place is None else self.place.cpu().to(torch.int64)
+        order = torch.argsort(place)
+        if not torch.equal(place[order], nodes):
+            raise RecsysError(f"place: expected the row of each of {len(nodes)} nodes, got something else")
+        if not torch.equal(place, now):
+            self.graph = self.graph.reordered(now[order])
+            self._placed = place
+
+    def rows(self, nodes: Tensor) -> Tensor:
+        """Rows of the table that belong to users (their numbers) and items (n_users and more)."""
+        return nodes if self.place is None else self.place[nodes]
+
+    def propagate(self) -> Tensor:
+        """(n_users + n_items, dim) final embeddings: of all users, then of all items."""
+        final = propagate_mean(self.graph, self.table, self.hops)
+        return final if self.place is None else final[self.place]
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """As many triples as there are interactions, see `triple_batches`."""
@@ -89,8 +123,9 @@ class LightGCN(Recommender):
         return -(-dataset.train.nnz // batch_size)
 
     def loss(self, batch: Triples, step: int) -> Tensor:
-        rows = torch.cat([batch.users, self.n_users + batch.positives, self.n_users + batch.negatives])
-        user, positive, negative = self.propagate(rows).chunk(3)
+        nodes = torch.cat([batch.users, self.n_users + batch.positives, self.n_users + batch.negatives])
+        rows = self.rows(nodes)
+        user, positive, negative = propagate_mean(self.graph, self.table, self.hops, rows).chunk(3)
         ranking = F.softplus((user * (negative - positive)).sum(dim=1)).mean()
         penalty = squared_norm(self.table(rows)) / (2 * batch.size)
         return ranking + self.regularization * penalty
@@ -113,6 +148,13 @@ class LightGCN(Recommender):
         return embeddings[rows] @ embeddings[self.n_users :].T
 
 
-def _forget(module: nn.Module, incompatible_keys: Any) -> None:
-    """New weights are in: what was propagated from the old ones is void."""
-    module._propagated = None  # type: ignore[assignment]
+def _take_place(module: LightGCN, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights that are loaded say in which order they are, or are in that of the nodes."""
+    place = state.get(prefix + "place")
+    module.place = None if place is None else torch.empty_like(place, device=module.device)
+
+
+def _follow(module: LightGCN, incompatible_keys: Any) -> None:
+    """New weights are in: the graph follows their order, and what was propagated from the old ones is void."""
+    module._follow_place()
+    module._propagated = None

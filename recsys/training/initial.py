@@ -49,6 +49,8 @@ def make_model(
         expect_sparse_weights(model, config)
     if fresh and config.train.pretrained:
         model.initialize_from(load_parts(config.train.pretrained, dataset))
+    if fresh:
+        model.tune()
     if not simulated:
         return model, None
     masks, dense = sparsecore.masks_of(model), built(1.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
+from sparsecore.locality import node_order
 from sparsecore.nn.embedding import SparseEmbedding
 from sparsecore.sizes import pointer_dtype
 
@@ -60,6 +61,41 @@ class Graph(nn.Module):
             PatternError: if it is not square, or has weights that are not finite.
         """
         return cls(matrix, dtype)
+
+    def locality_order(self, first: int = 0) -> Tensor:
+        """(n_nodes,) nodes in an order in which those with many neighbours in common are close together.
+
+        A CPU multiplies ``graph.reordered(order)`` in less time where its cache does not hold the embeddings, because
+        rows computed soon after one another read the same ones. To find it takes seconds, once: about as long as
+        30 log2(n_nodes / 256) hops with one column.
+
+        Args:
+            first: nodes before this one stay before the others; in a bipartite graph, the number of nodes of one side.
+
+        Raises:
+            SparsecoreError: if ``first`` is not in 0 .. n_nodes.
+        """
+        if not 0 <= first <= self.n_nodes:
+            raise SparsecoreError(f"first must be in 0 .. {self.n_nodes}, got {first}")
+        return torch.from_numpy(node_order(self._scipy(), first))
+
+    def reordered(self, order: Tensor) -> Graph:
+        """The same graph with node ``order[i]`` as its node i: row i of its result, and of what it multiplies.
+
+        Raises:
+            SparsecoreError: if ``order`` does not hold every node once.
+        """
+        if order.shape != (self.n_nodes,) or not torch.equal(order.sort().values, torch.arange(self.n_nodes)):
+            raise SparsecoreError(f"order must hold each of the {self.n_nodes} nodes once")
+        nodes, edge_weight = order.numpy(), self.get_buffer("edge_weight")
+        return Graph(self._scipy()[nodes][:, nodes], edge_weight.dtype).to(edge_weight.device)
+
+    def _scipy(self) -> Any:
+        import scipy.sparse
+
+        crow, col, weight = (self.get_buffer(name).cpu() for name in ("crow", "col", "edge_weight"))
+        data = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+        return scipy.sparse.csr_array((data.numpy(), col.numpy(), crow.numpy()), shape=(self.n_nodes,) * 2)
 
     @property
     def n_edges(self) -> int:

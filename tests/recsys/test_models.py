@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from scipy.sparse import csr_array
 from torch import nn
 
 import sparsecore
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, DataError, RecsysError
+from recsys.models import lightgcn
 from recsys.models.base import Interactions, Triples
 from recsys.models.build import build_model
 from recsys.models.layers import Density, Layers
@@ -18,6 +21,7 @@ from recsys.models.lightgcn import LightGCN
 from recsys.models.losses import gaussian_kl, multinomial_nll
 from recsys.models.multvae import MultVAE
 from recsys.models.triples import TripleSampler
+from sparsecore import locality
 
 pytestmark = pytest.mark.feature("models")
 
@@ -213,12 +217,25 @@ def test_multvae_batches_cover_every_user_once(tiny):
 # ---- LightGCN
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Orders of nodes for graphs that are otherwise too small to have another than their own."""
+    monkeypatch.setattr(locality, "_LEAF", 4)
+    monkeypatch.setattr(lightgcn, "_CACHE", 0)
+
+
 @pytest.mark.parametrize("density", [1.0, 0.3])
-def test_lightgcn_equals_the_model_written_out(density):
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_lightgcn_equals_the_model_written_out(density, tuned):
     train = random_matrix(8, 10, empty=[1], seed=3)
     model = LightGCN(train, 6, 3, regularization=0.1, density=density, generator=generator()).double()
+    if tuned:
+        model.tune()
+    nodes = torch.arange(18)
+    assert torch.equal(model.rows(nodes), nodes) != tuned
     table = model.table.weight.detach()
-    table = table.to_dense() if table.layout != torch.strided else table
+    table = (table.to_dense() if table.layout != torch.strided else table)[model.rows(nodes)]
     full = np.block([[np.zeros((8, 8)), train.toarray()], [train.toarray().T, np.zeros((10, 10))]])
     degree = full.sum(axis=1)
     scale = np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
@@ -265,6 +282,34 @@ def test_lightgcn_scores_are_refreshed_after_training_and_loading():
     other = LightGCN(train, 4, generator=generator(9)).eval()
     model.load_state_dict(other.state_dict())
     assert torch.equal(model.score(np.array([0]), train[[0]]), other.score(np.array([0]), train[[0]]))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_lightgcn_is_saved_with_the_order_of_its_rows():
+    train = random_matrix(30, 20)
+    users = np.arange(30)
+    model = LightGCN(train, 4, generator=generator()).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "place" not in before
+    plain = model.score(users, train)
+    model.tune()
+    model.train().eval()
+    other = LightGCN(train, 4, generator=generator(9)).eval()
+    other.tune()
+    for one in (other, LightGCN(train, 4, generator=generator(8)).eval(), copy.deepcopy(model)):
+        one.load_state_dict(model.state_dict())
+        assert torch.equal(one.score(users, train), model.score(users, train))
+        one.load_state_dict(before)
+        assert torch.equal(one.score(users, train), plain)
+    for wrong in (torch.zeros(50, dtype=torch.int32), torch.arange(49)):
+        with pytest.raises(RecsysError, match="row of each of 50 nodes"):
+            other.load_state_dict({**before, "place": wrong})
+
+
+def test_lightgcn_leaves_a_small_graph_as_it_is():
+    model = LightGCN(random_matrix(300, 200), 16, generator=generator())
+    model.tune()
+    assert model.place is None
 
 
 def test_lightgcn_has_no_embedding_for_a_held_out_user():

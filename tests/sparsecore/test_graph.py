@@ -233,3 +233,51 @@ def test_propagation_refuses(table: Any) -> None:
         graph(torch.ones(9, 2))
     with pytest.raises(SparsecoreError, match="accumulate_rows sums looked-up rows only"):
         propagate_mean(graph, SparseEmbedding(9, 2, density=0.5, accumulate_rows=3), 1)
+
+
+def test_a_reordered_graph_is_the_same_graph() -> None:
+    for symmetric in (True, False):
+        graph, a = make(symmetric)
+        order = torch.tensor([4, 8, 0, 2, 1, 3, 7, 6, 5])
+        moved = graph.reordered(order)
+        assert moved.symmetric is symmetric
+        assert moved.get_buffer("edge_weight").dtype is torch.float64
+        x = torch.randn(9, 3, dtype=torch.float64)
+        close(moved(x[order]), (a @ x)[order])
+    for wrong in (order[:8], order.clamp(max=7), order[None]):
+        with pytest.raises(SparsecoreError, match="each of the 9 nodes once"):
+            graph.reordered(wrong)
+    with pytest.raises(SparsecoreError, match=r"first must be in 0 \.\. 9, got 10"):
+        graph.locality_order(10)
+
+
+def test_locality_order_puts_communities_together() -> None:
+    """Two sides whose communities are shuffled: rows that are computed one after the other read few nodes again."""
+    rng = np.random.default_rng(0)
+    users, items, communities, draws = 3000, 2000, 16, 60_000
+    of_user, of_item = rng.integers(communities, size=users), rng.integers(communities, size=items)
+    user = rng.integers(users, size=draws)
+    chosen = np.where(rng.random(draws) < 0.9, of_user[user], rng.integers(communities, size=draws))
+    members, sizes = np.argsort(of_item, kind="stable"), np.bincount(of_item, minlength=communities)
+    item = members[np.cumsum(sizes)[chosen] - 1 - rng.integers(2**31, size=draws) % sizes[chosen]]
+    ratings = scipy.sparse.coo_array((np.ones(draws), (user, item)), shape=(users, items))
+    graph = normalized_bipartite(ratings)
+    order = graph.locality_order(users)
+    assert torch.equal(order.sort().values, torch.arange(users + items))
+    assert bool((order[:users] < users).all())
+    assert torch.equal(order, graph.locality_order(users))
+
+    def read(some: Graph) -> float:
+        """Distinct nodes that 100 rows read, on average."""
+        crow, col = some.get_buffer("crow"), some.get_buffer("col")
+        begins = range(0, some.n_nodes, 100)
+        return float(np.mean([len(col[crow[b] : crow[min(b + 100, some.n_nodes)]].unique()) for b in begins]))
+
+    assert read(graph.reordered(order)) < 0.6 * read(graph)
+
+
+@pytest.mark.parametrize("n", [1, 5, 700])
+def test_locality_order_of_graphs_without_edges(n: int) -> None:
+    order = Graph(scipy.sparse.csr_array((n, n))).locality_order(n // 2)
+    assert torch.equal(order.sort().values, torch.arange(n))
+    assert bool((order[: n // 2] < n // 2).all())
