@@ -8,7 +8,7 @@ optimizer.step(); explorer.step()
 """
 
 from sparsecore import optim
-from sparsecore.accounting import MacCounter, ResidentBytes, resident_bytes
+from sparsecore.accounting import MacCounter, ResidentBytes, release_results, resident_bytes
 from sparsecore.backends import backend
 from sparsecore.errors import ConversionError, DensityError, PatternError, SparsecoreError, TopologyError
 from sparsecore.explain import explain
@@ -73,6 +73,7 @@ __all__ = [
     "normalized_bipartite",
     "optim",
     "propagate_mean",
+    "release_results",
     "resident_bytes",
     "score_topk",
     "shard_rows",

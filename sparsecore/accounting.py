@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from sparsecore.nn.base import SparseModule
 from sparsecore.topology.explorer import DynamicSparsity
 
-__all__ = ["MacCounter", "ResidentBytes", "resident_bytes"]
+__all__ = ["MacCounter", "ResidentBytes", "release_results", "resident_bytes"]
 
 
 def _bag_flops(weight: Tensor, indices: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
@@ -178,7 +178,7 @@ def resident_bytes(
                     total += storage.nbytes()
         return total
 
-    indices = [t for m in model.modules() if isinstance(m, SparseModule) for t in m.index]
+    indices = _indices(model)
     parameters = list(model.parameters())
     return ResidentBytes(
         weights=size([p.data for p in parameters]),
@@ -189,6 +189,21 @@ def resident_bytes(
         other=size([t for buffer in model.buffers() for t in _parts(buffer)]),
         results=size(results.kept_results(t for t in indices if t is not None)) if results else 0,
     )
+
+
+def release_results(model: nn.Module) -> None:
+    """Give back the memory of large results that sparse layers keep for their next call.
+
+    For after something that is not done again soon, such as an evaluation between epochs: `ResidentBytes.results` is 0
+    then. The next large result takes memory from the system again.
+    """
+    results = sys.modules.get("sparsecore.backends.numba.memory")
+    if results:
+        results.release(t for t in _indices(model) if t is not None)
+
+
+def _indices(model: nn.Module) -> list[Tensor | None]:
+    return [t for m in model.modules() if isinstance(m, SparseModule) for t in m.index]
 
 
 def _parts(tensor: Tensor | None) -> list[Tensor]:

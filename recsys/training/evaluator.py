@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+import sparsecore
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet
 from recsys.evaluation import (
@@ -29,7 +30,13 @@ class Evaluator:
         self._candidates: dict[EvalSet, Candidates] = {}
 
     def rank(self, model: Recommender, eval_set: EvalSet) -> Ranking:
-        """The ranks of all targets by a model, which is in evaluation mode."""
+        """The ranks of all targets by a model, which is in evaluation mode. Nothing of it stays in memory."""
+        try:
+            return self._rank(model, eval_set)
+        finally:
+            sparsecore.release_results(model)
+
+    def _rank(self, model: Recommender, eval_set: EvalSet) -> Ranking:
         if self.settings.protocol == "full":
             return rank_full(model.score, eval_set, self.ks, self.settings.batch_size)
         candidates = self.candidates(eval_set)

@@ -24,6 +24,7 @@ from recsys.training.probe import StepProbe
 from recsys.training.refit import refit
 from recsys.training.run_folder import RunFolder
 from recsys.training.trainer import Trainer
+from sparsecore.backends.numba import memory
 
 pytestmark = pytest.mark.feature("training, resuming")
 
@@ -406,6 +407,18 @@ def test_data_that_has_changed_is_refused(make_config, tmp_path):
     session.resume(tmp_path / "old", quiet=True)
     file.write_text("\n".join(["user,item", *rows]))
     session.resume(tmp_path / "cut", quiet=True)
+
+
+def test_an_evaluation_leaves_no_memory_of_its_scores(make_config, tiny, monkeypatch):
+    """They would count as bytes of training from then on."""
+    monkeypatch.setattr(memory, "_LARGE", 1)
+    trainer = Trainer(make_config("static"), tiny)
+    with torch.no_grad():
+        trainer.model.score(np.arange(tiny.train.shape[0]), tiny.train)
+    by_numba = sparsecore.backends.backend_name(torch.device("cpu")) == "numba"
+    assert (sparsecore.resident_bytes(trainer.model).results > 0) == by_numba
+    trainer.evaluate(tiny.validation)
+    assert sparsecore.resident_bytes(trainer.model).results == 0
 
 
 def test_evaluate_every_and_last_epoch(make_config, tiny):

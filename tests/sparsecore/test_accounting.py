@@ -284,6 +284,8 @@ def test_resident_bytes_know_the_results_that_are_kept() -> None:
     expected = 4 * 200 * 20_000 if sparsecore.backends.backend_name(torch.device("cpu")) == "numba" else 0
     assert resident_bytes(layer).results == expected
     assert resident_bytes(layer).total - resident_bytes(layer).weights >= expected
+    sparsecore.release_results(layer)
+    assert resident_bytes(layer).results == 0
 
 
 def test_attention_and_products_with_a_vector_are_counted() -> None:

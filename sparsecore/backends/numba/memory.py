@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["TYPES", "is_kept", "kept_results", "output", "result_of", "workspace"]
+__all__ = ["TYPES", "is_kept", "kept_results", "output", "release", "result_of", "workspace"]
 
 TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -80,6 +80,12 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
 def kept_results(indices: Iterable[Tensor]) -> list[Tensor]:
     """Memory that is kept for results of the weights with these indices."""
     return [torch.from_numpy(memory) for index in indices for memory in _results.get(index, {}).values()]
+
+
+def release(indices: Iterable[Tensor]) -> None:
+    """Give that memory back; it is made anew at the next call."""
+    for index in indices:
+        _results.pop(index, None)
 
 
 def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.ndarray:
