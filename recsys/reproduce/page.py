@@ -23,7 +23,7 @@ def table_page(
     lines = [f"# {table.title}", ""]
     if table.epochs:
         lines += [
-            f"**Shortened: {table.epochs} epochs in place of the presets'. Such figures show that it runs, no more.**",
+            f"**{table.epochs} epochs in place of the presets'. Where those are fewer, it shows that it runs.**",
             "",
         ]
     lines += [

@@ -113,7 +113,7 @@ def test_reproduce(table, tmp_path, in_process):
     assert cost["dense"]["step_vs_dense"] == cost["dense"]["recommend_vs_dense"] == 1
     assert all(one["step_ms"] > 0 and one["recommend_ms"] > 0 for one in cost.values())
     page = (tmp_path / "out" / "table.md").read_text()
-    assert "**Shortened: 2 epochs" in page
+    assert "**2 epochs in place" in page
     assert "so there are none to compare with" in page
     assert "* convncf-moon: there is no such preset" in page
     assert re.search(r"\| quickstart \| hr@20 \| - \| 0\.\d{4} ± 0\.\d{4} \| masked \| 0\.", page)
