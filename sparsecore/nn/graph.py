@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
-from sparsecore.locality import node_order
 from sparsecore.nn.embedding import SparseEmbedding
 from sparsecore.sizes import pointer_dtype
 
@@ -66,8 +65,8 @@ class Graph(nn.Module):
         """(n_nodes,) nodes in an order in which those with many neighbours in common are close together.
 
         A CPU multiplies ``graph.reordered(order)`` in less time where its cache does not hold the embeddings, because
-        rows computed soon after one another read the same ones. To find it takes seconds, once: about as long as
-        30 log2(n_nodes / 256) hops with one column.
+        rows computed soon after one another read the same ones. To find it takes about as long as
+        30 log2(n_nodes / 256) hops with one column, once (`sparsecore.locality.node_order`: spectral bisection).
 
         Args:
             first: nodes before this one stay before the others; in a bipartite graph, the number of nodes of one side.
@@ -75,6 +74,8 @@ class Graph(nn.Module):
         Raises:
             SparsecoreError: if ``first`` is not in 0 .. n_nodes.
         """
+        from sparsecore.locality import node_order  # with scipy, which an import of sparsecore does without
+
         if not 0 <= first <= self.n_nodes:
             raise SparsecoreError(f"first must be in 0 .. {self.n_nodes}, got {first}")
         return torch.from_numpy(node_order(self._scipy(), first))
