@@ -36,8 +36,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call is large enough for numba's vector kernels: tests are small, and would run the small kernels alone."""
-    for limit in ("_MOST_NUMBERS", "_MOST_WORK"):
-        monkeypatch.setattr(f"sparsecore.backends.numba.small.{limit}", -1)
+    for limit in ("small._MOST_NUMBERS", "small._MOST_WORK", "one_csr._MOST_NONZEROS"):
+        monkeypatch.setattr(f"sparsecore.backends.numba.{limit}", -1)
+    monkeypatch.setattr("sparsecore.backends.numba.one_csr._LONG_ROW", 1 << 40)
 
 
 @pytest.fixture(params=["small kernels", "vectors"])

@@ -134,6 +134,15 @@ def operand(tensor: Tensor) -> Tensor:
 
 def array(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as a C-contiguous numpy array (copied only where it is not contiguous)."""
+    # To ask a tensor all that could be in the way takes as long as the conversion, which refuses most of it.
+    try:
+        found = tensor.numpy()
+    except (RuntimeError, TypeError):
+        return _converted(tensor)
+    return found if found.flags.c_contiguous and found.dtype.char != "e" else _converted(tensor)
+
+
+def _converted(tensor: Tensor) -> np.ndarray:
     if tensor.dtype in (torch.float16, torch.bfloat16):
         raise SparsecoreError(
             f"the numba backend computes in float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}; "

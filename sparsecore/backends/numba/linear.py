@@ -1,6 +1,7 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
-*small*: one number after the other, where a call costs more than that. *few*: vectors along the columns of W, for a
+*small*: one number after the other, where a call costs more than that. *one_csr*: the same for one example from CSR, of
+larger weights too. *few*: vectors along the columns of W, for a
 handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: dense
 products of blocks that are spread out. All read either encoding of W (sparsecore.encoding) and keep nothing between
 calls but scratch and the memory of large results. Panels of ``spmm_t`` add the threads' sums, in their order: its
@@ -18,6 +19,7 @@ from torch import Tensor
 from sparsecore.backends.numba import (
     blockwise,
     few,
+    one_csr,
     panel_sddmm,
     panel_spmm,
     panel_spmm_t,
@@ -55,6 +57,8 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
     (batch, cols), rows, nnz = x.shape, crow.shape[0] - 1, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, rows), dtype=x.dtype, device="cpu")
+    if col is not None and one_csr.suits(batch, nnz, rows, x.dtype):
+        return one_csr.spmm(values, crow, col, x, threads(nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)
     y = result_of(crow, "spmm", (batch, rows), x.dtype)

@@ -62,7 +62,7 @@ def result_of(index: Tensor, operation: str, shape: tuple[int, ...], dtype: torc
     """
     size = math.prod(shape) * dtype.itemsize
     if not is_kept(size):
-        return index.new_empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype, device=_CPU)
     kept = _results.get(index)
     if kept is None:
         kept = _results[index] = {}
