@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "has_expand",
     "pack_bits",
+    "stored",
     "stored_mask",
     "unpack_bits",
     "words",
@@ -170,6 +171,12 @@ def pack_bits(mask: Tensor) -> Tensor:
     bits = torch.nn.functional.pad(mask.view(torch.uint8), (0, -cols % 32)).view(rows, -(-cols // 32) * 4, 8)
     weights = torch.arange(8, dtype=torch.uint8, device=mask.device)
     return (bits << weights).sum(2, dtype=torch.uint8).view(torch.int32)
+
+
+def stored(index: tuple[Tensor, Tensor | None]) -> int:
+    """Number of nonzeros of an index set: its last row pointer."""
+    pointers = index[0]
+    return int(pointers[-1] if pointers.dim() == 1 else pointers[-1, 0])
 
 
 def stored_mask(index: tuple[Tensor, Tensor | None], rows: Tensor, cols: int) -> Tensor:

@@ -9,8 +9,8 @@ torch.sparse           `split`: COO, CSR, CSC, BSR, BSC; copies    `Pattern.to_c
                                                                    torch's own ``to_sparse_bsr`` and others
 scipy.sparse           `split`: any matrix or array; copies        `Pattern.to_scipy`: shares the values on the CPU
 torch-sparse (PyG)     `split`: ``SparseTensor``; copies           `Pattern.to_torch_sparse`: shares the values
-DLPack, numpy, JAX ..  `Pattern.from_csr`; copies                  ``torch.to_dlpack`` of values and indices, which
-                                                                   are plain tensors; nothing is copied
+DLPack, numpy, JAX ..  `Pattern.from_csr`; copies                  ``torch.to_dlpack`` of the indices and of
+                                                                   ``values.detach()``; nothing is copied
 =====================  ==========================================  ==============================================
 
 What is read is always copied: an index in another type than the narrowest one must be, and a weight that trains in
@@ -34,8 +34,8 @@ __all__ = ["split"]
 def split(matrix: Any) -> tuple[Pattern, Tensor]:
     """Pattern and values, in matching order, of a sparse matrix of torch, scipy or torch-sparse.
 
-    Unsorted entries are sorted and duplicates added up, as torch and scipy define it; explicit zeros stay stored. The
-    values are copied.
+    Unsorted entries of COO and of scipy are sorted and duplicates added up (torch's CSR may have neither); explicit
+    zeros stay stored. Values and indices are copied.
 
     Raises:
         PatternError: for something that is not a sparse matrix, or whose indices are not valid.
@@ -56,6 +56,10 @@ def split(matrix: Any) -> tuple[Pattern, Tensor]:
         raise PatternError(
             f"expected a sparse matrix of torch, scipy or torch-sparse, got {type(matrix).__name__}"
         )
+    if len(matrix.shape) != 2:
+        raise PatternError(f"expected a sparse 2-D matrix, got {len(matrix.shape)}-D of scipy")
+    if matrix.dtype.kind not in "fiub" or matrix.dtype.itemsize > 8:
+        raise PatternError(f"torch has no weights of type {matrix.dtype}: convert it with .astype('float32')")
     csr = matrix.tocsr(copy=True)
     csr.sum_duplicates()  # sorts as well
     return Pattern.from_scipy(csr), torch.from_numpy(np.array(csr.data))

@@ -181,7 +181,9 @@ class Pattern:
         """
         rows, cols = _check_shape(shape)
         cls(crow, col, (rows, cols)).check()
-        return cls(crow.to(pointer_dtype(col.numel())), col.to(column_dtype(cols)), (rows, cols))
+        # Of the narrowest type already, they would be the caller's own memory, which a weight rewrites in place.
+        crow = crow.to(pointer_dtype(col.numel()), copy=True)
+        return cls(crow, col.to(column_dtype(cols), copy=True), (rows, cols))
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> Pattern:
@@ -257,9 +259,15 @@ class Pattern:
         return flat.index_put((self.positions(),), values).view(self.shape)
 
     def to_scipy(self, values: Tensor) -> scipy.sparse.csr_array:
-        """``scipy.sparse.csr_array`` that shares ``values`` where they are on the CPU."""
+        """``scipy.sparse.csr_array`` that shares ``values`` where they are on the CPU.
+
+        Raises:
+            PatternError: for values of a type that scipy does not have.
+        """
         import scipy.sparse
 
+        if values.dtype == torch.bfloat16:
+            raise PatternError("scipy has no bfloat16: convert the values with .to(torch.float32)")
         data = values.detach().cpu().numpy()
         index = np.int32 if max(self.nnz, *self.shape) < 2**31 else np.int64
         return scipy.sparse.csr_array(

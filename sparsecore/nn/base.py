@@ -16,6 +16,7 @@ from sparsecore.encoding import (
     choose_encoding,
     decode,
     encode,
+    stored,
 )  # fmt: skip
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
 from sparsecore.ops.recording import unwatch, watch
@@ -157,6 +158,19 @@ class SparseModule(nn.Module):
         else:
             self.crow_indices.copy_(crow)
             self.col_indices.copy_(col)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether an index set is stored: not after ``to_empty()``, until one is drawn or loaded."""
+        return self.index[0].is_meta or stored(self.index) > 0
+
+    def draw_index(self, generator: torch.Generator | None = None) -> None:
+        """Draw an index set where there is none: ``reset_parameters`` after deferred initialisation."""
+        if not self.has_index:
+            pattern = Pattern.random(
+                self._shape, nnz=self.nnz, skip_row=self.empty_row, generator=generator
+            ).to(self.index[0].device)
+            self.write_index(pattern.crow, pattern.col)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("crow_indices", "col_indices") and "bitmap" in self.__dict__.get("_buffers", ()):

@@ -97,11 +97,18 @@ class SparseConv2d(SparseModule):
         return (self.out_channels, self.in_channels, *self.kernel_size)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw values and bias anew, as ``nn.Conv2d`` does; the index set stays."""
+        """Draw values and bias anew, as ``nn.Conv2d`` does; the index set stays, if there is one.
+
+        After deferred initialisation (``to_empty()``) there is none: it is drawn, too.
+        """
+        self.draw_index(generator)
         bound = 1 / math.sqrt(self.shape[1])
         nn.init.uniform_(self.values, -bound, bound, generator=generator)
         if self.bias is not None:
-            bias = self.bias.values if isinstance(self.bias, SparseBias) else self.bias
+            bias = self.bias
+            if isinstance(bias, SparseBias):
+                bias.draw_index(generator)
+                bias = bias.values
             nn.init.uniform_(bias, -bound, bound, generator=generator)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sparsecore import ops
 from sparsecore.errors import SparsecoreError
 from sparsecore.nn.embedding import SparseEmbedding
+from sparsecore.nn.replicas import refuse_sparse_gradient
 
 __all__ = ["gather_dot"]
 
@@ -26,16 +28,24 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
     registers); backward the nonzeros of b's rows that occur, twice.
 
     Raises:
-        SparsecoreError: if widths or shapes do not fit or one table alone has sparse gradients.
+        SparsecoreError: for other modules, if widths or shapes do not fit or one table alone has sparse gradients.
         IndexError: an id outside its table (on the CPU).
 
     Example:
         >>> scores = gather_dot(users, user_ids, items, torch.stack((positives, negatives), 1))
     """
+    for table in (a, b):
+        if not isinstance(table, SparseEmbedding):
+            raise SparsecoreError(f"gather_dot needs two SparseEmbedding, got {type(table).__name__}")
     if a.embedding_dim != b.embedding_dim:
         raise SparsecoreError(f"both tables must have one width, got {a.embedding_dim} and {b.embedding_dim}")
     if a.sparse != b.sparse:
         raise SparsecoreError("give both tables sparse=True, or neither")
     trainable = a.values.requires_grad or b.values.requires_grad
-    run = ops.gather_dot_touched if a.sparse and trainable else ops.gather_dot
+    run = ops.gather_dot
+    if a.sparse and trainable:
+        run = ops.gather_dot_touched
+        if not torch.compiler.is_compiling():
+            refuse_sparse_gradient(a.values)
+            refuse_sparse_gradient(b.values)
     return run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)

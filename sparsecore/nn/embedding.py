@@ -11,6 +11,7 @@ from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.interop import split
 from sparsecore.nn.base import SparseModule, magnitude_pattern
+from sparsecore.nn.replicas import refuse_sparse_gradient
 from sparsecore.pattern import Pattern
 from sparsecore.topology.accumulate import RowAccumulator
 
@@ -45,7 +46,11 @@ class _SparseTable(SparseModule):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the values anew from N(0, 1), as torch's tables do; the index set stays."""
+        """Draw the values anew from N(0, 1), as torch's tables do; the index set stays, if there is one.
+
+        After deferred initialisation (``to_empty()``) there is none: it is drawn, too.
+        """
+        self.draw_index(generator)
         nn.init.normal_(self.values, generator=generator)
 
     @property
@@ -162,7 +167,11 @@ class SparseEmbedding(_SparseTable):
         """ids (*) -> rows (*, embedding_dim)."""
         ids = as_ids(input)
         ids = ids if input.dim() == 1 else ids.reshape(-1)
-        lookup = ops.gather_touched if self.sparse else ops.gather
+        lookup = ops.gather
+        if self.sparse:
+            lookup = ops.gather_touched
+            if not torch.compiler.is_compiling():
+                refuse_sparse_gradient(self.values)
         output = lookup(self.values, *self.index, ids, self.embedding_dim)
         return output if input.dim() == 1 else output.view(*input.shape, self.embedding_dim)
 

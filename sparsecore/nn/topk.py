@@ -43,6 +43,8 @@ def score_topk(
     Example:
         >>> scores, items = score_topk(user_vectors, item_table, k=20, seen=interactions[users])
     """
+    if not isinstance(table, SparseModule):
+        raise SparsecoreError(f"score_topk needs a sparse table, got {type(table).__name__}")
     rows, cols = table.shape
     if queries.dim() != 2 or queries.shape[1] != cols:
         raise SparsecoreError(f"queries must be (B, {cols}) for this table, got {tuple(queries.shape)}")
@@ -62,4 +64,7 @@ def score_topk(
             torch.from_numpy(csr.indptr.astype(np.int64)).to(device),
             torch.from_numpy(csr.indices.astype(np.int64)).to(device),
         )
-    return ops.score_topk(queries.detach(), table.values.detach(), *table.index, k, *seen_arrays)
+    queries = queries.detach()
+    if torch.is_autocast_enabled(queries.device.type):
+        queries = queries.to(table.values.dtype)
+    return ops.score_topk(queries, table.values.detach(), *table.index, k, *seen_arrays)

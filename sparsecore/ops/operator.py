@@ -13,12 +13,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.recording import in_transform, through_dispatcher
+from sparsecore.ops.recording import in_transform, through_dispatcher, within_transform
 
 __all__ = [
     "GRAPH",
     "INDEX",
     "WEIGHT",
+    "add_in_float32",
     "check_ids",
     "check_rows",
     "define",
@@ -59,9 +60,7 @@ def operator(
     packet = define(schema, run, fake, macs)
     name = packet.__name__
     torch.library.register_autograd(f"sparsecore::{name}", backward, setup_context=setup, lib=_library)
-    # Kernels add up in float32: under autocast that is what they are given.
-    for device in ("cpu", "cuda") if _KNOWS_AUTOCAST else ():
-        torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
+    add_in_float32(name)
     return _with_direct_path(name, packet.default, run, setup, backward)
 
 
@@ -80,6 +79,12 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], macs:
     return packet
 
 
+def add_in_float32(name: str) -> None:
+    """Kernels add up in float32: under autocast that is what they are given."""
+    for device in ("cpu", "cuda") if _KNOWS_AUTOCAST else ():
+        torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
+
+
 def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -> Any:
     def forward(ctx: Any, *args: Any) -> Tensor:
         output = run(*args)
@@ -96,12 +101,16 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
             args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return transformed.apply(*args)
+        if within_transform():  # what torch.func.vjp returns is called when its level has ended
+            args = tuple(torch._C._functorch.unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args)
         if _watched():
             return op(*args)
         differentiable = False
         for a in args:
             kind = type(a)
             if kind in _TENSORS:
+                if a.is_meta:
+                    return op(*args)
                 differentiable = differentiable or a.requires_grad
             elif kind not in _OTHERS:  # a subclass of tensors
                 return op(*args)
@@ -151,6 +160,8 @@ def kept(ctx: Any) -> Any:
 
 
 def _version(first: Any) -> int | None:
+    if torch.compiler.is_compiling():
+        return None
     return first._version if type(first) is Tensor and not first.is_inference() else None
 
 

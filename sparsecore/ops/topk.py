@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.operator import WEIGHT, define, in_float32, same_dtype
+from sparsecore.ops.operator import WEIGHT, add_in_float32, define, in_float32, same_dtype
 
 __all__ = ["score_topk"]
 
@@ -47,12 +47,14 @@ _SCHEMA = (
     f"score_topk(Tensor queries, {WEIGHT}, int k, Tensor? seen_crow=None, Tensor? seen_col=None)"
     " -> (Tensor, Tensor)"
 )
-score_topk = define(
+_operator = define(
     _SCHEMA,
     in_float32(_SCHEMA, _score_topk),
     _fake,
     macs=lambda queries, values, *rest: queries.shape[0] * values.shape[0],
-).default
+)
+add_in_float32("score_topk")
+score_topk = _operator.default
 """``queries E^T`` (B, rows), and of each row of it the k best: scores (B, k) and row ids (B, k), best first.
 
 Equal scores: the lower id first. Ids in row b of the CSR structure ``seen`` are left out for query b; where fewer than

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from sparsecore.encoding import stored
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops import explore
-from sparsecore.topology.rewrite import Exchange, stored
+from sparsecore.topology.rewrite import Exchange
 
 __all__ = ["plan_exchange"]
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsecore.encoding import stored
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops import explore
 
-__all__ = ["Exchange", "fresh_state", "rewrite", "stored"]
+__all__ = ["Exchange", "fresh_state", "rewrite"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,6 @@ def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optim
         if mine is not None and new is not None:
             mine.copy_(new)
     return module.nnz - kept
-
-
-def stored(index: explore.Index) -> int:
-    """Number of nonzeros of an index: its last row pointer."""
-    pointers = index[0]
-    return int(pointers[-1] if pointers.dim() == 1 else pointers[-1, 0])
 
 
 def fresh_state(group: dict, key: str) -> float:

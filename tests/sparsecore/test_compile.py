@@ -112,3 +112,9 @@ def test_products_of_rows_compile_too() -> None:
             return sparsecore.gather_dot(self.table, ids, self.table, ids.flip(0))
 
     same_as_eager(Scores, IDS, "aot_eager")
+
+
+def test_a_frozen_table_whose_gradient_would_be_sparse() -> None:
+    table = SparseEmbedding(50, 20, density=0.3, sparse=True).requires_grad_(False)
+    forward = torch.compile(table, backend="aot_eager", fullgraph=True)
+    assert torch.equal(forward(IDS), table(IDS))

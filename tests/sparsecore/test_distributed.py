@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsecore
-from sparsecore import DynamicSparsity, TopologyError, broadcast_topology
+from sparsecore import DynamicSparsity, SparsecoreError, TopologyError, broadcast_topology
 from sparsecore.topology.ranks import _hash
 
 pytestmark = [
@@ -235,6 +235,39 @@ def test_other_models_are_refused_on_all_ranks(tmp_path: Path) -> None:
     found = run(_other_model, tmp_path)
     assert found[0] == found[1]
     assert "sparse weights of rank 1 are not those of rank 0" in found[0]
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_sparse_gradients_are_refused(in_backward: bool, pairs: bool, tmp_path: Path) -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = sparsecore.SparseEmbedding(50, 8, sparse=True, density=0.4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if pairs:
+                return sparsecore.gather_dot(self.table, ids, self.table, ids)
+            return self.table(ids)
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        inner = Scores()
+        sparsecore.optim.Adam(inner.parameters(), in_backward=in_backward)
+        model, ids = DistributedDataParallel(inner), torch.tensor([1, 2])
+        with pytest.raises(SparsecoreError, match="sparse=True: make the table with sparse=False"):
+            model(ids)
+        with torch.no_grad():
+            assert torch.equal(model(ids), inner(ids))
+        inner.table.sparse = False
+        model(ids).sum().backward()
+        ignoring = Scores()
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(ignoring, ["table.values"])
+        ignoring.rest = nn.Linear(1, 1)  # DistributedDataParallel wants something to do
+        DistributedDataParallel(ignoring)(ids).sum().backward()
+        assert ignoring.table.values.grad is not None
+    finally:
+        dist.destroy_process_group()
 
 
 def test_broadcast_needs_a_group_and_weights() -> None:

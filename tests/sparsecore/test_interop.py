@@ -65,6 +65,30 @@ def test_split_and_layers(make: Callable[[], object]) -> None:
     sparsecore.explain(layer)
 
 
+@pytest.mark.parametrize("cols", [4, 200, 300, 70_000], ids=["uint8", "uint8 too", "int16", "int32"])
+def test_a_layer_shares_no_index_with_what_it_was_made_of(cols: int) -> None:
+    """Where the matrix has the narrowest types already, nothing needs another one; explorations write in place."""
+    narrow = SparseLinear(cols, 20, density=0.25, bias=False)
+    crow, col = narrow.pattern.crow, narrow.pattern.col
+    wide = torch.sparse_csr_tensor(
+        crow.to(torch.int32), col.to(torch.int32), narrow.values.detach(), (20, cols), check_invariants=True
+    )
+    for given in (narrow.weight, wide, narrow.weight.to_sparse_coo()):
+        before = given.to_dense()
+        layer = SparseLinear.from_sparse(given)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        explorer = sparsecore.DynamicSparsity(layer, optimizer, interval=1, total_steps=9, drop_fraction=0.5)
+        for _ in range(3):
+            layer(torch.randn(2, cols)).sum().backward()
+            explorer.step()
+        assert not torch.equal(layer.pattern.to_mask(), before != 0)
+        assert torch.equal(given.to_dense(), before)
+    narrow.check_invariants()
+    pattern = sparsecore.Pattern.from_csr(crow, col, (20, cols))
+    assert pattern.crow.data_ptr() != crow.data_ptr()
+    assert pattern.col.data_ptr() != col.data_ptr()
+
+
 def test_refusals() -> None:
     with pytest.raises(
         PatternError, match="expected a sparse matrix of torch, scipy or torch-sparse, got ndarray"
@@ -72,6 +96,13 @@ def test_refusals() -> None:
         split(DENSE.numpy())
     with pytest.raises(PatternError, match="got 2-D with layout"):
         split(DENSE)
+    with pytest.raises(PatternError, match="2-D matrix, got 1-D of scipy"):
+        split(scipy.sparse.coo_array(np.array([1.0, 0.0, 2.0])))
+    with pytest.raises(PatternError, match=r"no weights of type complex128: convert it with \.astype"):
+        split(scipy.sparse.csr_array(DENSE.numpy().astype(np.complex128)))
+    layer = SparseLinear.from_sparse(DENSE.to_sparse_csr())
+    with pytest.raises(PatternError, match="no bfloat16"):
+        layer.pattern.to_scipy(layer.values.to(torch.bfloat16))
     with pytest.raises(ConversionError, match="stores nothing"):
         SparseLinear.from_sparse(scipy.sparse.csr_array((3, 4), dtype=np.float32))
     with pytest.raises(ConversionError, match="bias must have shape"):

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparsecore
 from sparsecore import MacCounter, Pattern, SparsecoreError, ops
-from sparsecore.encoding import encode
+from sparsecore.encoding import ENCODINGS, encode
 
 pytestmark = pytest.mark.feature("operators: values, derivatives, torch.library.opcheck")
 
@@ -722,3 +722,16 @@ def test_bias_is_added_and_differentiated(backend: str) -> None:
         close(run(*inputs), ops.spmm(values, pattern.crow, pattern.col, x) + inputs[2])
         assert torch.autograd.gradcheck(run, inputs)
         assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@every_backend
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("in_bags", [False, True])
+def test_opcheck_of_sparse_gradients(backend: str, encoding: str, in_bags: bool) -> None:
+    """Not differentiable, and its results' length is known only when it has run: not among the operators above."""
+    table = sparsecore.SparseEmbedding(12, 5, density=0.4)
+    table.set_encoding(encoding)
+    ids, grad = torch.tensor([3, 0, 3, 7]), torch.randn(2 if in_bags else 4, 5)
+    bags = (torch.tensor([0, 0, 1, 1]), torch.randn(4)) if in_bags else ()
+    with sparsecore.backend(backend):
+        torch.library.opcheck(ops.embedding.touched, (*table.index, ids, grad, table.nnz, *bags))

@@ -177,6 +177,39 @@ def test_without_avx512() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_opcheck(backend: str, encoding: str) -> None:
+    table = sparsecore.SparseEmbedding(30, 8, density=0.4)
+    table.set_encoding(encoding)
+    queries = torch.randn(3, 8)
+    with sparsecore.backend(backend):
+        for seen in ((), seen_rows(3, 30, 0.2, seed=1)):
+            torch.library.opcheck(ops.score_topk, (queries, table.values.detach(), *table.index, 4, *seen))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_queries_of_an_autocast_model(dtype: torch.dtype) -> None:
+    table, encoder = sparsecore.SparseEmbedding(30, 8, density=0.4), torch.nn.Linear(5, 8)
+    x = torch.randn(3, 5)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        queries = encoder(x)
+        assert queries.dtype is dtype
+        scores, ids = sparsecore.score_topk(queries, table, 4)
+    right, best = sparsecore.score_topk(queries.float(), table, 4)
+    assert torch.equal(ids, best)
+    assert torch.equal(scores, right)
+
+
+def test_other_modules_are_named() -> None:
+    table = sparsecore.SparseEmbedding(30, 8, density=0.4)
+    dense, ids = torch.nn.Embedding(30, 8), torch.tensor([1])
+    with pytest.raises(sparsecore.SparsecoreError, match="needs a sparse table, got Embedding"):
+        sparsecore.score_topk(torch.randn(2, 8), dense, 3)  # type: ignore[arg-type]
+    with pytest.raises(sparsecore.SparsecoreError, match="needs two SparseEmbedding, got Embedding"):
+        sparsecore.gather_dot(table, ids, dense, ids)  # type: ignore[arg-type]
+
+
 def test_seen_must_be_a_scipy_matrix() -> None:
     table = sparsecore.SparseEmbedding(7, 4, density=0.5)
     with pytest.raises(sparsecore.SparsecoreError, match=r"seen must be a scipy\.sparse matrix, got Tensor"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import sparsecore
@@ -18,7 +18,9 @@ from sparsecore import (
     SparseEmbeddingBag,
     SparseLinear,
     SparseModule,
+    TopologyError,
 )
+from sparsecore.encoding import ENCODINGS
 
 DOUBLE = torch.float64
 
@@ -73,6 +75,29 @@ def test_functional_gradients_of_first_and_second_order(kind: str) -> None:
         )
 
 
+@every_layer
+@pytest.mark.feature("torch.func.vjp")
+def test_what_vjp_returns_can_be_called(kind: str) -> None:
+    make, x = LAYERS[kind]
+    module = make()
+    names = dict(module.named_parameters())
+
+    def call(parameters: dict[str, Tensor], x: Tensor = x) -> Tensor:
+        return functional_call(module, parameters, (x,))
+
+    plain = {name: p.detach() for name, p in names.items()}
+    y, back = vjp(call, plain)
+    along = torch.randn_like(y)
+    found = back(along)[0]
+    expected = torch.autograd.grad(module(x), list(names.values()), along)
+    for name, right in zip(names, expected, strict=True):
+        torch.testing.assert_close(found[name], right)
+    if x.is_floating_point():
+        of_input = vjp(lambda x: call(plain, x), x)[1](along)[0]
+        start = x.clone().requires_grad_()
+        torch.testing.assert_close(of_input, torch.autograd.grad(module(start), start, along)[0])
+
+
 def test_vmap_says_that_it_cannot() -> None:
     layer = SparseLinear(4, 4, density=0.5)
     with pytest.raises(RuntimeError, match="does not have vmap support"):
@@ -95,6 +120,48 @@ def test_deferred_initialisation(kind: str) -> None:
         module.load_state_dict(trained.state_dict(), assign=assign)
         module.check_invariants()
         torch.testing.assert_close(module(x), trained(x))
+
+
+@every_layer
+@pytest.mark.feature("meta device, deferred initialisation")
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_deferred_initialisation_without_a_checkpoint(kind: str, encoding: str) -> None:
+    make, x = LAYERS[kind]
+    with torch.device("meta"):
+        module = make()
+    module = module.to_empty(device="cpu")
+    module.set_encoding(encoding)
+    assert not module.has_index
+    with pytest.raises(TopologyError, match="has no index set yet: after to_empty"):
+        DynamicSparsity(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=9)
+    module.reset_parameters(seeded(7))  # type: ignore[operator]
+    module.check_invariants()
+    other = make()
+    other.set_encoding(encoding)
+    before = other.pattern
+    other.reset_parameters(seeded(8))  # type: ignore[operator]
+    assert torch.equal(before.col, other.pattern.col)  # one that is there stays
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=1, total_steps=9, drop_fraction=0.5)
+    for _ in range(3):
+        module(x).sin().sum().backward()
+        explorer.step()
+    module.check_invariants()
+    assert module(x).abs().max() > 0
+
+
+@every_layer
+@pytest.mark.feature("meta device, deferred initialisation")
+def test_shapes_without_data(kind: str) -> None:
+    make, x = LAYERS[kind]
+    with torch.device("meta"):
+        module = make()
+    y = module(x.to("meta"))
+    assert y.is_meta
+    assert y.shape == make()(x).shape
+    y.sum().backward()
+    assert module.values.grad is not None
+    assert module.values.grad.shape == module.values.shape
 
 
 def test_a_table_on_the_meta_device_costs_nothing() -> None:
