@@ -5,6 +5,9 @@
 writes ``OUTPUT.json`` and ``OUTPUT.md``, anew after every measurement, within ``--seconds``. ``--device cpu --quick``
 runs all of it on tiny shapes, through the same code (torch.sparse), and judges nothing. Measurements are made in a
 process of their own (`harness.gpu_worker`): what fails there has its error in its row.
+
+Beside what sparsecore itself depends on (``pip install .``) the tests need pytest and hypothesis; with
+``--no-tests`` nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ __all__ = ["main", "page"]
 _HEAD = """# Where it runs
 
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
-For most settings there is a tox environment of that name.
+What each setting ran, and when, is at the end: some the whole suite, others that of the library without its slow
+tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the whole suite, triton
+its part of it); the others differ in Python, torch or processor.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
 

@@ -7,6 +7,7 @@ import scipy.sparse
 import torch
 from devices import devices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sparsecore
 
@@ -124,3 +125,104 @@ def test_steps_of_a_cuda_graph_between_explorations(encoding: str) -> None:
         torch.testing.assert_close(mine, theirs)
     for name, buffer in captured[0].named_buffers():
         assert torch.equal(buffer, dict(eager[0].named_buffers())[name]), name
+
+
+# ---------------------------------------------------------------- how people train on a GPU
+
+
+def trained(model: Model, device: str, ids: Tensor, **idioms: bool) -> list[Tensor]:
+    """Outputs of 6 steps, two of which explore."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    explorer = sparsecore.DynamicSparsity(
+        model,
+        optimizer,
+        interval=3,
+        total_steps=6,
+        drop_fraction=0.4,
+        generator=torch.Generator().manual_seed(1),
+    )
+    forward = torch.compile(model, fullgraph=True, backend="aot_eager") if idioms.get("compiled") else model
+    outputs = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        parts = ids.split(3) if idioms.get("in_parts") else (ids,)
+        y = torch.cat(
+            [
+                checkpoint(forward, part, use_reentrant=False) if idioms.get("recomputed") else forward(part)
+                for part in parts
+            ]
+        )
+        y.square().sum().backward()
+        if idioms.get("clipped"):
+            nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+        optimizer.step()
+        explorer.step()
+        outputs.append(y.detach())
+    return outputs
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("idiom", ["compiled", "recomputed", "clipped", "in_parts"])
+@pytest.mark.feature("compile, checkpointing, clipping, micro-batches on a device")
+def test_idioms_change_nothing(device: str, idiom: str) -> None:
+    torch._dynamo.reset()
+    ids = torch.randint(0, 30, (6, 3), generator=torch.Generator().manual_seed(2)).to(device)
+    plain, other = Model().double().to(device), Model().double().to(device)
+    expected, found = trained(plain, device, ids), trained(other, device, ids, **{idiom: True})
+    torch.testing.assert_close(found, expected)
+    for name, mask in sparsecore.masks_of(plain).items():
+        assert torch.equal(sparsecore.masks_of(other)[name], mask), name
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.feature("mixed precision on a device")
+def test_mixed_precision(device: str, dtype: torch.dtype) -> None:
+    """A dense layer gives sparse ones 16-bit numbers; they add up in float32; losses are scaled; index sets move."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), sparsecore.SparseLinear(20, 300, density=0.3), nn.ReLU())
+    model = model.append(sparsecore.SparseLinear(300, 4, density=0.3)).to(device)
+    x = torch.randn(8, 12, device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    explorer = sparsecore.DynamicSparsity(model, optimizer, interval=3, total_steps=9)
+    scaler = torch.amp.GradScaler(device, init_scale=1024.0)
+    with torch.autocast(device, dtype):
+        hidden = model[0](x)
+        assert hidden.dtype is dtype
+        product = model[1](hidden)
+    assert product.dtype is torch.float32
+    torch.testing.assert_close(product, model[1](hidden.float()), rtol=1e-5, atol=1e-5)
+    losses = []
+    for _ in range(9):
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype):
+            loss = (model(x).float() - 1).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        explorer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for module in (model[1], model[3]):
+        module.check_invariants()
+        assert module.values.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.feature("torch.func on a device")
+def test_functional_gradients(device: str) -> None:
+    ids = torch.randint(0, 30, (6, 3), generator=torch.Generator().manual_seed(2)).to(device)
+    model = Model().double().to(device)
+    names = dict(model.named_parameters())
+    plain = {name: p.detach() for name, p in names.items()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (ids,)).sin().sum()
+
+    expected = torch.autograd.grad(model(ids).sin().sum(), list(names.values()))
+    once = torch.func.grad(loss)(plain)
+    value, back = torch.func.vjp(loss, plain)
+    for name, right in zip(names, expected, strict=True):
+        torch.testing.assert_close(once[name], right)
+        torch.testing.assert_close(back(torch.ones_like(value))[0][name], right)

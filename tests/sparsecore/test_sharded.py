@@ -20,6 +20,7 @@ from sparsecore import DynamicSparsity, SparsecoreError, broadcast_topology, sha
 from sparsecore.topology.grow import plan_exchange
 
 pytestmark = [
+    pytest.mark.feature("tables split by rows (shard_rows), FSDP2"),
     pytest.mark.slow,
     pytest.mark.skipif(
         not dist.is_available() or sys.platform == "win32", reason="no torch.distributed with gloo"
