@@ -58,11 +58,15 @@ def split(matrix: Any) -> tuple[Pattern, Tensor]:
         )
     if len(matrix.shape) != 2:
         raise PatternError(f"expected a sparse 2-D matrix, got {len(matrix.shape)}-D of scipy")
-    if matrix.dtype.kind not in "fiub" or matrix.dtype.itemsize > 8:
-        raise PatternError(f"torch has no weights of type {matrix.dtype}: convert it with .astype('float32')")
     csr = matrix.tocsr(copy=True)
     csr.sum_duplicates()  # sorts as well
-    return Pattern.from_scipy(csr), torch.from_numpy(np.array(csr.data))
+    try:
+        values = torch.from_numpy(np.array(csr.data))
+    except TypeError:
+        raise PatternError(
+            f"torch has no numbers of type {csr.dtype}: convert the matrix with .astype('float32')"
+        ) from None
+    return Pattern.from_scipy(csr), values
 
 
 def _split_torch_sparse(matrix: Any) -> tuple[Pattern, Tensor]:

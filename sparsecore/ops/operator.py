@@ -103,14 +103,12 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
             return transformed.apply(*args)
         if within_transform():  # what torch.func.vjp returns is called when its level has ended
             args = tuple(torch._C._functorch.unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args)
-        if _watched():
+        if args[0].is_meta or _watched():  # a weight or a graph comes first
             return op(*args)
         differentiable = False
         for a in args:
             kind = type(a)
             if kind in _TENSORS:
-                if a.is_meta:
-                    return op(*args)
                 differentiable = differentiable or a.requires_grad
             elif kind not in _OTHERS:  # a subclass of tensors
                 return op(*args)
