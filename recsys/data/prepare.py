@@ -101,8 +101,11 @@ def write_dataset(
             ids.append(np.empty(0, dataset.user_ids.dtype) if part.user_ids is None else part.user_ids)
         arrays["user_of_uid"] = np.concatenate(ids)
     else:
-        # Written even if empty: without it, `load` would carve one out of train.
-        matrices |= {"valid": dataset.validation.targets, "test": dataset.test.targets}
+        # Written even if empty: without it, `load` would carve one out of train. Where users were to be held out and
+        # there were too few for one, a part has no rows at all.
+        none = sparse.csr_array(dataset.train.shape, dtype=dataset.train.dtype)
+        valid, test = (part.targets if len(part.users) else none for part in sets.values())
+        matrices |= {"valid": valid, "test": test}
         arrays["user_ids"] = dataset.user_ids
     content = {**(about or {}), "notes": list(dataset.notes)}
     with new_folder(output) as folder:

@@ -58,6 +58,21 @@ def test_what_is_prepared_reads_back_the_same(tmp_path: Path, split: str, ids: s
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(3, {"split": "heldout"}), (12, {"validation": 0, "test": 0})],
+    ids=["nobody to hold out", "all to train on"],
+)
+def test_parts_without_users_read_back(rows: int, options: dict, tmp_path: Path) -> None:
+    source = tmp_path / "few.csv"
+    source.write_text("user,item\n" + "".join(f"{row // 3},{row % 3}\n" for row in range(rows)))
+    written = prepare(source, tmp_path / "few", **options)
+    read = load("few", tmp_path)
+    assert (read.train != written.train).nnz == 0
+    assert read.validation.targets.nnz == read.test.targets.nnz == 0
+    assert read.user_ids.tolist() == written.user_ids.tolist()
+
+
 def test_no_validation_stays_none_and_candidates_are_kept(tmp_path: Path) -> None:
     source = table(tmp_path)
     prepare(source, tmp_path / "mine", split="loo", validation=0)
