@@ -1,4 +1,4 @@
-"""Kernels that are handed addresses: a tenth of a microsecond each, where a tensor as a numpy array takes two.
+"""Kernels that are handed addresses, which takes a small part of the time in which a tensor becomes a numpy array.
 
 With each address goes a number of the type that lies there: kernels are compiled for it.
 """

@@ -1,11 +1,10 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
 *small*: one number after the other, where a call costs more than that. *one_csr*: the same for one example from CSR, of
-larger weights too. *few*: vectors along the columns of W, for a
-handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: dense
-products of blocks that are spread out. All read either encoding of W (sparsecore.encoding) and keep nothing between
-calls but scratch and the memory of large results. Panels of ``spmm_t`` add the threads' sums, in their order: its
-rounding depends on the number of threads.
+larger weights too. *few*: vectors along the columns of W, for a handful of examples. *panels*: vectors along the batch.
+*turned*: panels too, with W column-major. *blockwise*: dense products of blocks that are spread out. All but *one_csr*
+read either encoding of W (sparsecore.encoding), and all keep nothing between calls but scratch and the memory of large
+results. Panels of ``spmm_t`` add the threads' sums, in their order: its rounding depends on the number of threads.
 """
 
 from __future__ import annotations
