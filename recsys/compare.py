@@ -46,6 +46,8 @@ class Line:
 
     Attributes:
         label: model and method, with the folder where these do not tell.
+        kept: fraction of all the model's weights that may differ from zero: more than `density`, which is that of the
+            sparse ones, where some stay dense. Of a run by a version that did not count them, `density`.
         test, beyond_accuracy: what metrics.json has under these names.
         macs: multiply-adds of a training step, exploration's share included.
         resident_bytes: held between two training steps.
@@ -58,6 +60,7 @@ class Line:
     model: str
     method: str
     density: float
+    kept: float
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
     test: dict[str, Spread]
@@ -96,14 +99,13 @@ class Comparison:
         cost = _new_table(
             "cost",
             "Multiply-adds with exploration's share, bytes between two steps, time without evaluation.",
-            ("density", "M MACs a step", "resident MB", "seconds of training"),
+            ("density", "weights kept", "M MACs a step", "resident MB", "seconds of training"),
         )
         for line in self.lines:
             same = (line.label, f"{line.density:g}")
             quality.add_row(*same, f"{len(line.seeds)}", *(str(line.test[name]) for name in shown))
-            cost.add_row(
-                *same, _short(line.macs / 1e6), _short(line.resident_bytes / 1e6), _short(line.seconds)
-            )
+            costs = line.macs / 1e6, line.resident_bytes / 1e6, line.seconds
+            cost.add_row(*same, f"{line.kept:.4g}", *map(_short, costs))
         differences = _new_table(
             f"{self.metric} against {self.lines[0].label}",
             "Paired over users, each user's value averaged over seeds; interval: bootstrap. p values are not corrected "
@@ -222,6 +224,10 @@ def _load(path: str | Path) -> _Run:
             f"{path} was made by an older version: its metrics.json has no {', '.join(missing)}; "
             "train again with --overwrite"
         )
+    if not metrics["test"]:
+        raise RecsysError(
+            f"{path} was trained on everything (data.everything): it has no test metrics to compare"
+        )
     return _Run(Path(path), folder.config(), metrics, *folder.per_user())
 
 
@@ -268,6 +274,7 @@ def _line(label: str, group: Sequence[_Run], against: Paired | None) -> Line:
         model=group[0].config.model.name,
         method=_method(group),
         density=found[0]["density"],
+        kept=_kept(found[0]),
         seeds=tuple(seeds),
         runs=tuple(str(run.path) for run in group),
         test={name: Spread.of([m["test"][name] for m in found]) for name in found[0]["test"]},
@@ -277,6 +284,12 @@ def _line(label: str, group: Sequence[_Run], against: Paired | None) -> Line:
         seconds=float(np.mean([m["seconds"] for m in found])),
         against=against,
     )
+
+
+def _kept(metrics: Mapping[str, Any]) -> float:
+    if not metrics.get("dense_size"):  # of a fitted model there are none
+        return float(metrics["density"])
+    return sum(metrics["nnz"].values()) / int(metrics["dense_size"])
 
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -66,6 +66,8 @@ class Config(Section):
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
+        if not self.data.everything:
+            del content["data"]["everything"]  # runs of before it was a setting keep their hash
         if Path(self.data.name).is_absolute():
             content["data"]["name"] = Path(self.data.name).name
         content["train"].pop("tensorboard")
@@ -74,10 +76,10 @@ class Config(Section):
 
     def anchored(self) -> Config:
         """A copy whose paths do not depend on where it is read: relative ones are taken from the working directory."""
-        from recsys.data.formats import is_supported  # settings alone need not wait for scipy
+        from recsys.data.loaders import anchored  # settings alone need not wait for scipy
 
         data, pretrained = self.data, self.train.pretrained
-        name = str(Path(data.name).resolve()) if is_supported(data.name) else data.name
+        name = anchored(data.name, data.dir)
         place = None if data.dir is None else str(Path(data.dir).resolve())
         parts = {part: str(Path(folder).resolve()) for part, folder in pretrained.items()}
         return self.replace(data={"name": name, "dir": place}, train={"pretrained": parts})
@@ -113,6 +115,9 @@ def load_config(
         options: {"table.key": value}; None means not given.
         variation: {"table.key": value}, what this run has other than its siblings.
 
+    Where one of these names another model than those before it, all settings of the other model are dropped: they are
+    not the new one's.
+
     Raises:
         ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
             range.
@@ -129,13 +134,15 @@ def load_config(
     for key, value in (options or {}).items():
         if value is not None:
             _set(tree, key, copy.deepcopy(value))  # an override may set a key inside it
+    found: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects table.key=value (such as train.lr=0.01), got {text!r}")
-        _set(tree, key.strip(), parse_value(value.strip()))
-    for key, value in (variation or {}).items():
-        _set(tree, key, copy.deepcopy(value))
+        found[key.strip()] = parse_value(value.strip())
+    for given in (found, variation or {}):
+        for key, value in sorted(given.items(), key=lambda pair: pair[0] != "model.name"):
+            _set(tree, key, copy.deepcopy(value))
     return _validate(tree)
 
 
@@ -166,6 +173,9 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *tables, last = key.split(".")
+    model = tree.get("model")
+    if key == "model.name" and isinstance(model, dict) and model.get("name", value) != value:
+        model.clear()
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):

@@ -26,7 +26,7 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:
-    """Draw the metric against density, multiply-adds, memory and time, and write a .png or .svg file.
+    """Draw the metric against the fraction of weights kept, multiply-adds, memory and time, as .png or .svg.
 
     Lines of one model and method are joined by density; bars are standard deviations over seeds.
 
@@ -43,14 +43,14 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         series.setdefault(line.label, []).append(line)
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels = {
-        "density": lambda line: line.density,
+        "fraction of weights kept": lambda line: line.kept,
         "million multiply-adds a step": lambda line: line.macs / 1e6,
         "resident MB in training": lambda line: line.resident_bytes / 1e6,
         "seconds of training": lambda line: line.seconds,
     }
     for axes, (title, cost) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for label, lines in series.items():
-            lines = sorted(lines, key=lambda line: line.density)
+            lines = sorted(lines, key=lambda line: line.kept)
             quality = [line.test[comparison.metric] for line in lines]
             axes.errorbar(
                 [cost(line) for line in lines],
@@ -62,7 +62,8 @@ def save_plot(comparison: Comparison, path: Path) -> None:
             )
         axes.set_xlabel(title)
         axes.set_ylabel(comparison.metric)
-        axes.set_xlim(left=0)
+        right = axes.get_xlim()[1]
+        axes.set_xlim(-0.03 * right, right)  # from 0, with room for a point there
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -75,6 +75,8 @@ def run(
             "quickstart shows full ranking beside the most popular and the best possible one; "
             "expected evaluation.protocol=full; use recsys train for sampled ranking"
         )
+    if config.data.everything:
+        raise ConfigError("quickstart measures on test: expected data.everything=false")
     if output is not None:
         RunFolder.check_free(output, overwrite)
     dataset = load_dataset(config)

@@ -162,14 +162,14 @@ class SavedRecommender:
         exclude_seen: bool = True,
         items: Sequence[int | str] | None = None,
     ) -> list[tuple[int | str, float]]:
-        """The k best items for a user, or for somebody new who has chosen `items` (fold-in: MultVAE and models
-        that are fitted, not trained).
+        """The k best items for a user, or for somebody new who has chosen `items` (fold-in: MultVAE, SASRec and
+        models that are fitted, not trained).
 
         Args:
             user_id: raw id of a user of the training data. Text is accepted for numeric ids.
             k: how many; fewer come back if fewer are left.
             exclude_seen: leave out what the user has chosen already: of someone the model was trained with, the
-                training part, without what was kept for validation and test.
+                training part, without what was kept for validation and test (nothing is, see `recsys.data.everything`).
             items: raw ids, in place of `user_id`; for a model of sequences the oldest first.
 
         Returns:
@@ -192,7 +192,7 @@ class SavedRecommender:
             if seen.nnz == 0:
                 raise DataError(
                     f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
-                    "give some items instead (items=, --item), if the model takes them (MultVAE, EASE, ItemKNN)"
+                    "give some items instead (items=, --item), if the model takes them (MultVAE, SASRec, EASE, ItemKNN)"
                 )
         else:
             row = -1
@@ -236,7 +236,12 @@ def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: st
         nearest = close[0] if close else ids[0]
     else:
         nearest = ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]
-    hint = "; for somebody new give the items they have chosen (items, --item)" if what == "user" else ""
+    hint = ""
+    if what == "user":
+        hint = (
+            "; for somebody new give the items they have chosen (items, --item); one who was held out for validation "
+            "or test is known to a model that is trained on everything (recsys train --refit RUN --everything)"
+        )
     raise DataError(
         f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}{hint}"
     )

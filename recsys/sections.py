@@ -18,11 +18,15 @@ METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 
 
 class DataConfig(Section):
-    """What to train on: a name that `recsys.data.load` knows, and its options."""
+    """What to train on: a name that `recsys.data.load` knows, and its options.
+
+    everything: train on validation and test, too, and measure nothing: for a model that is to serve.
+    """
 
     name: str = "synthetic"
     dir: str | None = None
     seed: int = Field(default=0, ge=0)
+    everything: bool = False
     options: dict[str, Any] = Field(default={})
 
     @field_validator("options")

@@ -67,7 +67,8 @@ DataDir = Annotated[
     ),
 ]
 DatasetName = Annotated[
-    str | None, typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file.")
+    str | None,
+    typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file or folder."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
 Threads = Annotated[
@@ -86,6 +87,17 @@ def _preset_names() -> str:
     return ", ".join(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="neumf, convncf, cdae, multvae, lightgcn, ultragcn, bprmf, sasrec, popularity, itemknn or ease."
+    ),
+]
+Method = Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")]
+DensityOption = Annotated[
+    float | None, typer.Option("--density", help="Fraction of weights kept, in (0, 1].")
+]
+Epochs = Annotated[int | None, typer.Option(help="Epochs to train at most.")]
 Preset = Annotated[str | None, typer.Option(help=f"Settings that come with recsys: {_preset_names()}.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]

@@ -71,7 +71,7 @@ def prepare(
     min_item: Annotated[int | None, _option("k-core: least interactions of an item.", min=0)] = None,
     split: Annotated[Text, _option("ratio, heldout, loo or temporal.")] = None,
     validation: Annotated[float | None, _option("Fraction; with loo, 0 for none.")] = None,
-    test: Annotated[float | None, _option("Fraction.")] = None,
+    test: Annotated[float | None, _option("Likewise.")] = None,
     fold_in: Annotated[float | None, _option("heldout: fraction of a history that is shown.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     archive: Annotated[
@@ -178,9 +178,9 @@ def stats(
 ) -> None:
     """Sizes, quantiles of the activity of users and items, and how uneven popularity is (Gini)."""
     from recsys.data import load
+    from recsys.data.loaders import anchored
 
-    place = Path(dataset)
-    loaded = load(str(place.resolve()) if place.is_dir() else dataset, data_dir=data_dir, seed=seed)
+    loaded = load(anchored(dataset, data_dir), data_dir=data_dir, seed=seed)
     found = _statistics(loaded)
     if as_json:
         typer.echo(json.dumps(found, indent=2))

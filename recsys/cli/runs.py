@@ -13,7 +13,11 @@ from recsys.cli.app import (
     ConfigFile,
     DataDir,
     DatasetName,
+    DensityOption,
     Device,
+    Epochs,
+    Method,
+    Model,
     Output,
     Overrides,
     Overwrite,
@@ -56,15 +60,10 @@ def train(
     config_file: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="neumf, convncf, cdae, multvae, lightgcn, ultragcn, bprmf, sasrec, popularity, itemknn or ease."
-        ),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")] = None,
-    density: Annotated[float | None, typer.Option(help="Fraction of weights kept, in (0, 1].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs to train at most.")] = None,
+    model: Model = None,
+    method: Method = None,
+    density: DensityOption = None,
+    epochs: Epochs = None,
     seed: Seed = None,
     overrides: Overrides = None,
     output: Output = None,
@@ -78,6 +77,9 @@ def train(
             metavar="RUN", help="Train RUN's model on train and validation together, to its best epoch."
         ),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="With --refit: on test, too, to serve; nothing is measured.")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to tensorboard/ in the run's folder.")
     ] = False,
@@ -98,6 +100,12 @@ def train(
     }
     given = [preset, config_file, dataset, data_dir, seed, overrides, *plain.values()]
     config = None
+    if everything and refit is None:
+        raise ConfigError("--everything trains the model of a finished run once more: expected --refit RUN")
+    if density is not None and method == "dense":
+        raise ConfigError(
+            "--density is of the methods masked, static and dsl: --method dense keeps all weights"
+        )
     if refit is not None:
         others = [value for value in given if value is not data_dir]
         if output is None or resume or any(value is not None for value in others):
@@ -133,7 +141,13 @@ def train(
             from recsys.training.refit import refit as train_again
 
             metrics = train_again(
-                refit, output, data_dir=moved, overwrite=overwrite, quiet=quiet, on_epoch=listener
+                refit,
+                output,
+                everything=everything,
+                data_dir=moved,
+                overwrite=overwrite,
+                quiet=quiet,
+                on_epoch=listener,
             )
         elif config is None:
             metrics = session.resume(output, data_dir=moved, device=device, quiet=quiet, on_epoch=listener)
@@ -155,7 +169,13 @@ def train(
         for note in metrics["dataset"]["notes"]:
             typer.echo(f"data: {note}")
     parts = {name: metrics[name] for name in ("validation", "test")}
-    _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
+    if any(parts.values()):
+        _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
+    else:
+        typer.echo(f"trained on everything for {metrics['epochs']} epochs: nobody is left to measure it on")
+    fewer = metrics["users"]["test"].get("fewer_candidates")
+    if fewer and not quiet:
+        typer.echo(f"evaluation: {fewer} test users are ranked for among fewer items than was asked for")
     typer.echo(
         f"{metrics['parameters_stored']:,} parameters stored, {metrics['seconds']:.1f} s; see {output}"
     )
@@ -175,6 +195,8 @@ def evaluate(
     use_threads(threads)
     metrics = evaluate_run(run, None if data_dir is None else str(data_dir), device)
     _print_metrics(metrics, RunFolder(run).config().evaluation.describe())
+    if not metrics["test"]:
+        typer.echo("the run has not ended: test users are scored once, at its end (recsys train --resume)")
 
 
 @app.command()

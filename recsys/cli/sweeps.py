@@ -13,8 +13,12 @@ from recsys.cli.app import (
     ConfigFile,
     DataDir,
     DatasetName,
+    DensityOption,
+    Epochs,
     Jobs,
     JobThreads,
+    Method,
+    Model,
     Overrides,
     Preset,
     Quiet,
@@ -33,6 +37,10 @@ def sweep(
     config_file: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    model: Model = None,
+    method: Method = None,
+    density: DensityOption = None,
+    epochs: Epochs = None,
     overrides: Overrides = None,
     grid: Annotated[
         list[str] | None,
@@ -56,8 +64,15 @@ def sweep(
     """Train a grid of settings with several seeds; what has ended is not repeated, so the same command resumes."""
     from recsys.sweep.command import sweep as run
 
+    plain = {
+        "model.name": model,
+        "sparsity.method": method,
+        "sparsity.density": density,
+        "train.epochs": epochs,
+    }
+
     def of_cell(variation: Mapping[str, Any]) -> Config:
-        return make_config(preset, config_file, dataset, data_dir, None, overrides, variation=variation)
+        return make_config(preset, config_file, dataset, data_dir, None, overrides, plain, variation)
 
     title = preset or (config_file.stem if config_file else of_cell({}).model.name)
     whole = run(

@@ -73,7 +73,7 @@ def load_folder(name: str, folder: Path, seed: int, options: dict[str, Any]) -> 
     if loader is None:
         raise DataError(
             f"{folder}: expected a folder with train and test files or an interactions file, of one of the kinds "
-            f"{', '.join(SUFFIXES)}"
+            f"{', '.join(SUFFIXES)}; a folder of several datasets is given as --data-dir"
         )
     with naming(folder):
         return loader(name, folder, seed, options)

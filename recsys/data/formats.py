@@ -121,9 +121,7 @@ def _from_table(path: Path, table: Table, options: ReadOptions) -> Interactions:
     if not len(table.users):
         raise DataError(f"{path}: no interaction is left: no rating reaches min_rating {options.min_rating}")
     shape = len(table.user_ids), len(table.item_ids)
-    # By file order the timestamps say nothing, and a later split is not to cut by them.
-    time = table.time if options.order != "file" else None
-    matrix, order, time, repeated = merge_pairs(table.users, table.items, shape, time)
+    matrix, order, time, repeated = merge_pairs(table.users, table.items, shape, table.time)
     told = time is not None or options.order == "file" or not _sorted_by_item(matrix, order)
     notes = _repeated(path, repeated)
     if table.unrated:

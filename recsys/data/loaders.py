@@ -14,7 +14,7 @@ from recsys.data.formats import SUFFIXES, is_supported
 from recsys.data.synthetic import synthetic
 from recsys.errors import ConfigError, DataError
 
-__all__ = ["DATA_VARIABLE", "available", "load"]
+__all__ = ["DATA_VARIABLE", "anchored", "available", "load"]
 
 DATA_VARIABLE = "SPARSECORE_DATA"
 SYNTHETIC_OPTIONS = {
@@ -31,7 +31,8 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
 
     Args:
         name: "synthetic"; a name of `available(data_dir)`; the path of a file of a supported kind
-            (`recsys.data.formats`); or the absolute path of a folder that has a known layout (`recsys.data.folders`).
+            (`recsys.data.formats`) or of a folder that has a known layout (`recsys.data.folders`). A name of
+            `available(data_dir)` goes before a folder here of that name.
         data_dir: folder of datasets; None takes the environment variable SPARSECORE_DATA. A file or folder that is no
             longer where its path says is looked for in a `data_dir` that is given, too, by the last part of its name.
         seed: of the synthetic data and of every split made here; published splits are taken as they are.
@@ -60,14 +61,21 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
         path = Path(data_dir) / path.name
     if is_supported(name):
         return split_file(name, path, seed, options)
-    if path.is_absolute() and is_dataset(path):
-        return load_folder(name, path, seed, options)
     root = _data_dir(data_dir)
     names = _folders(root) if root is not None else []
-    if name not in names:
-        raise DataError(_unknown(name, ["synthetic", *names], root))
-    assert root is not None
-    return load_folder(name, root / name, seed, options)
+    if root is not None and name in names:
+        return load_folder(name, root / name, seed, options)
+    if path.is_dir():
+        return load_folder(name, path, seed, options)
+    raise DataError(_unknown(name, ["synthetic", *names], root))
+
+
+def anchored(name: str, data_dir: str | Path | None = None) -> str:
+    """The name of a dataset, or the absolute path of a file or folder here that `load` would take for it."""
+    is_file = is_supported(name)
+    if is_file or (is_dataset(Path(name)) and name not in available(data_dir)):
+        return str(Path(name).resolve())
+    return name
 
 
 def available(data_dir: str | Path | None = None) -> list[str]:

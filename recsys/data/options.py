@@ -18,11 +18,14 @@ class ReadOptions:
     Attributes:
         user_column, item_column, rating_column, timestamp_column: name in the header, in any case; without a header
             the place, counted from 1. Without a header they default to 1, 2, 3 and 4, as far as there are columns.
+            Ratings are numbers that are not negative; timestamps are numbers, or dates and times as ISO 8601 writes
+            them (text), with an offset throughout or without.
         separator: between two fields; one or more characters.
         header: whether the first line names the columns.
         ids: "auto": the first field says whether a column holds numbers, and then all of it must; "any": numbers if
             every field is one, else text; "text": text.
-        order: what a user's history is ordered by: "time" (rows of one time by their place in the file) or "file".
+        order: what a user's history is ordered by: "time" (rows of one time by their place in the file) or "file",
+            which leaves timestamps unread.
             None: time if there is a timestamp, else file, unless the items of every user ascend: then the file was
             sorted and tells no order.
         min_rating: rows with a lower rating are left out.

@@ -1,7 +1,8 @@
 """Splits that follow the order in which interactions happened.
 
 Leave-one-out: of each user's history the last interaction is the test target and the one before it the validation
-target. A user with two interactions gives one to test and none to validation; a user with one stays in train.
+target. A user with two interactions gives one to test and none to validation; a user with one stays in train. Without
+a test part, the last interaction is the validation target.
 
 Temporal: two moments cut all interactions into train, validation and test, so that nothing of the future is learned.
 Interactions of one moment are never parted: those at a cut belong to the later part. Users and items that have no
@@ -34,7 +35,7 @@ def _parts(
 
 
 def loo_split(
-    matrix: csr_array, order: NDArray[np.int64], validation: bool = True
+    matrix: csr_array, order: NDArray[np.int64], validation: bool = True, test: bool = True
 ) -> tuple[csr_array, csr_array, csr_array]:
     """Train, validation and test of the same shape by leave-one-out; see the module's docstring.
 
@@ -43,9 +44,10 @@ def loo_split(
     lengths = np.diff(matrix.indptr)[entry_rows(matrix)]
     from_end = lengths - 1 - order
     part = np.zeros(matrix.nnz, dtype=np.int8)
-    part[(from_end == 0) & (lengths >= 2)] = 2
-    if validation:
-        part[(from_end == 1) & (lengths >= 3)] = 1
+    if test:
+        part[(from_end == 0) & (lengths >= 2)] = 2
+    if validation:  # the last one, too, where nothing is tested
+        part[(from_end == int(test)) & (lengths >= 2 + int(test))] = 1
     return _parts(matrix, part)
 
 

@@ -46,7 +46,7 @@ class SplitOptions:
             "temporal" (all interactions, by time).
         validation: fraction of the interactions of each user, of the users, or of all interactions. "loo" asks only
             whether it is 0: then there is no validation set.
-        test: as `validation`; "loo" does not read it.
+        test: as `validation`.
         fold_in: fraction of a held-out user's history that is shown to the model ("heldout" only).
 
     Raises:
@@ -277,7 +277,8 @@ def split_dataset(
         if time is None:
             raise DataError(
                 f"{name}: the split 'temporal' needs a timestamp of every interaction and there is none; "
-                "name the column (timestamp_column), or take the split 'loo' with order 'file', or 'ratio'"
+                "name the column (timestamp_column, --timestamp-column), or take the split 'loo' with order 'file', or "
+                "'ratio'"
             )
         *parts, users, items, dropped = temporal_split(matrix, time, options.validation, options.test)
         known = csr_array(csr_array(matrix[users])[:, items])
@@ -291,7 +292,7 @@ def split_dataset(
                 f"{name}: the split 'loo' needs the order of each user's interactions and the data does not tell it; "
                 "take a table with timestamps, or the split 'ratio'"
             )
-        parts = list(loo_split(matrix, order, options.validation > 0))
+        parts = list(loo_split(matrix, order, options.validation > 0, options.test > 0))
     else:
         parts = list(ratio_split(matrix, options.validation, options.test, seed))
     kept = order_of_part(matrix, order, parts[0])

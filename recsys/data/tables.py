@@ -29,9 +29,18 @@ __all__ = ["Gathered", "Table", "columns_of", "not_empty"]
 FIELDS = ("user", "item", "rating", "timestamp")
 NAMES = {
     "user": ("user", "user_id", "userid"),
-    "item": ("item", "item_id", "itemid"),
+    "item": ("item", "item_id", "itemid", "movie_id", "movieid"),
     "rating": ("rating",),
     "timestamp": ("timestamp",),
+}
+
+EXPECTED = {
+    "rating": "a number that is not negative",
+    "timestamp": "a number or a date and time such as 2024-05-31T23:59:00Z, one kind throughout",
+}
+HINTS = {
+    "rating": "",
+    "timestamp": "; where they are not needed, the order 'file' (--order file) leaves them unread",
 }
 
 
@@ -39,7 +48,7 @@ NAMES = {
 class Table:
     """The rows of a file in their order: row and column number of each, ascending with the raw ids.
 
-    time: (n,) float64 as in the file, seconds for parquet's timestamps and dates; None without such a column.
+    time: (n,) float64 as in the file, seconds for dates and times; None without such a column, or where it is not read.
     dropped: rows left out for their rating.
     unrated: rows whose rating is empty, where ratings are not read.
     """
@@ -72,6 +81,7 @@ class Gathered:
         self.ids = {field: IdColumn(field, mode) for field in ("user", "item")}
         self.times: list[NDArray[np.float64]] | None = [] if timed else None
         self.rows = self.dropped = self.unrated = 0
+        self._times_as: pa.DataType | None = None  # as the first row has it
 
     def add(self, columns: dict[str, pa.Array]) -> None:
         """Check and keep the next rows: user, item and what there is of rating and timestamp."""
@@ -106,15 +116,17 @@ class Gathered:
             raise DataError(f"{self.place(self.rows + row)}: column {field}: {message}")
 
     def _numbers(self, field: str, column: pa.Array) -> NDArray[np.float64]:
-        values = _cast(column)
+        kind: pa.DataType = pa.float64()
+        if field == "timestamp" and len(column):
+            self._times_as = kind = self._times_as or _kind_of_times(column[:1])
+        values = _cast(column, kind)
         bad: int | None
         if values is None:
             low, high = 0, len(column)
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (
-                    (low, middle) if _cast(column.slice(low, middle - low)) is None else (middle, high)
-                )
+                fails = _cast(column.slice(low, middle - low), kind) is None
+                low, high = (low, middle) if fails else (middle, high)
             bad = low
         else:
             wrong = ~np.isfinite(values)
@@ -124,9 +136,8 @@ class Gathered:
         if bad is not None:
             shown = column[bad].as_py()
             shown = shown.decode("utf-8", "replace") if isinstance(shown, bytes) else shown
-            expected = "a number that is not negative" if field == "rating" else "a number"
             what = "the field is empty" if shown in (None, "") else f"got {str(shown)[:40]!r}"
-            self._refuse((bad, f"expected {expected}, {what}"), field)
+            self._refuse((bad, f"expected {EXPECTED[field]}, {what}{HINTS[field]}"), field)
         assert values is not None
         return values
 
@@ -143,24 +154,38 @@ def _filled(column: pa.Array) -> tuple[pa.Array, int]:
         return pa.array(np.zeros(len(column))), len(column)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column.fill_null(0), column.null_count
-    if pa.types.is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         empty = pc.equal(pc.binary_length(column), 0).fill_null(True)
         return pc.if_else(empty, pa.scalar("0").cast(kind), column), pc.sum(empty).as_py() or 0
     return column, 0
 
 
-def _cast(column: pa.Array) -> NDArray[np.float64] | None:
-    """A column of numbers as float64, or None if a field of it is none."""
+def _is_text(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in checks)
+
+
+def _kind_of_times(first: pa.Array) -> pa.DataType:
+    """What a column of times holds by its first row: numbers, or dates and times without or with an offset."""
+    kinds = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+    return next((kind for kind in kinds if _cast(first, kind) is not None), kinds[0])
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> NDArray[np.float64] | None:
+    """A column of numbers, or of dates and times, as float64 (seconds), or None if a field of it is none.
+
+    kind: what fields that are text must be.
+    """
     if column.null_count:
         return None
     try:
         if pa.types.is_date(column.type):
             column = column.cast(pa.timestamp("ms"))
+        if _is_text(column.type):
+            column = column.cast(pa.large_string()).cast(kind)
         if pa.types.is_timestamp(column.type):
             per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False) / per_second
-        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            column = column.cast(pa.large_string())
         return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException:
         return None
@@ -205,6 +230,8 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
         raise DataError(f"{path}: two fields are to be read from one column: {found}")
     if options.min_rating is not None and "rating" not in found:
         raise DataError(f"{path}: min_rating needs a column of ratings; there is none")
+    if options.order == "file":
+        found.pop("timestamp", None)  # nobody will read them
     if options.order == "time" and "timestamp" not in found:
         raise DataError(
             f"{path}: order by time needs a column of timestamps and there is none; order 'file' takes the rows as "

@@ -126,6 +126,10 @@ def read_text(path: Path, style: TextStyle, options: ReadOptions) -> Table:
     mark = separator.encode()
     with opened(path) as file:
         first = file.readline(LONGEST_HEADER).removeprefix(b"\xef\xbb\xbf")
+        if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(
+                f"{path}: expected UTF-8 text, got UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+            )
         if len(first) == LONGEST_HEADER:
             raise DataError(f"{path}:1: the first line is longer than {LONGEST_HEADER} bytes")
         if not first.strip() and not file.read(LONGEST_HEADER).strip():

@@ -43,6 +43,13 @@ class Candidates:
     items: NDArray[np.int32]
     source: Literal["drawn", "published"]
 
+    def with_fewer(self, eval_set: EvalSet, negatives: int) -> int:
+        """How many users have fewer than `negatives` for each target: they have chosen too much, or (published) some of
+        them were no negatives.
+        """
+        wanted = np.diff(eval_set.targets.indptr).astype(np.int64) * negatives
+        return int(np.sum(np.diff(self.pointers) < wanted))
+
 
 def draw_candidates(eval_set: EvalSet, negatives: int, seed: int | np.random.SeedSequence) -> Candidates:
     """Draw `negatives` items for each target, uniformly without replacement from what the user has not chosen.
@@ -53,12 +60,15 @@ def draw_candidates(eval_set: EvalSet, negatives: int, seed: int | np.random.See
     the arguments: not on training, its seed or its random streams.
 
     Raises:
-        RecsysError: negatives < 1.
+        RecsysError: negatives < 1, or no fewer than there are items.
     """
-    if negatives < 1:
-        raise RecsysError(f"negatives: expected at least 1, got {negatives}")
-    rng = np.random.default_rng(seed)
     rows, n_items = eval_set.inputs.shape
+    if not 1 <= negatives < n_items:
+        raise RecsysError(
+            f"negatives: expected at least 1 and fewer than the {n_items} items that there are, got {negatives}; "
+            "to rank the whole catalogue, take full ranking"
+        )
+    rng = np.random.default_rng(seed)
     chosen = csr_array(eval_set.inputs + eval_set.targets)
     chosen.sort_indices()
     degree = np.diff(chosen.indptr).astype(np.int64)

@@ -194,6 +194,6 @@ def known_users(model: Recommender, users: np.ndarray, n_users: int) -> Tensor:
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= n_users):
         raise DataError(
             f"{type(model).__name__} scores the {n_users} users of its training data only, but another was asked "
-            "for; multvae, ease, itemknn and popularity score users who are not in the training data"
+            "for; multvae, sasrec, ease, itemknn and popularity score users who are not in the training data"
         )
     return sent(rows, model.device)

@@ -37,6 +37,7 @@ class BPRMF(Factors):
         dim: width of both tables.
         regularization: see above.
         init_std: initial values are N(0, init_std^2).
+        popularity: a negative is drawn with probability proportional to its degree to this power.
         density: of ``users`` and ``items``, in (0, 1].
         generator: initial values and index sets follow from it.
     """
@@ -47,12 +48,13 @@ class BPRMF(Factors):
         dim: int = 64,
         regularization: float = 1e-4,
         init_std: float = 0.1,
+        popularity: float = 0.0,
         *,
         density: float | Density = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape, dim, init_std, density=density, generator=generator)
-        self.regularization = regularization
+        self.regularization, self.popularity = regularization, popularity
 
     @classmethod
     def from_train(cls, train: csr_array, **options: Any) -> Self:
@@ -60,7 +62,7 @@ class BPRMF(Factors):
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """As many triples as there are interactions, see `triple_batches`."""
-        return triple_batches(dataset.train, batch_size, generator)
+        return triple_batches(dataset.train, batch_size, generator, self.popularity)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)

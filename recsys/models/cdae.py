@@ -14,7 +14,13 @@ import sparsecore
 from recsys.models.base import Interactions, Recommender, known_users
 from recsys.models.devices import moved, sent
 from recsys.models.layers import Density, Layers, add_bias
-from recsys.models.losses import bernoulli_nll, multinomial_nll, sampled_bernoulli_nll, squared_norm
+from recsys.models.losses import (
+    bernoulli_nll,
+    multinomial_nll,
+    sampled_bernoulli_nll,
+    sampled_squares,
+    squared_norm,
+)
 from recsys.models.negatives import NegativeSampler
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
+_SAMPLED = {"sampled": sampled_bernoulli_nll, "squared": sampled_squares}
 
 
 class CDAE(Recommender):
@@ -44,6 +51,7 @@ class CDAE(Recommender):
         "bce": binary cross-entropy with all items.
         "sampled": the same with the items chosen and `negatives` items for each of them, drawn with replacement from
             those that the user has not chosen, as the authors do. All logits are computed all the same.
+        "squared": half the squared differences of the logits to 1 and 0, of the same sample: the authors' other loss.
         "multinomial": the multinomial likelihood of MultVAE.
 
     Biases are not penalised, unlike the authors'. Exploration of sparse weights ranks those that it has just pruned
@@ -72,7 +80,7 @@ class CDAE(Recommender):
         activation: Literal["sigmoid", "relu", "tanh", "identity"] = "relu",
         dropout: float = 0.5,
         rescale: bool = True,
-        loss: Literal["bce", "sampled", "multinomial"] = "bce",
+        loss: Literal["bce", "sampled", "squared", "multinomial"] = "bce",
         negatives: int = 5,
         regularization: float = 0.0,
         *,
@@ -147,7 +155,7 @@ class CDAE(Recommender):
         elif self.objective == "multinomial":
             total = multinomial_nll(logits, batch)
         else:
-            total = sampled_bernoulli_nll(logits, batch, *self.draw_negatives(batch))
+            total = _SAMPLED[self.objective](logits, batch, *self.draw_negatives(batch))
         if self.regularization:
             tables = (self.input, self.users, self.output)
             squares = sum(squared_norm(sparsecore.weight_parameter(table)) for table in tables)
@@ -155,7 +163,7 @@ class CDAE(Recommender):
         return total
 
     def draw_negatives(self, batch: Interactions) -> tuple[Tensor, Tensor]:
-        """Users (0..B-1) and items of a sample for the loss "sampled"; nothing for a user who has chosen every item."""
+        """Users (0..B-1) and items, for the losses of samples; nothing for a user who has chosen every item."""
         device, batch = batch.items.device, moved(batch, torch.device("cpu"))
         chosen = (np.ones(len(batch.items), np.float32), batch.items.numpy(), batch.pointers.numpy())
         sampler = NegativeSampler(csr_array(chosen, shape=(batch.size, self.n_items)))

@@ -44,9 +44,8 @@ class ConvNCF(Recommender):
 
     over the triples of a batch, sums and not means, without a factor 1/2, as in the authors' code. Their bias of
         the score is left out: it changes no difference of scores. As long as the network says nothing, the penalties
-    are all that its weights feel, and with the authors' strengths shrink it to 0 within 50 updates: like them,
-    leave the penalties out for the first epoch (`unregularized_steps`) and start from the tables of a BPR-MF
-    (`initialize_from`).
+    are all that its weights feel, and with the authors' strengths shrink it to 0 within 50 updates: so, like them,
+    they are left out for the first epoch. Theirs start from the tables of a BPR-MF (`initialize_from`).
 
     Args:
         shape: (n_users, n_items).
@@ -55,7 +54,8 @@ class ConvNCF(Recommender):
         kernels: width and stride of each layer.
         dropout: probability that a number of h_L is set to 0 while training; the others are scaled up.
         embedding_regularization, conv_regularization, output_regularization: see above.
-        unregularized_steps: updates without the three penalties at the start.
+        unregularized_epochs: how many epochs at the start have none of the three penalties.
+        popularity: a negative is drawn with probability proportional to its degree to this power.
         init_std: initial values of the tables are N(0, init_std^2), those of the other weights N(0, .1^2), both
             drawn anew beyond two standard deviations; biases are .1.
         density: of the weights, in (0, 1]: ``users``, ``items``, ``convs.0``, ..., ``output`` and the biases of
@@ -80,7 +80,8 @@ class ConvNCF(Recommender):
         embedding_regularization: float = 0.01,
         conv_regularization: float = 1.0,
         output_regularization: float = 10.0,
-        unregularized_steps: int = 0,
+        unregularized_epochs: int = 1,
+        popularity: float = 0.0,
         init_std: float = 0.01,
         *,
         density: float | Density = 1.0,
@@ -98,7 +99,8 @@ class ConvNCF(Recommender):
                 f"number, but dim is {dim}; their product must be dim"
             )
         self.n_users, self.n_items = shape
-        self.unregularized_steps = unregularized_steps
+        self.unregularized_epochs, self.popularity = unregularized_epochs, popularity
+        self._epoch = 0  # its steps, known once there are batches
         self.dropout, self.init_std = dropout, init_std
         self.embedding_regularization = embedding_regularization
         self.conv_regularization, self.output_regularization = conv_regularization, output_regularization
@@ -150,10 +152,12 @@ class ConvNCF(Recommender):
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """Every interaction once, with one item not chosen, see `negative_batches`."""
-        return negative_batches(NegativeSampler(dataset.train), 1, batch_size, generator)
+        sampler = NegativeSampler(dataset.train, self.popularity)
+        self._epoch = -(-sampler.interactions // batch_size)
+        return negative_batches(sampler, 1, batch_size, generator)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
-        return -(-NegativeSampler(dataset.train).interactions // batch_size)
+        return -(-NegativeSampler(dataset.train, self.popularity).interactions // batch_size)
 
     def interact(self, users: Tensor, items: Tensor) -> Tensor:
         """(B, M) scores of embeddings: users (B, dim), for each of them items (B, M, dim)."""
@@ -196,7 +200,7 @@ class ConvNCF(Recommender):
         items = self.items(torch.cat((batch.positives.unsqueeze(1), batch.negatives.view(-1, 1)), dim=1))
         scores = widened(self.interact(users, items))
         loss = F.softplus(scores[:, 1] - scores[:, 0]).sum()
-        if step < self.unregularized_steps:
+        if step < self.unregularized_epochs * self._epoch:
             return loss
         loss = loss + self.embedding_regularization * (squared_norm(users) + squared_norm(items))
         for conv in self.convs:

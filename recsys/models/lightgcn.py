@@ -44,6 +44,7 @@ class LightGCN(Recommender):
         regularization: see above; of the layer-0 embeddings in the batch.
         init: "normal", N(0, .1^2), as the authors' PyTorch code, or "xavier_uniform" with the bound of the
             dense table, sqrt(6 / (rows + dim)), as their TensorFlow code.
+        popularity: a negative is drawn with probability proportional to its degree to this power.
         density: of ``table``, in (0, 1].
         generator: initial values and index set follow from it.
     """
@@ -57,6 +58,7 @@ class LightGCN(Recommender):
         hops: int = 3,
         regularization: float = 1e-4,
         init: Literal["normal", "xavier_uniform"] = "normal",
+        popularity: float = 0.0,
         *,
         density: float | Density = 1.0,
         generator: torch.Generator | None = None,
@@ -64,6 +66,7 @@ class LightGCN(Recommender):
         super().__init__()
         self.n_users, self.n_items = train.shape
         self.hops, self.regularization, self.init = hops, regularization, init
+        self.popularity = popularity
         self.graph = normalized_bipartite(train)
         self.table = Layers(density, generator).embedding("table", self.n_users + self.n_items, dim)
         self.dim = dim
@@ -117,7 +120,7 @@ class LightGCN(Recommender):
 
     def batches(self, dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
         """As many triples as there are interactions, see `triple_batches`."""
-        return triple_batches(dataset.train, batch_size, generator)
+        return triple_batches(dataset.train, batch_size, generator, self.popularity)
 
     def steps_per_epoch(self, dataset: Dataset, batch_size: int) -> int:
         return -(-dataset.train.nnz // batch_size)

@@ -16,6 +16,7 @@ __all__ = [
     "gaussian_kl",
     "multinomial_nll",
     "sampled_bernoulli_nll",
+    "sampled_squares",
     "squared_norm",
     "widened",
 ]
@@ -141,6 +142,17 @@ def sampled_bernoulli_nll(logits: Tensor, batch: Interactions, rows: Tensor, neg
     _check_users(logits, batch)
     chosen = F.softplus(-widened(logits[batch.rows, batch.items])).sum()
     return (chosen + F.softplus(widened(logits[rows, negatives])).sum()) / logits.shape[0]
+
+
+def sampled_squares(logits: Tensor, batch: Interactions, rows: Tensor, negatives: Tensor) -> Tensor:
+    """Half the squared error of the interactions and of sampled items, summed, the mean over the users of the batch.
+
+    (1/2B) (sum_{(u, i) in batch} (1 - logits_ui)^2 + sum_{(u, j) sampled} logits_uj^2); arguments and errors as of
+        `sampled_bernoulli_nll`.
+    """
+    _check_users(logits, batch)
+    chosen = (1 - widened(logits[batch.rows, batch.items])).square().sum()
+    return (chosen + widened(logits[rows, negatives]).square().sum()) / (2 * logits.shape[0])
 
 
 def _check_users(logits: Tensor, batch: Interactions) -> None:

@@ -46,6 +46,7 @@ class LightGCNConfig(Section):
     hops: int = Field(default=3, gt=0)
     regularization: float = Field(default=1e-4, ge=0)
     init: Literal["normal", "xavier_uniform"] = "normal"
+    popularity: float = Field(default=0.0, ge=0)
 
 
 class BPRMFConfig(Section):
@@ -55,6 +56,7 @@ class BPRMFConfig(Section):
     dim: int = Field(default=64, gt=0)
     regularization: float = Field(default=1e-4, ge=0)
     init_std: float = Field(default=0.1, gt=0)
+    popularity: float = Field(default=0.0, ge=0)
 
 
 class SASRecConfig(Section):
@@ -85,7 +87,8 @@ class ConvNCFConfig(Section):
     embedding_regularization: float = Field(default=0.01, ge=0)
     conv_regularization: float = Field(default=1.0, ge=0)
     output_regularization: float = Field(default=10.0, ge=0)
-    unregularized_steps: int = Field(default=0, ge=0)
+    unregularized_epochs: int = Field(default=1, ge=0)
+    popularity: float = Field(default=0.0, ge=0)
     init_std: float = Field(default=0.01, gt=0)
 
 
@@ -97,7 +100,7 @@ class CDAEConfig(Section):
     activation: Literal["sigmoid", "relu", "tanh", "identity"] = "relu"
     dropout: float = Field(default=0.5, ge=0, lt=1)
     rescale: bool = True
-    loss: Literal["bce", "sampled", "multinomial"] = "bce"
+    loss: Literal["bce", "sampled", "squared", "multinomial"] = "bce"
     negatives: int = Field(default=5, gt=0)
     regularization: float = Field(default=0.0, ge=0)
 

@@ -19,9 +19,11 @@ __all__ = ["TripleSampler", "triple_batches"]
 _DRAWS = 1 << 14  # triples that `triple_batches` draws at a time
 
 
-def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator) -> Iterator[Triples]:
+def triple_batches(
+    train: csr_array, batch_size: int, generator: torch.Generator, popularity: float = 0.0
+) -> Iterator[Triples]:
     """One epoch: as many triples as there are interactions in ``train`` (n_users, n_items), see `TripleSampler`."""
-    sampler = TripleSampler(train)
+    sampler = TripleSampler(train, popularity)
     # Several batches a call, as each costs more than the draws of a small batch; not all: training waits for the first.
     step = batch_size * max(1, _DRAWS // batch_size)
     for start in range(0, train.nnz, step):
@@ -31,14 +33,15 @@ def triple_batches(train: csr_array, batch_size: int, generator: torch.Generator
 
 
 class TripleSampler:
-    """Draws (user, chosen item, item not chosen), each uniformly, the negative exactly (`NegativeSampler`).
+    """Draws (user, chosen item, item not chosen), each uniformly, the negative exactly (`NegativeSampler`), and if so
+    wished by its popularity.
 
     The user is uniform among those with at least one item chosen and one not, so that heavy users do not
     dominate (He et al. 2020 sample so).
     """
 
-    def __init__(self, train: csr_array) -> None:
-        self.negatives = NegativeSampler(train)
+    def __init__(self, train: csr_array, popularity: float = 0.0) -> None:
+        self.negatives = NegativeSampler(train, popularity)
         self.users = ((self.negatives.pointers.diff() > 0) & self.negatives.drawable).nonzero().squeeze(1)
         if not self.users.numel():
             raise DataError(

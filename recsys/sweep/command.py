@@ -22,7 +22,7 @@ from recsys.sweep.summary import (
     plus_minus,
     shown_metrics,
     summarise,
-    terminal_table,
+    terminal_tables,
 )
 from recsys.training.session import load_dataset
 
@@ -100,7 +100,7 @@ def sweep(
         lines += [f"* {run['cell']} seed {run['seed']}: {run['error']}" for run in outcome.failed]
     save_results(output / "sweep", "recsys", lines, document)
     if rows:
-        console.print(terminal_table(rows, names, title))
+        console.print(*terminal_tables(rows, names, title))
         if plot is not None:
             draw_heatmap(grid, rows, metrics[0] if metrics else chosen, plot, title)
             console.print(f"The picture is in {plot}.", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import DataError, OutputExistsError, RecsysError
+from recsys.errors import ConfigError, DataError, OutputExistsError, RecsysError
 from recsys.files import writing
 from recsys.machine import usable_cores
 from recsys.sweep.grid import Cell
@@ -54,7 +54,7 @@ class Plan:
 
     Raises:
         OutputExistsError: a cell's folder is there, but holds something else.
-        RecsysError: nothing can be written in `folder`.
+        RecsysError: nothing can be written in `folder`, or there is nothing to measure.
     """
 
     folder: Path
@@ -66,6 +66,8 @@ class Plan:
         found = _runs_by_hash(folder)
         places = {}
         for cell in cells:
+            if cell.config.data.everything:
+                raise ConfigError("a sweep measures on test: expected data.everything=false")
             place = found.get(cell.config.hash)
             if place is None:
                 place = folder / cell.folder

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from recsys.errors import ConfigError
 
-__all__ = ["best_row", "markdown_table", "plus_minus", "shown_metrics", "summarise", "terminal_table"]
+__all__ = ["best_row", "markdown_table", "plus_minus", "shown_metrics", "summarise", "terminal_tables"]
 
 HEAD = ("best epochs", "weights stored", "bytes in training", "seconds")
 
@@ -95,23 +95,30 @@ def markdown_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> li
     return lines
 
 
-def terminal_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str], title: str) -> Table:
-    """The same for a terminal, narrower."""
+def terminal_tables(rows: Sequence[dict[str, Any]], metrics: Sequence[str], title: str) -> list[Table]:
+    """The same for a terminal of 80 columns: quality, three metrics at a time, and cost."""
     reference = _reference(rows)
-    table = Table(
-        title=title,
-        caption="Test metrics at the epoch best on validation, ± sample sd over seeds.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("", overflow="fold")
-    for name in ("seeds", *metrics, "best\nepochs", "weights\nstored", "MB in\ntraining", "seconds"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        name, seeds, *means, epochs, stored, _, seconds = _words(row, metrics, reference)
+    words = [_words(row, metrics, reference) for row in rows]
+    tables = []
+    for start in range(0, len(metrics), 3):
+        names = list(metrics[start : start + 3])
+        table = _new_table(title, "± sample sd over seeds; at the epoch best on validation.", "seeds", *names)
+        for name, seeds, *others in words:
+            table.add_row(name, seeds, *others[start : start + len(names)])
+        tables.append(table)
+    cost = _new_table("cost", None, "best epochs", "weights stored", "MB in training", "seconds")
+    for row, (name, _, *others) in zip(rows, words, strict=True):
+        epochs, stored, _, seconds = others[len(metrics) :]
         size = f"{row['bytes'] / 1e6:,.3g}" if row["bytes"] < 1e8 else f"{row['bytes'] / 1e6:,.0f}"
-        table.add_row(name, seeds, *means, epochs, stored, size, seconds)
+        cost.add_row(name, epochs, stored, size, seconds)
+    return [*tables, cost]
+
+
+def _new_table(title: str, caption: str | None, *heads: str) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,8 +14,9 @@ from recsys.errors import ConfigError
 from recsys.models.build import model_class
 from recsys.models.fitted import Fitted
 from recsys.models.layers import Density
+from sparsecore import SparseModule
 
-__all__ = ["density_of", "expect_sparse_weights", "nnz_per_tensor", "parameter_densities"]
+__all__ = ["dense_size", "density_of", "expect_sparse_weights", "nnz_per_tensor", "parameter_densities"]
 
 
 def density_of(config: Config) -> Density:
@@ -48,6 +50,13 @@ def nnz_per_tensor(model: nn.Module, explorer: Any = None) -> dict[str, int]:
         name: int(masks[name].sum()) if name in masks else parameter.numel()
         for name, parameter in model.named_parameters()
     }
+
+
+def dense_size(model: nn.Module) -> int:
+    """How many weights the model would have if it were dense."""
+    sparse = [module for module in model.modules() if isinstance(module, SparseModule)]
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return size + sum(math.prod(module.shape) - module.nnz for module in sparse)
 
 
 def expect_sparse_weights(model: nn.Module, config: Config) -> None:

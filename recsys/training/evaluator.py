@@ -61,3 +61,9 @@ class Evaluator:
         source = self.candidates(eval_set).source
         seed = {"seed": self.settings.seed} if source == "drawn" else {}
         return {"ranking": "sampled", "negatives": self.settings.negatives, "candidates": source, **seed}
+
+    def with_fewer(self, eval_set: EvalSet) -> int:
+        """How many users are ranked for among fewer items than was asked for; none in full ranking."""
+        if self.settings.protocol == "full":
+            return 0
+        return self.candidates(eval_set).with_fewer(eval_set, self.settings.negatives)

@@ -1,7 +1,8 @@
 """Training once more on train and validation together, for as long as validation had found best.
 
 Published figures on published splits are of models that were trained on all of train. We choose the epoch on a part
-carved out of it, or on a validation part that was published with them, and this puts that part back.
+carved out of it, or on a validation part that was published with them, and this puts that part back. With everything,
+the test part goes into train, too: nothing is measured then, and the recommender knows all that there is to know.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from recsys.training.run_folder import RunFolder
 __all__ = ["refit", "refit_config"]
 
 
-def refit_config(run: str | Path) -> Config:
-    """The settings of a run with nothing for validation, stopping at its best epoch.
+def refit_config(run: str | Path, everything: bool = False) -> Config:
+    """The settings of a run with nothing for validation (with `everything`, nor for test), stopping at its best epoch.
 
     Schedules stay those of the run: the drop fraction at an epoch is what it was.
 
@@ -37,19 +38,20 @@ def refit_config(run: str | Path) -> Config:
             f"{run} has not ended, so its best epoch is not known; continue it with: "
             f"recsys train --resume --output {run}"
         )
-    if not metrics["validation"]:
-        raise RecsysError(f"{run} had no validation users: it was trained on all there is already")
     config = folder.config()
-    return config.replace(
-        data={"options": {**config.data.options, "validation": 0}},
-        train={"stop_epoch": metrics["best_epoch"]},
-    )
+    if config.data.everything or not (metrics["validation"] or everything):
+        raise RecsysError(f"{run} had no validation users: it was trained on all there is already")
+    stop = {"stop_epoch": metrics["best_epoch"]}
+    if everything:
+        return config.replace(data={"everything": True}, train=stop)
+    return config.replace(data={"options": {**config.data.options, "validation": 0}}, train=stop)
 
 
 def refit(
     run: str | Path,
     output: str | Path,
     *,
+    everything: bool = False,
     data_dir: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -59,6 +61,7 @@ def refit(
 
     Args:
         run: folder of a run that has ended.
+        everything: train on test, too, and evaluate nothing.
         data_dir: the folder in which the data is now, if it has moved.
         output, overwrite, quiet, on_epoch: as in `recsys.training.session.train`, whose metrics are returned.
 
@@ -66,7 +69,7 @@ def refit(
         RecsysError: as `refit_config`; or ``data.options.validation = 0`` gives other data than train and validation
             together (held-out users; a split by time, unless it was prepared); or the data has changed.
     """
-    config = session.placed(refit_config(run), data_dir)
+    config = session.placed(refit_config(run, everything), data_dir)
     RunFolder.check_free(output, overwrite)
     folder = RunFolder.open(run)
     before = session.load_dataset(session.placed(folder.config(), data_dir))
@@ -75,7 +78,7 @@ def refit(
         dataset = session.load_dataset(config)
     except RecsysError as error:
         raise DataError(f"{_refusal(before)} ({error})") from error
-    if not _put_together(before, dataset):
+    if not everything and not _put_together(before, dataset):
         raise DataError(_refusal(before))
     return session.train(config, output, overwrite=overwrite, dataset=dataset, quiet=quiet, on_epoch=on_epoch)
 

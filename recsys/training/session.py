@@ -18,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recsys.config import Config
 from recsys.data import Dataset, EvalSet, load
+from recsys.data.everything import everything
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
-from recsys.training.densities import nnz_per_tensor
+from recsys.training.densities import dense_size, nnz_per_tensor
 from recsys.training.run_folder import RunFolder
 from recsys.training.tensorboard import TensorBoardLog, require_tensorboard
 from recsys.training.trainer import Trainer
@@ -41,7 +42,8 @@ def load_dataset(config: Config) -> Dataset:
         raise ConfigError(
             f"data.options.{key} is no option of a data set; did you mean data.{key.removeprefix('data_')}?"
         )
-    return load(data.name, data_dir=data.dir, seed=data.seed, **data.options)
+    dataset = load(data.name, data_dir=data.dir, seed=data.seed, **data.options)
+    return everything(dataset) if data.everything else dataset
 
 
 def train(
@@ -67,14 +69,17 @@ def train(
     Returns:
         What metrics.json holds, all of the best epoch:
 
-        validation, test: means over the users with targets. users: how many these are ("evaluated"), how many of them
-            have nothing in train ("without_train") and how many users there are ("all"); a mean over all, a user
+        validation, test: means over the users with targets; empty where there are none (`data.options.validation`,
+            `data.everything`), as is then beyond_accuracy, which is of test. users: how many these are ("evaluated"),
+            how many of them have nothing in train ("without_train"), how many are ranked for among fewer candidates
+            than was asked for ("fewer_candidates") and how many users there are ("all"); a mean over all, a user
             without targets counting 0, as UltraGCN's authors report it, is the value times evaluated / all.
-        beyond_accuracy: of test, see `recsys.evaluation.beyond_accuracy`.
+        beyond_accuracy: see `recsys.evaluation.beyond_accuracy`.
         protocol: what targets were ranked against. split: hash of the data as it was divided.
         macs_per_step: multiply-adds of a training step, see `Trainer.macs`; exploration is 0 if there was none.
-        method, density, best_epoch, epochs, steps, seconds, parameters_stored, nnz, resident_bytes, config_hash,
-            versions, dataset.
+        nnz: how many weights of each parameter are kept; dense_size: how many there would be in a dense model.
+        method, density, best_epoch, epochs, steps, seconds, parameters_stored, resident_bytes, config_hash, versions,
+            dataset.
 
     Raises:
         OutputExistsError: the folder is there and not to be overwritten.
@@ -87,10 +92,11 @@ def train(
         if config.train.tensorboard:
             require_tensorboard()
     dataset = load_dataset(config) if dataset is None else dataset
-    if not len(dataset.test.rows_with_targets):
+    if not len(dataset.test.rows_with_targets) and not config.data.everything:
         raise DataError(
             f"{dataset.name}: no user has a test item, so there would be nothing to report; give the split a test part "
-            "(data.options.test), or data with more interactions of a user"
+            "(data.options.test), or data with more interactions of a user; to train on all there is and measure "
+            "nothing: data.everything=true, or recsys train --refit RUN --everything"
         )
     trainer = Trainer(config, dataset)
     if output is None:
@@ -149,7 +155,7 @@ def fit(
     parameters = list(trainer.model.parameters())  # a fitted model has buffers only
     # The one time that test users are scored.
     test, ks = trainer.dataset.test, trainer.config.train.ks
-    ranking = trainer.rank(test)
+    ranking = trainer.rank(test) if len(test.rows_with_targets) else None
     metrics = {
         "dataset": trainer.dataset.summary(),
         "split": trainer.dataset.fingerprint,
@@ -161,13 +167,14 @@ def fit(
         "method": trainer.config.sparsity.method,
         "density": 1.0 if trainer.config.sparsity.method == "dense" else trainer.config.sparsity.density,
         "validation": trainer.best_metrics,
-        "test": ranking.means(ks),
-        "beyond_accuracy": beyond_accuracy(ranking, trainer.dataset.train, ks),
+        "test": {} if ranking is None else ranking.means(ks),
+        "beyond_accuracy": {} if ranking is None else beyond_accuracy(ranking, trainer.dataset.train, ks),
         "users": {
             name: {
                 "evaluated": len(part.rows_with_targets),
                 "all": len(part),
                 "without_train": trainer.dataset.without_train(part),
+                "fewer_candidates": trainer.evaluator.with_fewer(part),
             }
             for name, part in _parts(trainer).items()
         },
@@ -177,6 +184,7 @@ def fit(
         "seconds": round(trainer.seconds, 3),
         "parameters_stored": sum(stored.numel() for stored in parameters or trainer.model.buffers()),
         "nnz": nnz_per_tensor(trainer.model, trainer.explorer),
+        "dense_size": dense_size(trainer.model),
         "resident_bytes": trainer.resident,
         "macs_per_step": {"forward": 0.0, "backward": 0.0, "exploration": 0.0, **trainer.macs},
         "config_hash": trainer.config.hash,
@@ -184,8 +192,9 @@ def fit(
     }
     if folder is not None:
         saved_recommender(trainer).save(folder.recommender, overwrite=True)
-        ids = ranking.rows if test.user_ids is None else test.user_ids[ranking.rows]
-        folder.save_per_user(ids, ranking.per_user(ks))
+        if ranking is not None:
+            ids = ranking.rows if test.user_ids is None else test.user_ids[ranking.rows]
+            folder.save_per_user(ids, ranking.per_user(ks))
         folder.save_metrics(metrics)
     return metrics
 
@@ -299,19 +308,26 @@ def evaluate_run(
 ) -> dict[str, dict[str, float]]:
     """Validation and test metrics of the best epoch of a run, computed anew from its weights.
 
+    Of a run that has not ended, those of validation alone: test is not looked at while there is something to choose.
+
     Args:
         path: the folder of the run.
         data_dir: the folder in which the data is now, if it has moved.
         device: where to score; None is where it was trained.
 
     Raises:
-        RecsysError: not a run, or nothing of it was saved yet; the data has changed.
+        RecsysError: not a run, or nothing of it was saved yet; the data has changed; there is nobody to evaluate.
     """
     folder = RunFolder.open(path)
     config = placed(folder.config(), data_dir, device)
+    if config.data.everything:
+        raise RecsysError(
+            f"{path} was trained on everything (data.everything): there is nobody left to evaluate"
+        )
+    ended = folder.metrics()
     weights = folder.load_best()
     dataset = load_dataset(config)
-    dataset.expect((folder.metrics() or folder.load_checkpoint()).get("split"), str(path))
+    dataset.expect((ended or folder.load_checkpoint()).get("split"), str(path))
     trainer = Trainer(config, dataset, fresh=False)
     try:
         trainer.model.load_state_dict(weights)
@@ -319,7 +335,9 @@ def evaluate_run(
         raise RecsysError(
             f"the weights in {path} do not fit the data {config.data.name!r}: has it changed since? ({error})"
         ) from error
+    if not trainer.selects and ended is None:
+        raise RecsysError(f"{path} has not ended and has no validation users: nothing to evaluate it on yet")
     return {
         "validation": trainer.evaluate(trainer.dataset.validation) if trainer.selects else {},
-        "test": trainer.evaluate(trainer.dataset.test),
+        "test": {} if ended is None else trainer.evaluate(trainer.dataset.test),
     }

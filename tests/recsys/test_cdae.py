@@ -141,7 +141,7 @@ def plain_logits(weights, x, users, activation):
 
 @pytest.mark.parametrize("density", [1.0, 0.3, Density(0.5, ALL)])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("loss", ["bce", "sampled", "multinomial"])
+@pytest.mark.parametrize("loss", ["bce", "sampled", "squared", "multinomial"])
 def test_cdae_equals_the_model_written_out(density, activation, loss):
     matrix, rows = random_matrix(5, empty=[3]), np.array([8, 0, 3, 2, 5])
     x = targets(matrix)
@@ -156,9 +156,13 @@ def test_cdae_equals_the_model_written_out(density, activation, loss):
         state = model.noise.get_state()
         users, items = model.draw_negatives(batch)
         model.noise.set_state(state)
-        plain = -F.logsigmoid(logits[x == 1]).sum()
+        one, zero = {
+            "sampled": (lambda t: -F.logsigmoid(t), lambda t: -F.logsigmoid(-t)),
+            "squared": (lambda t: (t - 1) ** 2 / 2, lambda t: t**2 / 2),
+        }[loss]
+        plain = one(logits[x == 1]).sum()
         for user, item in zip(users.tolist(), items.tolist(), strict=True):
-            plain = plain - F.logsigmoid(-logits[user, item])
+            plain = plain + zero(logits[user, item])
         plain = plain / 5
     plain = plain + 0.15 * sum(weights[name].square().sum() for name in ("input", "users", "output"))
     ours = model.loss(batch, 0)

@@ -136,6 +136,10 @@ def test_errors_are_one_line(tmp_path, finished):
     assert "not the folder of a run" in refused("train", "--resume", "-o", out)
 
 
+def test_dense_keeps_all_weights():
+    assert "--density is of the methods" in refused("train", "--method", "dense", "--density", 0.1)
+
+
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
     def bug(*args, **kwargs):
         raise ValueError("a bug of ours")
@@ -167,6 +171,10 @@ def test_ctrl_c_then_resume(tmp_path, monkeypatch):
     assert "after 2 epochs" in result.stderr
     command = re.search(r"recsys (train --resume --output \S+)", result.stderr)
     assert command is not None
+    so_far = call("evaluate", tmp_path / "run")  # of validation alone: there is something to choose yet
+    assert "validation" in so_far.output
+    assert "scored once" in so_far.output
+    assert not re.search(r"│ +test ", so_far.output)
     resumed = call(*command.group(1).split(), "--quiet")
     assert resumed.exit_code == 0, resumed.output
     assert call(*arguments, "-o", tmp_path / "whole").exit_code == 0

@@ -39,11 +39,23 @@ def runs(tmp_path_factory):
         "dense": {"sparsity.method": "dense"},
         "dsl-small": {"sparsity.method": "dsl", "sparsity.density": 0.2},
         "other-data": {"data.seed": 1},
-        "sampled": {"evaluation.protocol": "sampled"},
+        "sampled": {"evaluation.protocol": "sampled", "evaluation.negatives": 19},
     }
     for name, change in changes.items():
         session.train(load_config(options={**base, **change}), folder / name, quiet=True)
     return folder
+
+
+def test_weights_kept_are_counted_where_some_stay_dense(make_config, tmp_path):
+    config = make_config("masked", "sparsity.weights=paper", "sparsity.density=0.1", model="neumf")
+    for method in ("masked", "dsl"):
+        session.train(config.replace(sparsity={"method": method}), tmp_path / method, quiet=True)
+    found = compare_runs([tmp_path / "masked", tmp_path / "dsl"])
+    metrics = RunFolder(tmp_path / "dsl").metrics()
+    kept = metrics["parameters_stored"] / metrics["dense_size"]
+    assert [line.kept for line in found.lines] == [kept, kept]
+    assert kept > 0.3  # two of four tables, and no layer of the perceptron
+    assert metrics["dense_size"] == RunFolder(tmp_path / "masked").metrics()["parameters_stored"]
 
 
 def call(*arguments):
@@ -55,6 +67,7 @@ def test_lines(runs):
     assert found.metric == "ndcg@20"
     assert [line.label for line in found.lines] == ["bprmf dense", "bprmf dsl", "bprmf dsl"]
     assert [line.density for line in found.lines] == [1.0, 0.4, 0.2]
+    assert [line.kept for line in found.lines] == pytest.approx([1.0, 0.4, 0.2], abs=1e-3)
     assert [line.seeds for line in found.lines] == [(0,), (0, 1), (0,)]
     metrics = {name: RunFolder(runs / name).metrics() for name in ("dense", "dsl-0", "dsl-1")}
     both = [metrics[name]["test"]["recall@20"] for name in ("dsl-0", "dsl-1")]
@@ -149,7 +162,12 @@ def test_command(runs, tmp_path):
     assert call("compare", *names, "--plot", tmp_path / "c.svg").exit_code == 0
     drawn = (tmp_path / "c.svg").read_text()
     assert "<svg" in drawn
-    for cost in ("density", "million multiply-adds a step", "resident MB in training", "seconds of training"):
+    for cost in (
+        "fraction of weights kept",
+        "million multiply-adds a step",
+        "resident MB in training",
+        "seconds of training",
+    ):
         assert f"<!-- {cost} -->" in drawn  # matplotlib draws letters, and says in a comment what they are
     assert "matplotlib.pyplot" not in set(sys.modules) - before
 
@@ -177,9 +195,9 @@ def test_errors_of_the_command_are_one_line(runs, tmp_path, monkeypatch):
 
 
 def test_tables_say_the_protocol(runs):
-    assert "sampled ranking, 99 negatives a target" in call("evaluate", runs / "sampled").output
+    assert "sampled ranking, 19 negatives a target" in call("evaluate", runs / "sampled").output
     assert "full ranking" in call("evaluate", runs / "dense").output
-    assert "sampled ranking, 99 negatives a target" in " ".join(
+    assert "sampled ranking, 19 negatives a target" in " ".join(
         call("compare", runs / "sampled").output.split()
     )
 

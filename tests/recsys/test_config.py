@@ -7,7 +7,7 @@ import pytest
 from recsys import evaluation, sections
 from recsys.config import Config, load_config, presets
 from recsys.errors import ConfigError
-from recsys.models.settings import LightGCNConfig, MultVAEConfig, NeuMFConfig
+from recsys.models.settings import CDAEConfig, LightGCNConfig, MultVAEConfig, NeuMFConfig
 
 
 def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
@@ -161,6 +161,21 @@ def test_key_below_a_value_is_refused():
 def test_key_of_the_other_model_is_refused():
     with pytest.raises(ConfigError, match=r"unknown key 'model\.hidden'.*valid in \[model\]: name, dim"):
         load_config(overrides=["model.name=lightgcn", "model.hidden=3"])
+
+
+def test_another_model_takes_none_of_the_settings_of_the_one_before():
+    preset = load_config("multvae-ml-1m")
+    for given in (
+        {"options": {"model.name": "cdae"}},
+        {"overrides": ["model.hidden=7", "model.name=cdae"]},
+        {"variation": {"model.name": "cdae"}},
+    ):
+        config = load_config("multvae-ml-1m", **given)
+        hidden = 7 if "overrides" in given else 64
+        assert config.model == CDAEConfig(hidden=hidden)
+        assert config.train == preset.train
+    same = load_config("multvae-ml-1m", options={"model.name": "multvae"})
+    assert same == preset
 
 
 def test_unknown_preset_names_the_nearest():

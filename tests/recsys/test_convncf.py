@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,11 +108,17 @@ def test_loss_and_gradients_equal_the_formula(density, pairs, monkeypatch):
             torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-9, atol=1e-11)
 
 
-def test_no_penalty_during_the_first_steps():
-    plain, guarded = small(), small(unregularized_steps=3)
-    ranking = guarded.loss(BATCH, 2)
-    assert bool(ranking < guarded.loss(BATCH, 3))
-    torch.testing.assert_close(guarded.loss(BATCH, 3), plain.loss(BATCH, 0))
+def test_no_penalty_in_the_first_epoch():
+    plain, guarded = small(unregularized_epochs=0), small()
+    torch.testing.assert_close(guarded.loss(BATCH, 0), plain.loss(BATCH, 0))  # no epoch has begun
+    data = SimpleNamespace(train=csr_array(np.eye(*SHAPE, dtype=np.float32)))
+    steps = guarded.steps_per_epoch(data, 4)
+    assert steps == 2
+    for model in (plain, guarded):
+        model.batches(data, 4, generator())
+    ranking = guarded.loss(BATCH, steps - 1)
+    assert bool(ranking < guarded.loss(BATCH, steps))
+    torch.testing.assert_close(guarded.loss(BATCH, steps), plain.loss(BATCH, 0))
     free = small(embedding_regularization=0.0, conv_regularization=0.0, output_regularization=0.0)
     torch.testing.assert_close(ranking, free.loss(BATCH, 0))
 
@@ -167,7 +174,7 @@ def test_catalogue_and_candidates_score_alike(density, pairs, monkeypatch):
     torch.testing.assert_close(scores, plain.detach(), rtol=1e-10, atol=1e-12)
     items = torch.tensor([[3, 3, 0], [8, 1, 2], [0, 5, 7]])
     torch.testing.assert_close(model.score_items(users, inputs, items), scores.gather(1, items))
-    with pytest.raises(DataError, match=r"6 users .* multvae, ease"):
+    with pytest.raises(DataError, match=r"6 users .* multvae, sasrec, ease"):
         model.score(np.array([0, -1]), inputs[:2])
 
 

@@ -178,6 +178,56 @@ def test_parquet_ids_of_every_kind(tmp_path: Path, kind: pa.DataType) -> None:
     assert read_interactions(tmp_path / "a.parquet", ReadOptions(ids="text")).user_ids.tolist() == ["3", "7"]
 
 
+TIMES = {
+    "2020-01-02": 1_577_923_200.0,
+    "2020-01-02 03:04:05": 1_577_934_245.0,
+    "2020-01-02T03:04:05.5": 1_577_934_245.5,
+    "2020-01-02T03:04:05Z": 1_577_934_245.0,
+    "2020-01-02T03:04:05+02:00": 1_577_927_045.0,
+}
+
+
+@pytest.mark.parametrize("text", TIMES)
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_dates_and_times_as_text_are_seconds(tmp_path: Path, text: str, name: str) -> None:
+    times = [text, text.replace("2020", "2019")]
+    if name == "a.csv":
+        write(tmp_path / name, f"userId,movieId,timestamp\n1,5,{times[0]}\n1,4,{times[1]}\n")
+    else:
+        table = pa.table({"userId": [1, 1], "movieId": [5, 4], "timestamp": times})
+        pyarrow.parquet.write_table(table, tmp_path / name)
+    data = read_interactions(tmp_path / name)
+    assert data.time is not None
+    assert sorted(data.time.tolist()) == [TIMES[text] - 365 * 86_400, TIMES[text]]
+    assert pairs(data) == [(1, 4), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        ("7", "2020-01-01", "'2020-01-01'"),
+        ("2020-01-01", "7", "'7'"),
+        ("2020-01-01", "2020-01-01T00:00:00Z", "00Z"),
+        ("7", "", "empty"),
+        ("x", "7", "'x'"),
+    ],
+)
+def test_bad_times_are_refused_with_the_way_out(tmp_path: Path, first: str, second: str, shown: str) -> None:
+    path = write(tmp_path / "a.csv", f"user,item,timestamp\n1,5,{first}\n1,4,{second}\n")
+    line = 2 if first == "x" else 3
+    with pytest.raises(DataError, match=rf"a\.csv:{line}: column timestamp: .*{shown}.*--order file"):
+        read_interactions(path)
+    data = read_interactions(path, ReadOptions(order="file"))
+    assert (data.time, pairs(data)) == (None, [(1, 5), (1, 4)])
+
+
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, code: str) -> None:
+    (tmp_path / "a.csv").write_bytes("\ufeffuser,item\n1,2\n".encode(code))
+    with pytest.raises(DataError, match="expected UTF-8 text, got UTF-16"):
+        read_interactions(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
 def test_parquet_dates_are_seconds(tmp_path: Path, kind: pa.DataType) -> None:
     days = pa.array([2, 0, 1], pa.int32()).cast(pa.date32()).cast(kind)
@@ -410,7 +460,7 @@ def test_folders_of_one_file(tmp_path: Path, name: str) -> None:
     dataset = load("set", tmp_path)
     assert (dataset.n_users, dataset.item_ids.tolist()) == (1, [4, 5, 6])
     assert load(str(tmp_path / "set")).n_items == 3
-    with pytest.raises(DataError, match="unknown dataset"):
+    with pytest.raises(DataError, match="several datasets is given as --data-dir"):
         load(str(tmp_path), tmp_path)
 
 

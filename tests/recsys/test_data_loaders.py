@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse import csr_array
 
+from recsys.config import load_config
 from recsys.data import available, load
 from recsys.data.formats import read_interactions, read_matrix
 from recsys.errors import ConfigError, DataError
@@ -126,7 +127,7 @@ def test_string_ids_are_kept(tmp_path: Path) -> None:
         ("user,item,rating\n1,2,3\n1,3,inf\n", r":3: column rating: .* got 'inf'"),
         (
             "user,item,timestamp\n1,2,3\n1,3,2014-01-01\n",
-            r":3: column timestamp: expected a number, got '2014",
+            r":3: column timestamp: expected a number or a date .* got .2014",
         ),
     ],
 )
@@ -381,6 +382,28 @@ def test_unknown_name_names_the_nearest_and_the_way_out(
     monkeypatch.setenv("SPARSECORE_DATA", str(tmp_path))
     assert load("ml-100k").name == "ml-100k"
     assert available() == ["synthetic", "ml-100k"]
+
+
+def test_a_folder_here_is_a_dataset_unless_the_data_directory_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, root = tmp_path / "here", tmp_path / "data"
+    write(here / "mine" / "interactions.csv", "user,item\na,1\na,2\na,3\n")
+    write(here / "deep" / "er" / "interactions.csv", "user,item\nb,1\nb,2\nb,3\n")
+    (here / "empty").mkdir()
+    root.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("SPARSECORE_DATA", raising=False)
+    assert load("mine").user_ids.tolist() == ["a"]
+    assert load("deep/er").user_ids.tolist() == ["b"]
+    with pytest.raises(DataError, match="empty: expected a folder with train and test files"):
+        load("empty")
+    config = load_config(overrides=["data.name=deep/er"]).anchored()
+    assert config.data.name == str(here / "deep" / "er")  # a run is evaluated from elsewhere
+    write(root / "mine" / "interactions.csv", "user,item\nc,1\nc,2\nc,3\n")
+    assert load("mine", root).user_ids.tolist() == ["c"]
+    config = load_config(options={"data.name": "mine", "data.dir": str(root)}).anchored()
+    assert config.data.name == "mine"
 
 
 def test_missing_folder_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

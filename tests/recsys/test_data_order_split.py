@@ -54,16 +54,17 @@ def test_merging_keeps_the_earliest_and_the_order(rows: Rows) -> None:
         assert (np.diff(matrix.indices[entries]) > 0).all()
 
 
-@given(rows=rows_strategy, validation=st.booleans())
-def test_leave_one_out(rows: Rows, validation: bool) -> None:
+@given(rows=rows_strategy, validation=st.booleans(), test=st.booleans())
+def test_leave_one_out(rows: Rows, validation: bool, test: bool) -> None:
     matrix, order, _ = merged(rows)
     expected: list[set[tuple[int, int]]] = [set(), set(), set()]
     for user, history in histories(rows).items():
-        for place, (_, item) in enumerate(reversed(history)):
-            last = place == 0 and len(history) >= 2
-            before = place == 1 and len(history) >= 3 and validation
-            expected[2 if last else 1 if before else 0].add((user, item))
-    assert [pairs(part) for part in loo_split(matrix, order, validation)] == expected
+        left = [item for _, item in history]
+        for part, asked in ((2, test), (1, validation)):
+            if asked and len(left) >= 2:
+                expected[part].add((user, left.pop()))
+        expected[0] |= {(user, item) for item in left}
+    assert [pairs(part) for part in loo_split(matrix, order, validation, test)] == expected
 
 
 @given(rows=rows_strategy, validation=st.sampled_from([0.0, 0.1, 0.3]), test=st.sampled_from([0.1, 0.4]))

@@ -235,7 +235,7 @@ def test_scores_are_dot_products_of_known_users(kind, density):
     u, v = dense_tables(model)
     scores = model.score(np.array([2, 0]), train[[2, 0]])
     torch.testing.assert_close(scores, u[[2, 0]] @ v.T, rtol=1e-5, atol=1e-7)
-    with pytest.raises(DataError, match=r"8 users .* multvae, ease"):
+    with pytest.raises(DataError, match=r"8 users .* multvae, sasrec, ease"):
         model.score(np.array([0, -1]), train[[0, 1]])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -12,6 +15,7 @@ from scipy.stats import chi2
 
 from recsys.errors import DataError
 from recsys.models import negatives
+from recsys.models.build import build_model
 from recsys.models.negatives import NegativeSampler, negative_batches
 
 
@@ -80,6 +84,24 @@ def test_many_users_fit_into_the_points():
     assert int(sampler._points[-1]) > 0
     assert bool((sampler._points.diff() > 0).all())
     assert set(NegativeSampler(train).draw(torch.tensor([n - 1]), 50, generator())[0].tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["bprmf", "convncf", "lightgcn", "neumf"])
+def test_models_draw_negatives_by_popularity(name, tiny):
+    """With an exponent, items that nobody has chosen are no negatives; and the popular ones are drawn more often."""
+    train = tiny.train.tolil()
+    train[:, 7] = 0
+    data = SimpleNamespace(train=csr_array(train))
+    degree = torch.from_numpy(np.bincount(data.train.indices, minlength=tiny.n_items))
+    found = {}
+    for exponent in (0.0, 1.0):
+        settings = {**SMALL[name][0], "name": name, "popularity": exponent}
+        model = build_model(settings, data.train, 1.0, generator=torch.Generator().manual_seed(0))
+        batches = model.batches(data, 64, torch.Generator().manual_seed(1))
+        drawn = torch.cat([batch.negatives.reshape(-1) for batch in batches])
+        found[exponent] = float(degree[drawn].double().mean())
+        assert bool((drawn == 7).any()) == (exponent == 0)
+    assert found[1.0] > 1.05 * found[0.0]
 
 
 def test_same_seed_same_draws():

@@ -34,7 +34,7 @@ def of_row(candidates: Candidates, row: int) -> list[int]:
 
 
 @given(
-    users=st.integers(1, 6), items=st.integers(1, 20), negatives=st.integers(1, 8), seed=st.integers(0, 99)
+    users=st.integers(1, 6), items=st.integers(9, 20), negatives=st.integers(1, 8), seed=st.integers(0, 99)
 )
 def test_candidates_are_different_and_not_chosen(users: int, items: int, negatives: int, seed: int) -> None:
     eval_set = random_set(users, items, seed)
@@ -66,7 +66,7 @@ def test_every_item_not_chosen_is_drawn_alike() -> None:
 
 
 @given(
-    n_items=st.integers(2, 14),
+    n_items=st.integers(7, 14),
     levels=st.integers(1, 9),
     negatives=st.integers(1, 6),
     batch=st.integers(1, 5),
@@ -151,8 +151,9 @@ def test_bad_arguments() -> None:
     def scores(users: np.ndarray, inputs: csr_array, items: torch.Tensor) -> torch.Tensor:
         return torch.zeros(items.shape)
 
-    with pytest.raises(RecsysError, match="negatives"):
-        draw_candidates(eval_set, 0, 0)
+    for negatives in (0, 6):
+        with pytest.raises(RecsysError, match="negatives"):
+            draw_candidates(eval_set, negatives, 0)
     with pytest.raises(RecsysError, match="made for 2 users, but this set has 3"):
         evaluate_sampled(scores, random_set(3, 6), drawn)
     with pytest.raises(RecsysError, match="cut-offs"):

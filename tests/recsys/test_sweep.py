@@ -19,6 +19,7 @@ from recsys.sweep import heatmap, make_grid, parse_axis, summarise
 from recsys.sweep.engine import Plan, run_cells
 from recsys.sweep.summary import best_row, plus_minus, shown_metrics
 from recsys.training import session
+from recsys.training.run_folder import RunFolder
 
 SMALL = [
     *("--set", "data.options={users=120, items=60, interactions=1800, clusters=6}"),
@@ -168,6 +169,34 @@ def test_sweep_from_the_command_line(tmp_path, in_process):
     command[command.index("--seeds") + 1] = 3
     assert call(*command).exit_code == 0
     assert len(in_process) == 9
+
+
+def test_settings_by_option_and_tables_for_80_columns(tmp_path, in_process):
+    command = ["sweep", *SMALL[:2], "--model", "bprmf", "--method", "dsl", "--density", 0.5, "--epochs", 1]
+    command += [
+        "--set",
+        "train.ks=[10, 20]",
+        "--grid",
+        "sparsity.interval=50,100",
+        "--grid",
+        "train.lr=0.01,0.02",
+    ]
+    out = tmp_path / "sweep"
+    result = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(
+        app, [*map(str, command), "--seeds", "2", "-o", str(out), "--quiet"]
+    )
+    assert result.exit_code == 0, result.output
+    (run, *_) = json.loads((out / "sweep.json").read_text())["runs"]
+    config = RunFolder(out / run["folder"]).config()
+    assert (config.model.name, config.sparsity.method, config.sparsity.density) == ("bprmf", "dsl", 0.5)
+    assert config.train.epochs == 1
+    (row, *_) = json.loads((out / "sweep.json").read_text())["summary"]
+    for shown in (
+        *(plus_minus(row["test"][f"{name}@{k}"]) for name in ("recall", "ndcg") for k in (10, 20)),
+    ):
+        assert shown in result.output  # on one line each, whole
+    assert f"{row['parameters_stored']:,}" in result.output
+    assert row["cell"] in result.output
 
 
 def test_a_failed_run_is_reported_and_the_others_are_made(tmp_path, in_process):

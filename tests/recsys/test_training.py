@@ -141,7 +141,8 @@ def test_given_test_users_without_training_interactions_are_counted(make_config,
         "dense", "data.name=given", f"data.dir={tmp_path / 'data'}", "data.options={}", "train.epochs=1"
     )
     metrics = session.train(config, quiet=True)
-    assert metrics["users"]["test"] == {"evaluated": 4, "all": 11, "without_train": 2}
+    expected = {"evaluated": 4, "all": 11, "without_train": 2, "fewer_candidates": 0}
+    assert metrics["users"]["test"] == expected
     assert metrics["users"]["validation"]["without_train"] == 0
     (note,) = [note for note in metrics["dataset"]["notes"] if "no interaction in train" in note]
     assert note.startswith("test: 2 of 4 users with targets")
@@ -487,6 +488,7 @@ def test_run_folder_contents(make_config, tiny, tmp_path):
         "evaluated": len(tiny.test.rows_with_targets),
         "all": len(tiny.test),
         "without_train": 0,
+        "fewer_candidates": 0,
     }
     assert metrics["split"] == tiny.fingerprint
     assert all(metrics["macs_per_step"][name] > 0 for name in ("forward", "backward", "exploration"))
