@@ -39,6 +39,7 @@ def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("small._MOST_NUMBERS", "small._MOST_WORK", "one_csr._MOST_NONZEROS"):
         monkeypatch.setattr(f"sparsecore.backends.numba.{limit}", -1)
     monkeypatch.setattr("sparsecore.backends.numba.one_csr._LONG_ROW", 1 << 40)
+    monkeypatch.setattr("sparsecore.backends.numba.lanes_csr._MOST_EXAMPLES", -1)
 
 
 @pytest.fixture(params=["small kernels", "vectors"])

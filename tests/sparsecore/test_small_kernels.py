@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsecore import Pattern, SparsecoreError, ops
 from sparsecore.backends import numba as kernels
-from sparsecore.backends.numba import linear, small
+from sparsecore.backends.numba import lanes_csr, linear, small
 from sparsecore.encoding import ENCODINGS, encode
 
 pytestmark = of_numba
@@ -119,6 +119,7 @@ def test_where_their_range_ends(encoding: str, monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("gather", "scatter_grad_", "spmm", "spmm_t", "sddmm"):
         monkeypatch.setattr(small, name, noted(name))
+    monkeypatch.setattr(lanes_csr, "_MOST_EXAMPLES", -1)  # what comes before it, from CSR
     pattern = Pattern.random((60, 64), 0.3, generator=torch.Generator().manual_seed(0))
     index, values = index_of(pattern, encoding), values_for(pattern, dtype=torch.float32)
     weight, nnz = dense_of(pattern, values), pattern.nnz

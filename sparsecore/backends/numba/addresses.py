@@ -14,7 +14,9 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-__all__ = ["NUMBER", "index_at", "peek", "plain", "poke"]
+from sparsecore.backends.numba.jit import device_function
+
+__all__ = ["NUMBER", "index_at", "peek", "plain", "poke", "split_at"]
 
 # A number of each type, by which a kernel knows what lies at an address.
 NUMBER = {
@@ -65,3 +67,17 @@ def poke(typing_context, address, index, number):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, number), emit
+
+
+@device_function
+def split_at(index, kind, rows, n_chunks, chunk):
+    """`jit.split` for pointers at an address."""
+    target = (np.int64(peek(index, rows, kind)) + rows) * chunk // n_chunks
+    low, high = 0, rows
+    while low < high:
+        middle = (low + high) // 2
+        if np.int64(peek(index, middle, kind)) + middle >= target:
+            high = middle
+        else:
+            low = middle + 1
+    return low

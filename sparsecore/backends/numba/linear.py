@@ -1,10 +1,11 @@
 """Products of a sparse weight W (rows = outputs, cols = inputs) with dense activations: which algorithm runs.
 
 *small*: one number after the other, where a call costs more than that. *one_csr*: the same for one example from CSR, of
-larger weights too. *few*: vectors along the columns of W, for a handful of examples. *panels*: vectors along the batch.
-*turned*: panels too, with W column-major. *blockwise*: dense products of blocks that are spread out. All but *one_csr*
-read either encoding of W (sparsecore.encoding), and all keep nothing between calls but scratch and the memory of large
-results. Panels of ``spmm_t`` add the threads' sums, in their order: its rounding depends on the number of threads.
+larger weights too. *lanes_csr*: vectors along a small batch, from CSR. *few*: vectors along the columns of W, for a
+handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: dense
+products of blocks that are spread out. All but those named after CSR read either encoding of W (sparsecore.encoding),
+and all keep nothing between calls but scratch and the memory of large results. Panels of ``spmm_t`` add the threads'
+sums, in their order: its rounding depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from sparsecore.backends.numba import (
     blockwise,
     few,
+    lanes_csr,
     one_csr,
     panel_sddmm,
     panel_spmm,
@@ -58,6 +60,8 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
         return torch.zeros((batch, rows), dtype=x.dtype, device="cpu")
     if col is not None and one_csr.suits(batch, nnz, rows, x.dtype):
         return one_csr.spmm(values, crow, col, x, threads(nnz))
+    if col is not None and lanes_csr.suits(batch, nnz, rows, x.dtype):
+        return lanes_csr.spmm(values, crow, col, x, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)
     y = result_of(crow, "spmm", (batch, rows), x.dtype)
@@ -71,6 +75,8 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     (batch, rows), nnz = dy.shape, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype, device="cpu")
+    if col is not None and lanes_csr.suits_gradient(batch, nnz, (rows, n_cols), dy.dtype):
+        return lanes_csr.spmm_t(values, crow, col, dy, n_cols, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
     dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
@@ -85,6 +91,8 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     (batch, cols), rows = x.shape, dy.shape[1]
     if not batch or not nnz:
         return torch.zeros(nnz, dtype=x.dtype, device="cpu")
+    if col is not None and lanes_csr.suits_gradient(batch, nnz, (rows, cols), x.dtype):
+        return lanes_csr.sddmm(crow, col, dy, x, nnz, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.sddmm(crow, col, dy, x, nnz)
     out = result_of(crow, "gradient", (nnz,), x.dtype)

@@ -16,7 +16,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsecore.pages import ask_huge_pages
 
-__all__ = ["TYPES", "is_kept", "kept_results", "output", "release", "result_of", "workspace"]
+__all__ = [
+    "TYPES",
+    "is_kept",
+    "kept_results",
+    "output",
+    "release",
+    "result_of",
+    "scratch_tensor",
+    "workspace",
+]
 
 TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -99,3 +108,13 @@ def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.nda
         if buffer.nbytes <= _KEPT:
             _kept.__dict__[name, dtype] = buffer
     return buffer[: n_chunks * row].reshape(n_chunks, row)
+
+
+def scratch_tensor(name: str, size: int, dtype: torch.dtype) -> Tensor:
+    """Such scratch for kernels that are handed addresses, in one piece."""
+    buffer = _kept.__dict__.get((name, "tensor", dtype))
+    if buffer is None or buffer.shape[0] < size:
+        buffer = torch.empty(size, dtype=dtype, device=_CPU)
+        if size * dtype.itemsize <= _KEPT:
+            _kept.__dict__[name, "tensor", dtype] = buffer
+    return buffer

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke
-from sparsecore.backends.numba.jit import device_function, kernel, operand
+from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
+from sparsecore.backends.numba.jit import kernel, operand
 from sparsecore.backends.numba.memory import result_of
 from sparsecore.encoding import has_expand
 
@@ -46,7 +46,10 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) ->
 
 @kernel
 def _dot_rows(index, kind, columns, column, values, zero, x, y, rows, n_chunks, chunk):
-    first, last = _split(index, kind, rows, n_chunks, chunk), _split(index, kind, rows, n_chunks, chunk + 1)
+    first, last = (
+        split_at(index, kind, rows, n_chunks, chunk),
+        split_at(index, kind, rows, n_chunks, chunk + 1),
+    )
     begin = np.int64(peek(index, first, kind))
     for row in range(first, last):
         end = np.int64(peek(index, row + 1, kind))
@@ -55,17 +58,3 @@ def _dot_rows(index, kind, columns, column, values, zero, x, y, rows, n_chunks, 
             s += peek(values, k, zero) * peek(x, np.int64(peek(columns, k, column)), zero)
         poke(y, row, s)
         begin = end
-
-
-@device_function
-def _split(index, kind, rows, n_chunks, chunk):
-    """`jit.split` by address."""
-    target = (np.int64(peek(index, rows, kind)) + rows) * chunk // n_chunks
-    low, high = 0, rows
-    while low < high:
-        middle = (low + high) // 2
-        if np.int64(peek(index, middle, kind)) + middle >= target:
-            high = middle
-        else:
-            low = middle + 1
-    return low

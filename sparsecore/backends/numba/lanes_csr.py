@@ -1,0 +1,262 @@
+"""Products for a few examples, from CSR, with vectors along the batch for one nonzero after the other.
+
+The examples are packed 4, 8 or 16 wide (``examples`` is a tuple of that length, a kernel each), larger batches 16 at a
+time. Operands are handed over by address, as in `one_csr`: where a weight is small, a call takes longest to make
+numpy arrays of them. Each thread packs the activations for itself; results do not depend on the number of threads.
+
+Limits were chosen on Zen 3, without AVX-512, from batches of 2 to 256 with weights from 16 x 16 to 20000 x 600: below
+them this takes 0.15 to 0.95 of the time of what `linear` chooses otherwise, beyond them about as long or longer. With
+AVX-512 nothing was measured: there, only weights that are so small that a call takes longest but for its arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
+from sparsecore.backends.numba.jit import device_function, kernel, operand, serial_kernel
+from sparsecore.backends.numba.lanes_rows import add_row, dots_of_row, spread_row
+from sparsecore.backends.numba.memory import result_of, scratch_tensor
+from sparsecore.encoding import has_expand
+
+__all__ = ["sddmm", "spmm", "spmm_t", "suits", "suits_gradient"]
+
+_MOST_EXAMPLES = 96
+_LEAST_WORK = (16384, 8192)  # multiply-adds of spmm and of its gradients, where `small` could do them
+_SMALL = 1 << 14  # nonzeros
+_MOST_NONZEROS = 1 << 17  # for any batch
+_MOST_NUMBERS = 1 << 18  # of a result that is written 16 examples at a time
+# Panels of 32 and 64 examples are hardly filled; and a row (and a column) has enough nonzeros to be worth its vectors.
+_HARDLY_FILLED, _LONG_ROW = (17, 48), 8
+_FEW = 8  # examples whose gradients are computed so however few a row has
+_ROWS = 16  # whose sums are written together
+_PACKED = 64  # columns that are packed at a time, into a few pages that stay in the cache
+_EXAMPLES = {w: (np.int8(0),) * w for w in (4, 8, 16)}
+_FLOATING = (torch.float32, torch.float64)
+
+
+def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
+    """Whether this is the way to ``spmm`` of so many examples with a weight in CSR."""
+    if (
+        not 2 <= batch <= _MOST_EXAMPLES
+        or (batch + 2) * nnz + rows <= _LEAST_WORK[0]
+        or dtype not in _FLOATING
+    ):
+        return False
+    if nnz <= (_SMALL if has_expand() else _MOST_NONZEROS):
+        return batch * rows <= _MOST_NUMBERS
+    return not has_expand() and _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows
+
+
+def suits_gradient(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether this is the way to ``spmm_t`` and ``sddmm``."""
+    most = min(_MOST_EXAMPLES, _HARDLY_FILLED[1])
+    if not 2 <= batch <= most or (batch + 2) * nnz + shape[0] <= _LEAST_WORK[1] or dtype not in _FLOATING:
+        return False
+    if has_expand() or nnz <= _SMALL:
+        return nnz <= _SMALL
+    return batch <= _FEW or nnz >= _LONG_ROW * max(shape)
+
+
+def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) -> Tensor:
+    """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
+    values, crow, col, x = plain(values), plain(crow), plain(col), operand(x)
+    (batch, cols), rows = x.shape, crow.shape[0] - 1
+    y = result_of(crow, "spmm", (batch, rows), x.dtype)
+    index, kind, _, columns, column = index_at(crow, col)
+    zero = NUMBER[x.dtype]
+    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    size = len(examples) * (cols + _ROWS)
+    scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
+    data = (values.data_ptr(), zero, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), size)
+    _sum_rows(index, kind, columns, column, *data, batch, rows, cols, examples, n_chunks)
+    return y
+
+
+def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int, n_chunks: int) -> Tensor:
+    """``dX = dY W``: dY (B, rows) -> dX (B, cols). Its rounding depends on the number of chunks: each has its sums."""
+    values, crow, col, dy = plain(values), plain(crow), plain(col), operand(dy)
+    batch, rows = dy.shape
+    dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
+    index, kind, _, columns, column = index_at(crow, col)
+    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    w, zero = len(examples), NUMBER[dy.dtype]
+    size = w * (-(-batch // w) * n_cols + _ROWS)
+    scratch = scratch_tensor("lanes", n_chunks * size, dy.dtype)
+    data = (values.data_ptr(), zero, dy.data_ptr(), scratch.data_ptr(), size)
+    _spread(index, kind, columns, column, *data, batch, rows, n_cols, examples, n_chunks)
+    _add_up(scratch.data_ptr(), zero, size, w, batch, n_cols, n_chunks, dx.data_ptr())
+    return dx
+
+
+def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor, nnz: int, n_chunks: int) -> Tensor:
+    """``(dY^T X)`` at the nonzeros: dY (B, rows), X (B, cols) -> (nnz,)."""
+    crow, col, dy, x = plain(crow), plain(col), operand(dy), operand(x)
+    (batch, cols), rows = x.shape, dy.shape[1]
+    out = result_of(crow, "gradient", (nnz,), x.dtype)
+    index, kind, _, columns, column = index_at(crow, col)
+    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    size = len(examples) * (cols + _ROWS)
+    scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
+    data = (dy.data_ptr(), NUMBER[x.dtype], x.data_ptr(), out.data_ptr(), scratch.data_ptr(), size)
+    _dots(index, kind, columns, column, *data, batch, rows, cols, examples, n_chunks)
+    return out
+
+
+@kernel
+def _sum_rows(
+    index,
+    kind,
+    columns,
+    column,
+    values,
+    zero,
+    x,
+    y,
+    scratch,
+    size,
+    batch,
+    rows,
+    cols,
+    examples,
+    n_chunks,
+    chunk,
+):
+    w = len(examples)
+    first, last = (
+        split_at(index, kind, rows, n_chunks, chunk),
+        split_at(index, kind, rows, n_chunks, chunk + 1),
+    )
+    tile = chunk * size
+    panel = tile + _ROWS * w
+    for slab in range(0, batch, w):
+        n = min(w, batch - slab)
+        _pack(x, zero, slab, n, cols, scratch, panel, w)
+        for start in range(first, last, _ROWS):
+            stop = min(start + _ROWS, last)
+            begin = np.int64(peek(index, start, kind))
+            for row in range(start, stop):
+                end = np.int64(peek(index, row + 1, kind))
+                place = tile + (row - start) * w
+                add_row(values, begin, end, columns, column, scratch, panel, place, zero, examples)
+                begin = end
+            for e in range(n):
+                out = (slab + e) * rows + start
+                for i in range(stop - start):
+                    poke(y, out + i, peek(scratch, tile + i * w + e, zero))
+
+
+@kernel
+def _dots(
+    index,
+    kind,
+    columns,
+    column,
+    dy,
+    zero,
+    x,
+    out,
+    scratch,
+    size,
+    batch,
+    rows,
+    cols,
+    examples,
+    n_chunks,
+    chunk,
+):
+    w = len(examples)
+    first, last = (
+        split_at(index, kind, rows, n_chunks, chunk),
+        split_at(index, kind, rows, n_chunks, chunk + 1),
+    )
+    tile = chunk * size
+    panel = tile + _ROWS * w
+    for slab in range(0, batch, w):
+        n = min(w, batch - slab)
+        _pack(x, zero, slab, n, cols, scratch, panel, w)
+        for start in range(first, last, _ROWS):
+            stop = min(start + _ROWS, last)
+            _pack_rows(dy, zero, slab, n, rows, start, stop, scratch, tile, w)
+            begin = np.int64(peek(index, start, kind))
+            for row in range(start, stop):
+                end = np.int64(peek(index, row + 1, kind))
+                place = tile + (row - start) * w
+                dots_of_row(begin, end, columns, column, scratch, panel, place, out, slab > 0, zero, examples)
+                begin = end
+
+
+@kernel
+def _spread(
+    index,
+    kind,
+    columns,
+    column,
+    values,
+    zero,
+    dy,
+    scratch,
+    size,
+    batch,
+    rows,
+    cols,
+    examples,
+    n_chunks,
+    chunk,
+):
+    """The sums of a chunk's rows: for 16 (or w) examples after the other, w of each column."""
+    w = len(examples)
+    first, last = (
+        split_at(index, kind, rows, n_chunks, chunk),
+        split_at(index, kind, rows, n_chunks, chunk + 1),
+    )
+    tile = chunk * size
+    sums = tile + _ROWS * w
+    for i in range(sums, tile + size):
+        poke(scratch, i, zero)
+    for start in range(first, last, _ROWS):
+        stop = min(start + _ROWS, last)
+        for slab in range(0, batch, w):
+            _pack_rows(dy, zero, slab, min(w, batch - slab), rows, start, stop, scratch, tile, w)
+            begin = np.int64(peek(index, start, kind))
+            for row in range(start, stop):
+                end = np.int64(peek(index, row + 1, kind))
+                place, total = tile + (row - start) * w, sums + slab * cols
+                spread_row(values, begin, end, columns, column, scratch, total, place, zero, examples)
+                begin = end
+
+
+@serial_kernel
+def _add_up(scratch, zero, size, w, batch, cols, n_chunks, dx):
+    """Add the chunks' sums up, in their order, and unpack them."""
+    for begin in range(0, cols, _PACKED):
+        end = min(begin + _PACKED, cols)
+        for e in range(batch):
+            source = _ROWS * w + e // w * w * cols + e % w
+            for j in range(begin, end):
+                total = peek(scratch, source + w * j, zero)
+                for chunk in range(1, n_chunks):
+                    total += peek(scratch, chunk * size + source + w * j, zero)
+                poke(dx, e * cols + j, total)
+
+
+@device_function
+def _pack_rows(dy, zero, first, n, rows, start, stop, scratch, tile, w):
+    """scratch[tile + w * i + e] = dy[first + e, start + i] of n examples, 0 in lanes that are left."""
+    for e in range(w):
+        source = (first + e) * rows + start
+        for i in range(stop - start):
+            poke(scratch, tile + i * w + e, peek(dy, source + i, zero) if e < n else zero)
+
+
+@device_function
+def _pack(x, zero, first, n, cols, scratch, panel, w):
+    """scratch[panel + w * j + e] = x[first + e, j] of n examples, 0 in lanes that are left."""
+    for begin in range(0, cols, _PACKED):
+        end = min(begin + _PACKED, cols)
+        for e in range(w):
+            source = (first + e) * cols
+            for j in range(begin, end):
+                poke(scratch, panel + w * j + e, peek(x, source + j, zero) if e < n else zero)
