@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,14 +82,26 @@ def measure(workload: Workload, effort: Effort) -> Figures:
     forms = workload.build()
     figures: Figures = {name: {} for name in forms if name != "frozen" and not name.startswith("dense/")}
     if effort.counts:
-        for name in figures:
-            figures[name] |= _counts(forms[name])
+        with _little_to_collect():
+            for name in figures:
+                figures[name] |= _counts(forms[name])
     if effort.seconds > 0:
         for name, times in _times(forms, effort.seconds, workload).items():
             figures[name] |= times
     for name in figures:
         figures[name] |= _shares(figures, name)
     return figures
+
+
+@contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """The collector looks at objects that are new alone: those of torch and numba's compiler take it half a second."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _counts(form: Form) -> dict[str, float]:

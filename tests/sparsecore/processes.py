@@ -1,8 +1,10 @@
-"""Run a task in several processes that form a gloo group."""
+"""Run a task in several processes that form a gloo group, or code in one without AVX-512."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -10,9 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from sparsecore.encoding import has_expand
 
 WORLD = 2
 
@@ -47,3 +52,18 @@ def run(task: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """What a task returns on every rank; a traceback where it fails."""
     mp.spawn(process, (task, folder, *arguments), nprocs=WORLD)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def run_portable(code: str) -> None:
+    """Run code, which may import the modules here, in a process whose kernels are those of a CPU without AVX-512."""
+    if not has_expand():
+        pytest.skip("this processor has no AVX-512: every test here runs that code")
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport torch; torch.set_num_threads(1)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + code],
+        env={**os.environ, "SPARSECORE_SIMD": "portable"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
+from processes import run_portable
 from strategies import dtypes, masks, patterns, seeds, values_for
 from torch import Tensor
 
@@ -162,9 +158,7 @@ def test_spread_is_the_inverse_of_compress(seed: int, dtype: torch.dtype) -> Non
 
 
 PORTABLE = """
-import sys; sys.path.insert(0, sys.argv[1])
 import torch
-torch.set_num_threads(1)
 import test_graph_kernels as t
 from sparsecore import Pattern
 mask = torch.rand(15, 15) < 0.3
@@ -177,10 +171,7 @@ for encoding in ("csr", "bitmap"):
 
 
 def test_without_avx512() -> None:
-    environment = {**os.environ, "SPARSECORE_SIMD": "portable"}
-    command = [sys.executable, "-c", PORTABLE, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_portable(PORTABLE)
 
 
 def test_the_torch_backend_agrees() -> None:

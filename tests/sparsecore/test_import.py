@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 CASE = """
 import torch
 from sparsecore import Pattern, ops
-from sparsecore.backends.numba import jit, panel_spmm
+from sparsecore.backends.numba import jit, lanes_csr, panel_spmm
 
+lanes_csr._MOST_EXAMPLES = -1
 torch.set_num_threads(2)
 pattern = Pattern.random((40, 50), 0.5, generator=torch.Generator().manual_seed(0))
 values = torch.randn(pattern.nnz, generator=torch.Generator().manual_seed(1))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import run_portable
 from strategies import BACKENDS, dtypes, of_numba, patterns, seeds
 from torch import Tensor
 
@@ -159,9 +155,7 @@ def test_scores_that_are_not_finite(encoding: str, n: int) -> None:
 
 
 PORTABLE = """
-import sys; sys.path.insert(0, sys.argv[1])
 import torch
-torch.set_num_threads(1)
 import test_topk as t
 pattern = t.Pattern.random((300, 20), 0.3)
 for encoding in t.ENCODINGS:
@@ -171,10 +165,7 @@ for encoding in t.ENCODINGS:
 
 
 def test_without_avx512() -> None:
-    environment = {**os.environ, "SPARSECORE_SIMD": "portable"}
-    command = [sys.executable, "-c", PORTABLE, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_portable(PORTABLE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
