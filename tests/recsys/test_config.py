@@ -24,6 +24,7 @@ def test_every_preset_is_valid():
         "cdae-citeulike-t",
         "cdae-foursquare",
         "cdae-ml-1m",
+        "cdae-ml-1m-original",
         "convncf-citeulike-t",
         "convncf-foursquare",
         "convncf-ml-1m",
