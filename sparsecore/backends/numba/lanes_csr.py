@@ -60,6 +60,10 @@ def suits_gradient(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dt
     return batch <= _FEW or nnz >= _LONG_ROW * max(shape)
 
 
+def _examples(batch: int) -> tuple[np.int8, ...]:
+    return _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+
+
 def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) -> Tensor:
     """``Y = X W^T``: X (B, cols) -> Y (B, rows)."""
     values, crow, col, x = plain(values), plain(crow), plain(col), operand(x)
@@ -67,7 +71,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) ->
     y = result_of(crow, "spmm", (batch, rows), x.dtype)
     index, kind, _, columns, column = index_at(crow, col)
     zero = NUMBER[x.dtype]
-    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    examples = _examples(batch)
     size = len(examples) * (cols + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
     data = (values.data_ptr(), zero, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), size)
@@ -81,7 +85,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int, n
     batch, rows = dy.shape
     dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
     index, kind, _, columns, column = index_at(crow, col)
-    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    examples = _examples(batch)
     w, zero = len(examples), NUMBER[dy.dtype]
     size = w * (-(-batch // w) * n_cols + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, dy.dtype)
@@ -97,7 +101,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor, nnz: int, n_chunks: 
     (batch, cols), rows = x.shape, dy.shape[1]
     out = result_of(crow, "gradient", (nnz,), x.dtype)
     index, kind, _, columns, column = index_at(crow, col)
-    examples = _EXAMPLES[4 if batch <= 4 else 8 if batch <= 8 else 16]
+    examples = _examples(batch)
     size = len(examples) * (cols + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
     data = (dy.data_ptr(), NUMBER[x.dtype], x.data_ptr(), out.data_ptr(), scratch.data_ptr(), size)
@@ -125,10 +129,7 @@ def _sum_rows(
     chunk,
 ):
     w = len(examples)
-    first, last = (
-        split_at(index, kind, rows, n_chunks, chunk),
-        split_at(index, kind, rows, n_chunks, chunk + 1),
-    )
+    first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size
     panel = tile + _ROWS * w
     for slab in range(0, batch, w):
@@ -168,10 +169,7 @@ def _dots(
     chunk,
 ):
     w = len(examples)
-    first, last = (
-        split_at(index, kind, rows, n_chunks, chunk),
-        split_at(index, kind, rows, n_chunks, chunk + 1),
-    )
+    first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size
     panel = tile + _ROWS * w
     for slab in range(0, batch, w):
@@ -208,10 +206,7 @@ def _spread(
 ):
     """The sums of a chunk's rows: for 16 (or w) examples after the other, w of each column."""
     w = len(examples)
-    first, last = (
-        split_at(index, kind, rows, n_chunks, chunk),
-        split_at(index, kind, rows, n_chunks, chunk + 1),
-    )
+    first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size
     sums = tile + _ROWS * w
     for i in range(sums, tile + size):
@@ -240,6 +235,11 @@ def _add_up(scratch, zero, size, w, batch, cols, n_chunks, dx):
                 for chunk in range(1, n_chunks):
                     total += peek(scratch, chunk * size + source + w * j, zero)
                 poke(dx, e * cols + j, total)
+
+
+@device_function
+def _rows_of(index, kind, rows, n_chunks, chunk):
+    return split_at(index, kind, rows, n_chunks, chunk), split_at(index, kind, rows, n_chunks, chunk + 1)
 
 
 @device_function
