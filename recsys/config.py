@@ -115,8 +115,8 @@ def load_config(
         options: {"table.key": value}; None means not given.
         variation: {"table.key": value}, what this run has other than its siblings.
 
-    Where one of these names another model than those before it, all settings of the other model are dropped: they are
-    not the new one's.
+    Where one of the last three names another model than preset and file, their settings of that model are dropped: they
+    are not the new one's.
 
     Raises:
         ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
@@ -131,18 +131,23 @@ def load_config(
         _merge(tree, tomllib.loads((resources.files("recsys") / "presets" / f"{preset}.toml").read_text()))
     if path is not None:
         _merge(tree, _read(Path(path)))
-    for key, value in (options or {}).items():
-        if value is not None:
-            _set(tree, key, copy.deepcopy(value))  # an override may set a key inside it
     found: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set expects table.key=value (such as train.lr=0.01), got {text!r}")
         found[key.strip()] = parse_value(value.strip())
-    for given in (found, variation or {}):
-        for key, value in sorted(given.items(), key=lambda pair: pair[0] != "model.name"):
-            _set(tree, key, copy.deepcopy(value))
+    layers = [
+        {key: value for key, value in (options or {}).items() if value is not None},
+        found,
+        variation or {},
+    ]
+    names = [layer["model.name"] for layer in layers if "model.name" in layer]
+    if names and isinstance(tree.get("model"), dict) and tree["model"].get("name", names[-1]) != names[-1]:
+        tree["model"] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            _set(tree, key, copy.deepcopy(value))  # another one may set a key inside it
     return _validate(tree)
 
 
@@ -173,9 +178,6 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *tables, last = key.split(".")
-    model = tree.get("model")
-    if key == "model.name" and isinstance(model, dict) and model.get("name", value) != value:
-        model.clear()
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):

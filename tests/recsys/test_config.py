@@ -170,6 +170,7 @@ def test_another_model_takes_none_of_the_settings_of_the_one_before():
         {"options": {"model.name": "cdae"}},
         {"overrides": ["model.hidden=7", "model.name=cdae"]},
         {"variation": {"model.name": "cdae"}},
+        {"overrides": ["model.hidden=7"], "variation": {"model.name": "cdae"}},
     ):
         config = load_config("multvae-ml-1m", **given)
         hidden = 7 if "overrides" in given else 64
