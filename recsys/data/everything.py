@@ -17,29 +17,27 @@ from recsys.errors import DataError
 __all__ = ["everything"]
 
 
-def everything(dataset: Dataset) -> Dataset:
+def everything(dataset: Dataset, leave_one_out: bool = False) -> Dataset:
     """The same interactions, all of them in train; nobody in validation and test has a target.
 
     Users of train stay in their rows; held-out ones follow with their whole histories, first those of validation. The
-    order of histories is kept where every user has one target at most in validation and in test, which come last
-    (leave-one-out), and nobody is held out.
+    order of histories is kept only where they were split by leave-one-out, whose targets come last.
 
     Raises:
         DataError: held-out users without raw ids; a pair is in two parts.
     """
-    train, order = dataset.train, dataset.order
+    train, order = dataset.train, dataset.order if leave_one_out else None
     ids: list[NDArray[Any]] = [dataset.user_ids]
     held: list[csr_array] = []
     for name, part in (("validation", dataset.validation), ("test", dataset.test)):
         known = part.users >= 0
-        train, order = with_validation(train, _on_rows(part, known, train.shape), _if_single(order, part))
+        train, order = with_validation(train, _on_rows(part, known, train.shape), order)
         if known.all():
             continue
         if part.user_ids is None:
             raise DataError(
                 f"{dataset.name}: the held-out users of {name} have no raw ids to be known by later"
             )
-        order = None
         held.append(csr_array(part.inputs[~known] + part.targets[~known]))
         ids.append(part.user_ids[~known])
     train = csr_array(vstack([train, *held], format="csr")) if held else train
@@ -56,7 +54,3 @@ def _on_rows(part: EvalSet, known: NDArray[np.bool_], shape: tuple[int, int]) ->
     """The targets of users of train as a matrix of the shape of train."""
     targets = part.targets[known].tocoo()
     return binary_csr(part.users[known][targets.coords[0]], targets.coords[1], shape)[0]
-
-
-def _if_single(order: NDArray[np.int64] | None, part: EvalSet) -> NDArray[np.int64] | None:
-    return order if int(np.diff(part.targets.indptr).max(initial=0)) <= 1 else None

@@ -61,6 +61,8 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
         path = Path(data_dir) / path.name
     if is_supported(name):
         return split_file(name, path, seed, options)
+    if path.is_absolute() and is_dataset(path):
+        return load_folder(name, path, seed, options)
     root = _data_dir(data_dir)
     names = _folders(root) if root is not None else []
     if root is not None and name in names:
@@ -72,8 +74,9 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
 
 def anchored(name: str, data_dir: str | Path | None = None) -> str:
     """The name of a dataset, or the absolute path of a file or folder here that `load` would take for it."""
-    is_file = is_supported(name)
-    if is_file or (is_dataset(Path(name)) and name not in available(data_dir)):
+    if is_supported(name) or Path(name).is_absolute():
+        return str(Path(name).resolve())
+    if is_dataset(Path(name)) and name not in available(data_dir):
         return str(Path(name).resolve())
     return name
 

@@ -29,11 +29,11 @@ __all__ = ["Gathered", "Table", "columns_of", "not_empty"]
 FIELDS = ("user", "item", "rating", "timestamp")
 NAMES = {
     "user": ("user", "user_id", "userid"),
-    "item": ("item", "item_id", "itemid", "movie_id", "movieid"),
+    "item": ("item", "item_id", "itemid"),
     "rating": ("rating",),
     "timestamp": ("timestamp",),
 }
-
+MOVIE = ("movie_id", "movieid")  # MovieLens's name of an item, where none of the others is there
 EXPECTED = {
     "rating": "a number that is not negative",
     "timestamp": "a number or a date and time such as 2024-05-31T23:59:00Z, one kind throughout",
@@ -198,7 +198,10 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
         asked = options.column(field)
         if header:
             wanted = (asked.lower(),) if asked is not None else NAMES[field]
-            places = [place for place, name in enumerate(names) if name.strip().lower() in wanted]
+            plain = [name.strip().lower() for name in names]
+            if asked is None and field == "item" and not set(plain) & set(wanted):
+                wanted = MOVIE
+            places = [place for place, name in enumerate(plain) if name in wanted]
         elif asked is not None:
             if not asked.isdecimal() or not 1 <= int(asked) <= len(names):
                 raise DataError(

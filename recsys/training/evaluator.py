@@ -64,6 +64,6 @@ class Evaluator:
 
     def with_fewer(self, eval_set: EvalSet) -> int:
         """How many users are ranked for among fewer items than was asked for; none in full ranking."""
-        if self.settings.protocol == "full":
+        if self.settings.protocol == "full" or not len(eval_set.rows_with_targets):
             return 0
         return self.candidates(eval_set).with_fewer(eval_set, self.settings.negatives)

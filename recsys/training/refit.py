@@ -77,6 +77,8 @@ def refit(
     try:
         dataset = session.load_dataset(config)
     except RecsysError as error:
+        if everything:
+            raise
         raise DataError(f"{_refusal(before)} ({error})") from error
     if not everything and not _put_together(before, dataset):
         raise DataError(_refusal(before))

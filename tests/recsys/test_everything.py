@@ -59,13 +59,13 @@ def test_no_interaction_is_lost_or_added(file, split):
 
 def test_the_order_of_histories_survives_leave_one_out(file):
     whole, given = (
-        everything(load(str(file), split="loo")),
+        everything(load(str(file), split="loo"), True),
         load(str(file), split="loo", validation=0, test=0),
     )
     assert (whole.train != given.train).nnz == 0
     assert whole.order is not None
     assert np.array_equal(whole.order, given.order)
-    # Where several targets follow, or users were held out, it is not known.
+    # Where targets are drawn at random, or users were held out, it is not known.
     for split in ("ratio", "heldout"):
         parted = load(str(file), split=split)
         assert parted.order is not None

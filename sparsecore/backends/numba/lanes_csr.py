@@ -2,7 +2,8 @@
 
 The examples are packed 4, 8 or 16 wide (``examples`` is a tuple of that length, a kernel each), larger batches 16 at a
 time. Operands are handed over by address, as in `one_csr`: where a weight is small, a call takes longest to make
-numpy arrays of them. Each thread packs the activations for itself; results do not depend on the number of threads.
+numpy arrays of them. Each thread packs the activations for itself; results of ``spmm_t`` alone depend on the number of
+threads.
 
 Limits were chosen on Zen 3, without AVX-512, from batches of 2 to 256 with weights from 16 x 16 to 20000 x 600: below
 them this takes 0.15 to 0.95 of the time of what `linear` chooses otherwise, beyond them about as long or longer. With
