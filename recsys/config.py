@@ -66,8 +66,6 @@ class Config(Section):
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
-        if not self.data.everything:
-            del content["data"]["everything"]  # runs of before it was a setting keep their hash
         if Path(self.data.name).is_absolute():
             content["data"]["name"] = Path(self.data.name).name
         content["train"].pop("tensorboard")

@@ -95,7 +95,7 @@ def measure(workload: Workload, effort: Effort) -> Figures:
 
 @contextmanager
 def _little_to_collect() -> Iterator[None]:
-    """The collector looks at objects that are new alone: those of torch and numba's compiler take it half a second."""
+    """The collector looks at objects that are new alone: those of torch and numba's compiler are many."""
     gc.collect()
     gc.freeze()
     try:

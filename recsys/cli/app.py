@@ -122,9 +122,15 @@ def make_config(
     variation: Mapping[str, Any] | None = None,
 ) -> Config:
     from recsys.config import load_config
+    from recsys.errors import ConfigError
 
+    given = options or {}
+    if given.get("sparsity.method") == "dense" and given.get("sparsity.density") is not None:
+        raise ConfigError(
+            "--density is of the methods masked, static and dsl: --method dense keeps all weights"
+        )
     place = None if data_dir is None else str(data_dir)
-    plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **(options or {})}
+    plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **given}
     # The settings are kept with the run, which may be evaluated from elsewhere.
     return load_config(preset, path, overrides or [], plain, variation).anchored()
 

@@ -102,10 +102,6 @@ def train(
     config = None
     if everything and refit is None:
         raise ConfigError("--everything trains the model of a finished run once more: expected --refit RUN")
-    if density is not None and method == "dense":
-        raise ConfigError(
-            "--density is of the methods masked, static and dsl: --method dense keeps all weights"
-        )
     if refit is not None:
         others = [value for value in given if value is not data_dir]
         if output is None or resume or any(value is not None for value in others):

@@ -40,7 +40,7 @@ EXPECTED = {
 }
 HINTS = {
     "rating": "",
-    "timestamp": "; where they are not needed, the order 'file' (--order file) leaves them unread",
+    "timestamp": "; where they are not needed, the order 'file' (--order file, data.options.order) leaves them unread",
 }
 
 
@@ -167,7 +167,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _kind_of_times(first: pa.Array) -> pa.DataType:
     """What a column of times holds by its first row: numbers, or dates and times without or with an offset."""
-    kinds = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+    kinds = (pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC"))
     return next((kind for kind in kinds if _cast(first, kind) is not None), kinds[0])
 
 
@@ -185,7 +185,8 @@ def _cast(column: pa.Array, kind: pa.DataType) -> NDArray[np.float64] | None:
             column = column.cast(pa.large_string()).cast(kind)
         if pa.types.is_timestamp(column.type):
             per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
-            return column.cast(pa.int64()).to_numpy(zero_copy_only=False) / per_second
+            whole, part = np.divmod(column.cast(pa.int64()).to_numpy(zero_copy_only=False), per_second)
+            return whole + part / per_second  # float64 has not as many digits as nanoseconds since 1970
         return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException:
         return None

@@ -19,6 +19,7 @@ from recsys.evaluation.ranking import Ranking, check_cutoffs, check_finite, entr
 __all__ = [
     "Candidates",
     "ScoreItems",
+    "check_negatives",
     "draw_candidates",
     "evaluate_sampled",
     "published_candidates",
@@ -51,6 +52,15 @@ class Candidates:
         return int(np.sum(np.diff(self.pointers) < wanted))
 
 
+def check_negatives(negatives: int, n_items: int) -> None:
+    """Raise RecsysError unless so many different items can be drawn beside a target."""
+    if not 1 <= negatives < n_items:
+        raise RecsysError(
+            f"negatives: expected at least 1 and fewer than the {n_items} items that there are, got {negatives}; "
+            "to rank the whole catalogue, take full ranking"
+        )
+
+
 def draw_candidates(eval_set: EvalSet, negatives: int, seed: int | np.random.SeedSequence) -> Candidates:
     """Draw `negatives` items for each target, uniformly without replacement from what the user has not chosen.
 
@@ -63,11 +73,7 @@ def draw_candidates(eval_set: EvalSet, negatives: int, seed: int | np.random.See
         RecsysError: negatives < 1, or no fewer than there are items.
     """
     rows, n_items = eval_set.inputs.shape
-    if not 1 <= negatives < n_items:
-        raise RecsysError(
-            f"negatives: expected at least 1 and fewer than the {n_items} items that there are, got {negatives}; "
-            "to rank the whole catalogue, take full ranking"
-        )
+    check_negatives(negatives, n_items)
     rng = np.random.default_rng(seed)
     chosen = csr_array(eval_set.inputs + eval_set.targets)
     chosen.sort_indices()

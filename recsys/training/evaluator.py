@@ -17,6 +17,7 @@ from recsys.evaluation import (
     rank_full,
     rank_sampled,
 )
+from recsys.evaluation.sampled import check_negatives
 from recsys.models.base import Recommender
 
 __all__ = ["Evaluator"]
@@ -28,6 +29,8 @@ class Evaluator:
     def __init__(self, config: Config, dataset: Dataset) -> None:
         self.settings, self.ks, self.test = config.evaluation, config.train.ks, dataset.test
         self._candidates: dict[EvalSet, Candidates] = {}
+        if self.settings.protocol == "sampled" and not config.data.everything:  # now, not after training
+            check_negatives(self.settings.negatives, dataset.n_items)
 
     def rank(self, model: Recommender, eval_set: EvalSet) -> Ranking:
         """The ranks of all targets by a model, which is in evaluation mode. Nothing of it stays in memory."""

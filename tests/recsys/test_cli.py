@@ -137,7 +137,8 @@ def test_errors_are_one_line(tmp_path, finished):
 
 
 def test_dense_keeps_all_weights():
-    assert "--density is of the methods" in refused("train", "--method", "dense", "--density", 0.1)
+    for command in (["train"], ["sweep", "-o", "x"]):
+        assert "--density is of the methods" in refused(*command, "--method", "dense", "--density", 0.1)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):

@@ -183,6 +183,7 @@ TIMES = {
     "2020-01-02 03:04:05": 1_577_934_245.0,
     "2020-01-02T03:04:05.5": 1_577_934_245.5,
     "2020-01-02T03:04:05Z": 1_577_934_245.0,
+    "2020-01-02T03:04:05.250000000": 1_577_934_245.25,
     "2020-01-02T03:04:05+02:00": 1_577_927_045.0,
 }
 
@@ -219,6 +220,11 @@ def test_bad_times_are_refused_with_the_way_out(tmp_path: Path, first: str, seco
         read_interactions(path)
     data = read_interactions(path, ReadOptions(order="file"))
     assert (data.time, pairs(data)) == (None, [(1, 5), (1, 4)])
+
+
+def test_an_item_column_goes_before_that_of_movielens(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "userId,movieId,itemId\n1,5,6\n")
+    assert pairs(read_interactions(path)) == [(1, 6)]
 
 
 @pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])

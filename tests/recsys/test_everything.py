@@ -65,6 +65,9 @@ def test_the_order_of_histories_survives_leave_one_out(file):
     assert (whole.train != given.train).nnz == 0
     assert whole.order is not None
     assert np.array_equal(whole.order, given.order)
+    short = file.parent / "short.csv"  # one target each, as by leave-one-out, but drawn
+    short.write_text("user,item,timestamp\n" + "".join(f"{u},{i},{-i}\n" for u in range(4) for i in range(6)))
+    assert everything(load(str(short))).order is None
     # Where targets are drawn at random, or users were held out, it is not known.
     for split in ("ratio", "heldout"):
         parted = load(str(file), split=split)

@@ -19,6 +19,7 @@ from recsys.evaluation import (
     published_candidates,
 )
 from recsys.models.triples import TripleSampler
+from recsys.training import session
 from recsys.training.trainer import Trainer
 
 
@@ -162,6 +163,16 @@ def test_bad_arguments() -> None:
         evaluate_sampled(lambda *_: torch.zeros(2, 1), eval_set, drawn)
     with pytest.raises(RecsysError, match="NaN or infinite"):
         evaluate_sampled(lambda u, x, i: scores(u, x, i) + torch.nan, eval_set, drawn)
+
+
+def test_too_many_negatives_are_refused_before_training(make_config, tmp_path) -> None:
+    options = ("evaluation.protocol=sampled", "evaluation.negatives=60", "data.options.validation=0")
+    config = make_config("dense", *options, model="bprmf")
+    with pytest.raises(RecsysError, match="fewer than the 60 items"):
+        session.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    whole = session.train(config.replace(data={"everything": True}), quiet=True)  # measures nothing
+    assert whole["test"] == {}
 
 
 # ---- The leak of the DSL authors' NeuMF: it is trained on the very negatives that it is evaluated on.

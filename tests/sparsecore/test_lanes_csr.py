@@ -122,7 +122,7 @@ def test_where_it_is_taken(
     for name, limit in changed.items():
         monkeypatch.setattr(lanes_csr, name, limit)
     for dtype in DTYPES:
-        assert lanes_csr.suits(examples, NNZ, ROWS, dtype) is taken
+        assert lanes_csr.suits(examples, NNZ, (ROWS, 400), dtype) is taken
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,15 @@ def test_where_gradients_are_taken(
         monkeypatch.setattr(lanes_csr, name, limit)
     for dtype in DTYPES:
         assert lanes_csr.suits_gradient(examples, NNZ, (ROWS, 2000), dtype) is taken
+
+
+def test_scratch_of_all_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    for dtype, width in ((torch.float32, 1 << 14), (torch.float64, 1 << 13)):
+        assert lanes_csr.suits(2, NNZ, (ROWS, width), dtype)
+        assert not lanes_csr.suits(2, NNZ, (ROWS, width + 1), dtype)
+        assert lanes_csr.suits_gradient(2, NNZ, (ROWS, width // 3), dtype)
+        assert not lanes_csr.suits_gradient(2, NNZ, (ROWS, width // 3 + 1), dtype)
 
 
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])

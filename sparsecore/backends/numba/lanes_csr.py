@@ -5,9 +5,9 @@ time. Operands are handed over by address, as in `one_csr`: where a weight is sm
 numpy arrays of them. Each thread packs the activations for itself; results of ``spmm_t`` alone depend on the number of
 threads.
 
-Limits were chosen on Zen 3, without AVX-512, from batches of 2 to 256 with weights from 16 x 16 to 20000 x 600: below
-them this takes 0.15 to 0.95 of the time of what `linear` chooses otherwise, beyond them about as long or longer. With
-AVX-512 nothing was measured: there, only weights that are so small that a call takes longest but for its arithmetic.
+Limits were chosen on Zen 3, without AVX-512, from batches of 2 to 256 with weights from 16 x 16 to 20000 x 600: where
+this was faster than what `linear` chooses otherwise. With AVX-512 nothing was measured: there, only weights that are so
+small that a call takes longest but for its arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
 from sparsecore.backends.numba.jit import device_function, kernel, operand, serial_kernel
 from sparsecore.backends.numba.lanes_rows import add_row, dots_of_row, spread_row
-from sparsecore.backends.numba.memory import result_of, scratch_tensor
+from sparsecore.backends.numba.memory import MOST_KEPT, result_of, scratch_tensor
 from sparsecore.encoding import has_expand
 
 __all__ = ["sddmm", "spmm", "spmm_t", "suits", "suits_gradient"]
@@ -38,12 +38,13 @@ _EXAMPLES = {w: (np.int8(0),) * w for w in (4, 8, 16)}
 _FLOATING = (torch.float32, torch.float64)
 
 
-def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
-    """Whether this is the way to ``spmm`` of so many examples with a weight in CSR."""
+def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether this is the way to ``spmm`` of so many examples with a weight (rows, cols) in CSR."""
+    rows = shape[0]
     if (
         not 2 <= batch <= _MOST_EXAMPLES
         or (batch + 2) * nnz + rows <= _LEAST_WORK[0]
-        or dtype not in _FLOATING
+        or not _fits(shape[1], dtype)
     ):
         return False
     if nnz <= (_SMALL if has_expand() else _MOST_NONZEROS):
@@ -54,11 +55,20 @@ def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
 def suits_gradient(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether this is the way to ``spmm_t`` and ``sddmm``."""
     most = min(_MOST_EXAMPLES, _HARDLY_FILLED[1])
-    if not 2 <= batch <= most or (batch + 2) * nnz + shape[0] <= _LEAST_WORK[1] or dtype not in _FLOATING:
+    if (
+        not 2 <= batch <= most
+        or (batch + 2) * nnz + shape[0] <= _LEAST_WORK[1]
+        or not _fits(3 * shape[1], dtype)
+    ):
         return False
     if has_expand() or nnz <= _SMALL:
         return nnz <= _SMALL
     return batch <= _FEW or nnz >= _LONG_ROW * max(shape)
+
+
+def _fits(columns: int, dtype: torch.dtype) -> bool:
+    """Whether every thread's 16 numbers of so many columns are scratch that is kept for the next call."""
+    return dtype in _FLOATING and torch.get_num_threads() * 16 * columns * dtype.itemsize <= MOST_KEPT
 
 
 def _examples(batch: int) -> tuple[np.int8, ...]:

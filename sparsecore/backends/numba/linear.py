@@ -60,7 +60,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
         return torch.zeros((batch, rows), dtype=x.dtype, device="cpu")
     if col is not None and one_csr.suits(batch, nnz, rows, x.dtype):
         return one_csr.spmm(values, crow, col, x, threads(nnz))
-    if col is not None and lanes_csr.suits(batch, nnz, rows, x.dtype):
+    if col is not None and lanes_csr.suits(batch, nnz, (rows, cols), x.dtype):
         return lanes_csr.spmm(values, crow, col, x, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)

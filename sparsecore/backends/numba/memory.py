@@ -29,7 +29,7 @@ __all__ = [
 
 TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
-_KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
+MOST_KEPT = 16 << 20  # bytes of a workspace that are kept for the next call, at most
 _LARGE = 8 << 20  # bytes of a result whose memory is kept
 
 # Not torch's default device. (To read its name takes half a microsecond.)
@@ -105,7 +105,7 @@ def workspace(name: str, n_chunks: int, size: int, dtype: torch.dtype) -> np.nda
     buffer = _kept.__dict__.get((name, dtype))
     if buffer is None or buffer.size < n_chunks * row:
         buffer = torch.empty(n_chunks * row, dtype=dtype, device=_CPU).numpy()
-        if buffer.nbytes <= _KEPT:
+        if buffer.nbytes <= MOST_KEPT:
             _kept.__dict__[name, dtype] = buffer
     return buffer[: n_chunks * row].reshape(n_chunks, row)
 
@@ -115,6 +115,6 @@ def scratch_tensor(name: str, size: int, dtype: torch.dtype) -> Tensor:
     buffer = _kept.__dict__.get((name, "tensor", dtype))
     if buffer is None or buffer.shape[0] < size:
         buffer = torch.empty(size, dtype=dtype, device=_CPU)
-        if size * dtype.itemsize <= _KEPT:
+        if size * dtype.itemsize <= MOST_KEPT:
             _kept.__dict__[name, "tensor", dtype] = buffer
     return buffer
