@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from recsys.cli.app import DataDir
+from recsys.cli.app import DataDir, make_config
 
 if TYPE_CHECKING:
     from recsys.data.download import Source
@@ -174,14 +174,23 @@ def stats(
     dataset: Annotated[str, typer.Argument(help="A name of `recsys data list`, or a file or folder.")],
     data_dir: DataDir = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="data.options.KEY=VALUE", help="How to read and split it, as for recsys train."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Sizes, quantiles of the activity of users and items, and how uneven popularity is (Gini)."""
-    from recsys.data import load
-    from recsys.data.loaders import anchored
+    from recsys.errors import ConfigError
+    from recsys.training.session import load_dataset
 
-    loaded = load(anchored(dataset, data_dir), data_dir=data_dir, seed=seed)
-    found = _statistics(loaded)
+    for text in overrides or []:
+        if not text.startswith("data.options."):
+            raise ConfigError(f"--set expects data.options.KEY=VALUE here, got {text!r}")
+    config = make_config(None, None, dataset, data_dir, None, overrides, {"data.seed": seed})
+    found = _statistics(load_dataset(config))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -38,6 +38,7 @@ from recsys.data.published import (
     published_train,
     published_validation,
 )
+from recsys.data.spelling import spelled
 from recsys.data.split import SplitOptions, order_of_part, split_dataset, transductive_dataset
 from recsys.data.validation import validation_of
 from recsys.errors import ConfigError, DataError, naming
@@ -143,7 +144,8 @@ def _split_one(
     if split.kind == "loo" and data.time is None and options.get("order") != "file":
         raise DataError(
             f"{name}: the split 'loo' takes the last interaction by time and there are no timestamps; name their "
-            "column (timestamp_column), or say order 'file' if the rows are in the order of time"
+            f"column: {spelled('timestamp_column')}; or, if the rows are in the order of time, "
+            f"{spelled('order', 'file')}"
         )
     return split_dataset(
         name,

@@ -31,6 +31,7 @@ from recsys.data.interactions import Interactions, k_core, merge_pairs
 from recsys.data.lists import read_lists
 from recsys.data.options import ReadOptions
 from recsys.data.parquet import read_parquet
+from recsys.data.spelling import spelled
 from recsys.data.tables import Table, not_empty
 from recsys.data.text import TextStyle, read_text
 from recsys.errors import ConfigError, DataError
@@ -97,7 +98,9 @@ def read_interactions(path: Path, options: ReadOptions | None = None) -> Interac
     elif suffix == "txt":
         _only_filters(path, options, {"min_user", "min_item", "order"})
         if options.order == "time":
-            raise DataError(f"{path}: lists of items have no timestamps; order 'file' takes them as they are")
+            raise DataError(
+                f"{path}: lists of items have no timestamps; {spelled('order', 'file')} takes them as they are"
+            )
         data = _from_table(path, read_lists(path), options)
     else:
         raise DataError(f"{path}: expected a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")

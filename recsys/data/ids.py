@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recsys.data.spelling import spelled
+
 __all__ = ["IdColumn", "IdMode"]
 
 IdMode = Literal["auto", "any", "text"]
@@ -73,7 +75,7 @@ class IdColumn:
             value = value.decode()[:40]
         return (
             f"expected a whole number that is not negative, has at most {DIGITS_OF_INT64} digits and no leading "
-            f"zero, as in the first row, got {str(value)!r}; ids='text' takes ids as text"
+            f"zero, as in the first row, got {str(value)!r}; {spelled('ids', 'text')} takes ids as text"
         )
 
     def add(self, piece: pa.DictionaryArray) -> None:

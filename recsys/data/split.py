@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from recsys.csr import entry_rows, find_pairs, rank_in_rows
 from recsys.data.dataset import Dataset, EvalSet, Oracle, binary_csr
 from recsys.data.order_split import last_of_each, loo_split, temporal_split
+from recsys.data.spelling import spelled
 from recsys.errors import ConfigError, DataError
 
 __all__ = [
@@ -277,8 +278,9 @@ def split_dataset(
         if time is None:
             raise DataError(
                 f"{name}: the split 'temporal' needs a timestamp of every interaction and there is none; "
-                "name the column (timestamp_column, --timestamp-column), or take the split 'loo' with order 'file', or "
-                "'ratio'"
+                f"name the column: {spelled('timestamp_column')}; or take the split 'loo' with "
+                f"{spelled('order', 'file')}, "
+                "or 'ratio'"
             )
         *parts, users, items, dropped = temporal_split(matrix, time, options.validation, options.test)
         known = csr_array(csr_array(matrix[users])[:, items])
@@ -290,7 +292,7 @@ def split_dataset(
         if order is None:
             raise DataError(
                 f"{name}: the split 'loo' needs the order of each user's interactions and the data does not tell it; "
-                "take a table with timestamps, or the split 'ratio'"
+                f"take a table with timestamps, or {spelled('split', 'ratio')}"
             )
         parts = list(loo_split(matrix, order, options.validation > 0, options.test > 0))
     else:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from recsys.data.ids import IdColumn, IdMode
 from recsys.data.options import ReadOptions
+from recsys.data.spelling import spelled
 from recsys.errors import DataError
 
 __all__ = ["Gathered", "Table", "columns_of", "not_empty"]
@@ -40,7 +41,7 @@ EXPECTED = {
 }
 HINTS = {
     "rating": "",
-    "timestamp": "; where they are not needed, the order 'file' (--order file, data.options.order) leaves them unread",
+    "timestamp": f"; where they are not needed, {spelled('order', 'file')} leaves them unread",
 }
 
 
@@ -222,23 +223,25 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
                 columns = asked
             where = "the first line must name the columns" if header else "there must be columns of"
             without = (
-                "; a file without a header line is read with data.options.header=false (--no-header)"
+                "; a file without a header line is read with header=False (--no-header, data.options.header=false)"
                 if header and path.suffix != ".parquet"
                 else ""
             )
             raise DataError(
                 f"{path}: {where} {columns} once each; it reads {', '.join(names)[:120]!r}. Other names are given by "
-                f"user_column, item_column (recsys data prepare --user-column, --item-column){without}"
+                f"{spelled('user_column')} and {spelled('item_column')}{without}"
             )
     if len(set(found.values())) < len(found):
         raise DataError(f"{path}: two fields are to be read from one column: {found}")
     if options.min_rating is not None and "rating" not in found:
-        raise DataError(f"{path}: min_rating needs a column of ratings; there is none")
+        raise DataError(
+            f"{path}: min_rating needs a column of ratings and there is none: name it by {spelled('rating_column')}"
+        )
     if options.order == "file":
         found.pop("timestamp", None)  # nobody will read them
     if options.order == "time" and "timestamp" not in found:
         raise DataError(
-            f"{path}: order by time needs a column of timestamps and there is none; order 'file' takes the rows as "
-            "they are"
+            f"{path}: order by time needs a column of timestamps and there is none: name it by "
+            f"{spelled('timestamp_column')}, or take the rows as they are by {spelled('order', 'file')}"
         )
     return found

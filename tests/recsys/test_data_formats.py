@@ -106,7 +106,7 @@ def test_impossible_options(options: dict[str, Any]) -> None:
 
 def test_a_file_without_a_header_is_told_how_to_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "1,10\n2,11\n")
-    with pytest.raises(DataError, match=r"it reads '1, 10'.*data\.options\.header=false \(--no-header\)"):
+    with pytest.raises(DataError, match=r"it reads '1, 10'.*\(--no-header, data\.options\.header=false\)"):
         read_interactions(path)
     assert read_interactions(path, ReadOptions(header=False)).matrix.nnz == 2
 

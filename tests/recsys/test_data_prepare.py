@@ -338,3 +338,18 @@ def test_the_hetrec_form_is_read(tmp_path: Path) -> None:
     path.write_bytes(b"userID\tartistID\tweight\r\n2\t51\t13883\r\n2\t52\t11690\r\n3\t51\t7\r\n")
     dataset = prepare(path, tmp_path / "out", **SOURCES["hetrec-lastfm"].options, min_rating=10, test=0)
     assert (dataset.user_ids.tolist(), dataset.item_ids.tolist()) == ([2], [51, 52])
+
+
+def test_statistics_read_a_file_as_training_does(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("who,what,when\na,b,1\na,c,2\nb,b,1\nb,d,3\n")
+    how = ["--set", "data.options.user_column=who", "--set", "data.options.item_column=what"]
+    found = json.loads(call("stats", file, *how, "--json").output)
+    assert (found["users"], found["items"], found["interactions"]) == (2, 3, 4)
+    refused = call("stats", file)
+    assert refused.exit_code == 2
+    assert "user_column (--user-column, data.options.user_column)" in refused.stderr
+    for wrong in ("data.options.who=1", "train.lr=0.1"):
+        refused = call("stats", file, "--set", wrong)
+        assert refused.exit_code == 2
+        assert wrong.rpartition(".")[2].partition("=")[0] in refused.stderr
