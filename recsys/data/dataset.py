@@ -144,6 +144,7 @@ class Dataset:
         item_ids: (n_items,) raw ids of the columns, int64 or unicode.
         order: (train.nnz,) int64 place of every interaction in its user's history, 0 the oldest; in the order of
             `train.indices`. None where the data does not tell.
+        targets_last: whether every user's target of validation comes after train, and that of test after both.
         oracle: best-possible scores (synthetic data only).
         notes: what a reader of the figures should know, such as merged duplicates.
 
@@ -158,6 +159,7 @@ class Dataset:
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
     order: NDArray[np.int64] | None = None
+    targets_last: bool = False
     oracle: Oracle | None = None
     notes: tuple[str, ...] = ()
 

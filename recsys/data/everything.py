@@ -17,16 +17,16 @@ from recsys.errors import DataError
 __all__ = ["everything"]
 
 
-def everything(dataset: Dataset, leave_one_out: bool = False) -> Dataset:
+def everything(dataset: Dataset) -> Dataset:
     """The same interactions, all of them in train; nobody in validation and test has a target.
 
     Users of train stay in their rows; held-out ones follow with their whole histories, first those of validation. The
-    order of histories is kept only where they were split by leave-one-out, whose targets come last.
+    order of histories is kept only where targets come last, as by leave-one-out.
 
     Raises:
         DataError: held-out users without raw ids; a pair is in two parts.
     """
-    train, order = dataset.train, dataset.order if leave_one_out else None
+    train, order = dataset.train, dataset.order if dataset.targets_last else None
     ids: list[NDArray[Any]] = [dataset.user_ids]
     held: list[csr_array] = []
     for name, part in (("validation", dataset.validation), ("test", dataset.test)):

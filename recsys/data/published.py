@@ -165,10 +165,9 @@ def load_published(
     matrices, user_ids, item_ids, notes = published_parts(folder)
     train, test = matrices[:2]
     order = _order(folder, train)
+    leave_one_out = _about(folder).get("split") == "loo"
     if len(matrices) == 3 and validation is not None:
-        train, order = with_validation(
-            train, matrices[2], order if _about(folder).get("split") == "loo" else None
-        )
+        train, order = with_validation(train, matrices[2], order if leave_one_out else None)
         matrices = [train, test]
     if order is None:
         found = _from_source(matrices, user_ids, item_ids, sources)
@@ -190,6 +189,7 @@ def load_published(
         notes=notes,
         order=order_of_part(train, order, rest),
         candidates=_candidates(folder, train.shape),
+        targets_last=leave_one_out,
     )
 
 

@@ -148,6 +148,7 @@ def transductive_dataset(
     notes: Sequence[str] = (),
     order: NDArray[np.int64] | None = None,
     candidates: NDArray[np.int64] | None = None,
+    targets_last: bool = False,
 ) -> Dataset:
     """Dataset whose evaluation users are its training users.
 
@@ -165,6 +166,7 @@ def transductive_dataset(
         user_ids=user_ids,
         item_ids=item_ids,
         order=order,
+        targets_last=targets_last,
         oracle=oracle,
         notes=tuple(notes),
     )
@@ -279,8 +281,7 @@ def split_dataset(
             raise DataError(
                 f"{name}: the split 'temporal' needs a timestamp of every interaction and there is none; "
                 f"name the column: {spelled('timestamp_column')}; or take the split 'loo' with "
-                f"{spelled('order', 'file')}, "
-                "or 'ratio'"
+                f"{spelled('order', 'file')}, or 'ratio'"
             )
         *parts, users, items, dropped = temporal_split(matrix, time, options.validation, options.test)
         known = csr_array(csr_array(matrix[users])[:, items])
@@ -299,5 +300,14 @@ def split_dataset(
         parts = list(ratio_split(matrix, options.validation, options.test, seed))
     kept = order_of_part(matrix, order, parts[0])
     return transductive_dataset(
-        name, parts[0], parts[1], parts[2], user_ids, item_ids, oracle, notes, order=kept
+        name,
+        parts[0],
+        parts[1],
+        parts[2],
+        user_ids,
+        item_ids,
+        oracle,
+        notes,
+        order=kept,
+        targets_last=options.kind == "loo",
     )

@@ -43,7 +43,7 @@ def load_dataset(config: Config) -> Dataset:
             f"data.options.{key} is no option of a data set; did you mean data.{key.removeprefix('data_')}?"
         )
     dataset = load(data.name, data_dir=data.dir, seed=data.seed, **data.options)
-    return everything(dataset, data.options.get("split") == "loo") if data.everything else dataset
+    return everything(dataset) if data.everything else dataset
 
 
 def train(

@@ -123,7 +123,8 @@ def test_an_order_that_is_needed_and_absent(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("user,item\n1,9\n1,4\n1,6\n1,5\n2,4\n2,9\n")
     with pytest.raises(
-        DataError, match=r"'loo' takes the last interaction by time.*no timestamps.*order='file' .--order file, data.options.order=file"
+        DataError,
+        match=r"'loo' takes the last interaction by time.*no timestamps.*order='file' .--order file",
     ):
         load(str(path), split="loo")
     dataset = load(str(path), split="loo", order="file")

@@ -13,6 +13,7 @@ from recsys.cli import app
 from recsys.compare import compare_runs
 from recsys.data import Dataset, EvalSet, load
 from recsys.data.everything import everything
+from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.recommender import SavedRecommender
 from recsys.sweep.engine import Plan
@@ -59,12 +60,17 @@ def test_no_interaction_is_lost_or_added(file, split):
 
 def test_the_order_of_histories_survives_leave_one_out(file):
     whole, given = (
-        everything(load(str(file), split="loo"), True),
+        everything(load(str(file), split="loo")),
         load(str(file), split="loo", validation=0, test=0),
     )
     assert (whole.train != given.train).nnz == 0
     assert whole.order is not None
     assert np.array_equal(whole.order, given.order)
+    prepare(file, file.parent / "prepared", split="loo")
+    again = everything(load(str(file.parent / "prepared")))
+    assert (again.train != given.train).nnz == 0
+    assert again.order is not None
+    assert np.array_equal(again.order, given.order)
     short = file.parent / "short.csv"  # one target each, as by leave-one-out, but drawn
     short.write_text("user,item,timestamp\n" + "".join(f"{u},{i},{-i}\n" for u in range(4) for i in range(6)))
     assert everything(load(str(short))).order is None
