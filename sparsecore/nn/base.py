@@ -19,13 +19,14 @@ from sparsecore.encoding import (
     stored,
 )  # fmt: skip
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
+from sparsecore.nn.index_buffers import expect_index, integers_kept, no_longer_expect_index
 from sparsecore.ops.recording import unwatch, watch
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
-from sparsecore.sizes import default_device, exact_nnz
+from sparsecore.sizes import default_device
 from sparsecore.topology.use import Recorder
 
-__all__ = ["SparseModule", "magnitude_pattern", "weight_parameter"]
+__all__ = ["SparseModule", "weight_parameter"]
 
 
 class SparseModule(nn.Module):
@@ -58,6 +59,11 @@ class SparseModule(nn.Module):
         self._shape = pattern.shape
         self._recorder = None
         device = default_device() if device is None else device
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise SparsecoreError(
+                f"a sparse weight needs a floating-point dtype, got {str(dtype).removeprefix('torch.')}"
+            )
         pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
         self._store(
@@ -158,6 +164,7 @@ class SparseModule(nn.Module):
         else:
             self.crow_indices.copy_(crow)
             self.col_indices.copy_(col)
+        no_longer_expect_index(self)
 
     @property
     def has_index(self) -> bool:
@@ -181,12 +188,13 @@ class SparseModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         before = self.index[0].device.type
         was_meta = before == "meta"
-        with self._watched_elsewhere():
+        with self._watched_elsewhere(), integers_kept(self):
             super()._apply(fn, recurse)
         if was_meta and not self.index[0].is_meta:
             for tensor in self.index:  # `to_empty`: kernels must not follow what happened to lie in memory
                 if tensor is not None:
                     tensor.zero_()
+            expect_index(self)
         after = self.index[0].device
         if after.type == "meta":
             if self.encoding == "bitmap":  # nothing to decode: only shapes are left
@@ -262,6 +270,8 @@ class SparseModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if found:
+            no_longer_expect_index(self)
 
     def _checked_state(
         self, state: dict[str, Tensor], prefix: str, found: dict[str, Tensor]
@@ -302,42 +312,3 @@ def weight_parameter(module: nn.Module) -> nn.Parameter:
     if not isinstance(parameter, nn.Parameter):
         raise ConversionError(f"{type(module).__name__} has no weight parameter")
     return parameter
-
-
-def magnitude_pattern(
-    weight: Tensor, density: float | None, mask: Tensor | None, skip_row: int | None = None
-) -> Pattern:
-    """Index set for an existing dense weight: a given mask, or the exactly nnz largest magnitudes (ties by position).
-
-    A row to skip (an embedding's padding row) stays empty.
-    """
-    from sparsecore.topology.select import largest
-
-    if (density is None) == (mask is None):
-        raise ConversionError("give either density= (keeps the largest magnitudes) or mask=, and not both")
-    rows, cols = weight.shape
-    if mask is not None:
-        if mask.shape != weight.shape:
-            raise ConversionError(
-                f"mask must have the weight's shape {(rows, cols)}, got {tuple(mask.shape)}"
-            )
-        if skip_row is not None:
-            mask = mask.clone()
-            mask[skip_row] = False
-        pattern = Pattern.from_mask(mask)
-        if pattern.nnz == 0:
-            raise ConversionError(
-                "the mask keeps no weight at all; leave this module dense or keep at least one"
-            )
-        return pattern
-    assert density is not None
-    nnz = exact_nnz((rows, cols), density)
-    magnitude = weight.detach().abs()
-    if bool(magnitude.isnan().any()):
-        raise ConversionError("the weight holds NaN, which has no magnitude to keep the largest of")
-    if skip_row is not None:
-        magnitude[skip_row] = -1  # behind every other
-        nnz = min(nnz, (rows - 1) * cols)
-    keep = largest(magnitude.reshape(-1), nnz)
-    row = keep.div(cols, rounding_mode="floor")
-    return Pattern.from_coo(row, keep - row * cols, (rows, cols))

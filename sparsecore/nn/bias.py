@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore import ops
-from sparsecore.nn.base import SparseModule, magnitude_pattern
+from sparsecore.nn.base import SparseModule
+from sparsecore.nn.magnitude import magnitude_pattern
 from sparsecore.pattern import Pattern
 
 __all__ = ["SparseBias", "copy_bias", "make_bias"]

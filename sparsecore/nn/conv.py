@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.interop import split
-from sparsecore.nn.base import SparseModule, magnitude_pattern
+from sparsecore.nn.base import SparseModule
 from sparsecore.nn.bias import SparseBias, copy_bias, make_bias
+from sparsecore.nn.magnitude import magnitude_pattern
 from sparsecore.nn.patches import Pair, Windows
 from sparsecore.pattern import Pattern
 

@@ -22,6 +22,9 @@ __all__ = ["densify", "sparsify"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# What nn.Module itself keeps: swaps go through _modules.
+_OF_TORCH = frozenset(vars(nn.Module()))
+
 _CONVERTERS: dict[type[nn.Module], Callable[..., SparseModule]] = {
     nn.Linear: SparseLinear.from_dense,
     nn.Conv2d: SparseConv2d.from_dense,
@@ -65,8 +68,8 @@ def sparsify(
     Raises:
         DensityError: density outside (0, 1], or so low that a weight would store nothing.
         ConversionError: if no module is left to swap, a name is no module's, a module has an option without a sparse
-            form, hooks, or parts of its own that would be lost, or a weight or bias is shared between modules
-            (exclude them). Nothing is swapped in any of these cases.
+            form, hooks, or parts of its own that would be lost, a weight or bias is shared between modules, or a
+            module also lies in a plain list or dict (exclude them). Nothing is swapped in any of these cases.
 
     Example:
         >>> model = sparsify(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 0.25, exclude="2")
@@ -78,6 +81,7 @@ def sparsify(
     if not chosen:
         raise ConversionError(_nothing(model, include, exclude))
     _refuse_shared(model, chosen)
+    _refuse_unreachable(model, {id(module): name for name, module in chosen})
     densities = allocate([tuple(_weight(module).shape) for _, module in chosen], density, distribution)
     swapped: dict[int, SparseModule] = {}
     for (name, module), share in zip(chosen, densities, strict=True):
@@ -111,8 +115,8 @@ def densify(model: nn.Module) -> nn.Module:
     Subclasses are left alone, since the dense form would lose their code.
 
     Raises:
-        ConversionError: if the model has no sparse module, a table whose rows are split over ranks, or hooks on a
-            sparse module, which would be lost.
+        ConversionError: if the model has no sparse module, a table whose rows are split over ranks, hooks on a
+            sparse module, which would be lost, or one in a plain list or dict. Nothing is swapped then.
     """
     if not any(type(module) in _SPARSE for module in model.modules()):
         raise ConversionError("the model has no sparse module to make dense")
@@ -123,6 +127,9 @@ def densify(model: nn.Module) -> nn.Module:
             )
         if isinstance(module, SparseModule):
             _refuse_hooks(name, module, "densify()")
+    _refuse_unreachable(
+        model, {id(module): name for name, module in model.named_modules() if type(module) in _SPARSE}
+    )
     dense: dict[int, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module | None:
@@ -213,6 +220,21 @@ def _refuse_shared(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> Non
                     f"the modules {', '.join(names)} share one {kind}; making one sparse would part them: exclude them"
                 )
         _refuse_additions(name, module)
+
+
+def _refuse_unreachable(model: nn.Module, names: dict[int, str]) -> None:
+    """What a module finds in a list of its own it would go on calling, but nobody would train it any more."""
+    for place, module in model.named_modules():
+        for attribute, held in vars(module).items():
+            if attribute in _OF_TORCH or not isinstance(held, list | tuple | dict):
+                continue
+            for one in held.values() if isinstance(held, dict) else held:
+                if id(one) in names:
+                    raise ConversionError(
+                        f"{names[id(one)]} is also in a plain {type(held).__name__}, {attribute} of "
+                        f"{place or 'the model'}, where nothing takes its place: keep it in nn.ModuleList or "
+                        "nn.ModuleDict alone, or exclude it"
+                    )
 
 
 def _refuse_additions(name: str, module: nn.Module) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.errors import ConversionError, SparsecoreError
 from sparsecore.interop import split
-from sparsecore.nn.base import SparseModule, magnitude_pattern
+from sparsecore.nn.base import SparseModule
+from sparsecore.nn.magnitude import magnitude_pattern
 from sparsecore.nn.replicas import refuse_sparse_gradient
 from sparsecore.pattern import Pattern
 from sparsecore.topology.accumulate import RowAccumulator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.nn.embedding import SparseEmbedding
+from sparsecore.nn.index_buffers import integers_kept
 from sparsecore.sizes import pointer_dtype
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Graph(nn.Module):
             ("edge_weight", csr.data, dtype),
         ):
             self.register_buffer(name + suffix, torch.from_numpy(np.array(data)).to(kind), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        with integers_kept(self):
+            return super()._apply(fn, recurse)
 
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> Graph:

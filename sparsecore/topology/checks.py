@@ -30,6 +30,12 @@ def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
                 f"expected a torch.optim.Optimizer or a list of them, got {type(one).__name__}; of a wrapper give the "
                 "optimizer inside"
             )
+        inner = [name for name, part in vars(one).items() if _another(part, one)]
+        if inner:
+            raise TopologyError(
+                f"{type(one).__name__} keeps state in the optimizer in its {inner[0]}, which would be left behind: "
+                "give that one"
+            )
         if isinstance(one, torch.optim.LBFGS):
             raise TopologyError(
                 "LBFGS keeps a history of whole steps that cannot be realigned; use another optimizer"
@@ -37,12 +43,26 @@ def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return optimizers
 
 
+def _another(part: Any, optimizer: Optimizer) -> bool:
+    """Whether it is an optimizer with state of its own; a wrapper may show that of the one inside as its own."""
+    return isinstance(part, Optimizer) and part.state is not optimizer.state
+
+
 def expect_held(modules: Mapping[str, SparseModule], optimizers: Sequence[Optimizer]) -> None:
-    """Refuse values that no optimizer holds: their state would be left behind.
+    """Refuse values that no optimizer holds, whose state would be left behind, and values of two modules at once, whose
+    places only one of them could say.
 
     Raises:
         TopologyError: naming the weights.
     """
+    owners: dict[int, str] = {}
+    for name, module in modules.items():
+        other = owners.setdefault(id(module.values), name)
+        if other != name:
+            raise TopologyError(
+                f"{other} and {name} share their values, but each has an index set of its own, and an exploration "
+                "would mix them up: use one module at both places"
+            )
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     missing = [name for name, m in modules.items() if m.values.requires_grad and id(m.values) not in held]
     if missing:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsecore.encoding import stored
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
+from sparsecore.nn.index_buffers import NO_INDEX
 from sparsecore.ops.explore import GradientSource
 
 __all__ = ["Ranks", "SummedGradient", "broadcast_topology", "expect_layout"]
@@ -209,10 +210,7 @@ def expect_layout(modules: Mapping[str, SparseModule], ranks: Ranks | None) -> N
     members = None if ranks is None else dist.get_process_group_ranks(ranks.group or dist.group.WORLD)
     for name, module in modules.items():
         if not module.has_index:
-            raise TopologyError(
-                f"{name or 'the model'} has no index set yet: after to_empty(), call reset_parameters() of its sparse "
-                "modules, or load a state"
-            )
+            raise TopologyError(f"{name or 'the model'} has {NO_INDEX}")
         if type(module.values) is not nn.Parameter or module.values.numel() != stored(module.index):
             raise TopologyError(
                 f"the values of {name or 'the model'} are cut up over ranks (FSDP), but an exploration needs them "

@@ -35,7 +35,8 @@ def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optim
     """Apply an exchange. The Parameter, every state tensor and every index buffer keep their identity.
 
     New weights start at 0 with fresh optimizer state. Every state tensor of the shape of the values is realigned, which
-    serves all torch optimizers that keep their state element by element (LBFGS does not).
+    serves all torch optimizers that keep their state element by element (LBFGS does not). A sparse one, as torch's SGD
+    makes its momentum of sparse gradients, is replaced.
 
     Returns:
         Number of positions that were not stored before.
@@ -51,13 +52,21 @@ def rewrite(module: SparseModule, exchange: Exchange, optimizers: Sequence[Optim
         module.values.grad = None
     elif grad is not None:
         moving.append((grad, 0.0))
+    replaced: list[tuple[dict, str, Tensor]] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if any(parameter is module.values for parameter in group["params"]):
-                for key, state in optimizer.state.get(module.values, {}).items():
-                    if isinstance(state, Tensor) and state.dim() and state.shape == module.values.shape:
-                        moving.append((state, fresh_state(group, key)))
+                states = optimizer.state.get(module.values, {})
+                for key, state in states.items():
+                    if not isinstance(state, Tensor) or not state.dim() or state.shape != module.values.shape:
+                        continue
+                    if state.is_sparse:
+                        state = state.to_dense()
+                        replaced.append((states, key, state))
+                    moving.append((state, fresh_state(group, key)))
     kept = explore.realign_(moving, module.index, exchange.index, module.shape)
+    for states, key, state in replaced:
+        states[key] = state.to_sparse()
     for mine, new in zip(module.index, exchange.index, strict=True):
         if mine is not None and new is not None:
             mine.copy_(new)

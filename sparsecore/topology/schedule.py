@@ -73,7 +73,10 @@ class Timetable:
             raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
         if grow not in ("gradient", "random"):
             raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
+        # Plain numbers, whatever a sweep took them from: a checkpoint holds them.
         interval = None if interval is None else int(interval)
+        drop_fraction, end_drop_fraction = float(drop_fraction), float(end_drop_fraction)
+        stop_fraction, total_steps = float(stop_fraction), None if total_steps is None else int(total_steps)
         self.interval, self.grow = interval, grow
         self.total_steps = 1 if total_steps is None else total_steps
         self.last_step = math.floor(stop_fraction * self.total_steps + 1e-6)

@@ -15,6 +15,7 @@ from sparsecore import (
     ConversionError,
     DensityError,
     SparseBias,
+    SparsecoreError,
     SparseEmbedding,
     SparseEmbeddingBag,
     SparseLinear,
@@ -416,3 +417,31 @@ def test_an_empty_weight_is_left_dense() -> None:
         empty = nn.Linear(0, 5)
     with pytest.raises(DensityError, match="nothing to store"):
         sparsify(empty, 0.5)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_modules_in_a_plain_list_are_refused(kind: type) -> None:
+    class Blocks(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            blocks = [SparseLinear(8, 8, density=0.5) if sparse else nn.Linear(8, 8) for _ in range(2)]
+            self.blocks = dict(enumerate(blocks)) if kind is dict else kind(blocks)
+            self.known = nn.ModuleList([*blocks, nn.Linear(8, 8)])
+
+    for sparse, convert in ((False, lambda model: sparsify(model, 0.5)), (True, densify)):
+        model = Blocks(sparse)
+        before = [type(m) for m in model.known]
+        with pytest.raises(ConversionError, match=rf"known\.0 is also in a plain {kind.__name__}, blocks"):
+            convert(model)
+        assert [type(m) for m in model.known] == before
+    sparsify(model := Blocks(False), 0.5, exclude=["known.0", "known.1"])
+    assert type(model.known[2]) is SparseLinear
+
+
+def test_complex_weights_are_refused() -> None:
+    with pytest.raises(
+        SparsecoreError, match="0: a sparse weight needs a floating-point dtype, got complex64"
+    ):
+        sparsify(nn.Sequential(nn.Linear(8, 8, dtype=torch.complex64)), 0.5)
+    with pytest.raises(SparsecoreError, match="got int32"):
+        SparseLinear(8, 8, density=0.5, dtype=torch.int32)

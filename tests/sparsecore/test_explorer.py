@@ -547,3 +547,69 @@ def test_saved_gradient_sums_are_checked_and_copied() -> None:
     state["accumulators"][""]["sums"] = torch.zeros(2, 5)
     with pytest.raises(TopologyError, match="saved gradient sums"):
         explorer.load_state_dict(state)
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As implementations of SAM wrap the optimizer that they are given."""
+
+    def __init__(self, base: torch.optim.Optimizer, shared: bool) -> None:
+        super().__init__(base.param_groups, {})
+        self.base, self.param_groups = base, base.param_groups
+        if shared:
+            self.state = base.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.base.step()
+
+
+def test_an_optimizer_that_wraps_another_is_refused_unless_it_shows_its_state() -> None:
+    module = layer()
+    base = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(TopologyError, match="Wrapped keeps state in the optimizer in its base"):
+        DynamicSparsity(module, Wrapped(base, shared=False), total_steps=5)
+    DynamicSparsity(module, Wrapped(base, shared=True), total_steps=5)
+
+
+def test_values_of_two_modules_are_refused() -> None:
+    model = nn.ModuleList(
+        [SparseEmbedding(30, 20, density=0.3), SparseLinear(20, 30, bias=False, density=0.3)]
+    )
+    model[1].values = model[0].values
+    with pytest.raises(TopologyError, match="0 and 1 share their values"):
+        DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=5)
+    module = layer(8, 8)
+    again = nn.Sequential(module, module)
+    DynamicSparsity(again, torch.optim.SGD(again.parameters(), lr=0.1), total_steps=5)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_of_sparse_gradients_moves_with_its_weight(nesterov: bool) -> None:
+    table = SparseEmbedding(50, 8, sparse=True, density=0.5)
+    optimizer = torch.optim.SGD(table.parameters(), 0.1, momentum=0.9, nesterov=nesterov)
+    explorer = DynamicSparsity(table, optimizer, interval=2, total_steps=10)
+    for step in range(6):
+        optimizer.zero_grad()
+        table(torch.randint(50, (6,))).square().sum().backward()
+        optimizer.step()
+        momentum = optimizer.state[table.values]["momentum_buffer"]
+        before = table.pattern.to_dense(momentum.to_dense())
+        report = explorer.step()
+        assert (report is None) == (step % 2 == 0)
+        kept = table.pattern.to_mask()
+        momentum = optimizer.state[table.values]["momentum_buffer"]
+        after = table.pattern.to_dense(momentum.to_dense())
+        # What was not stored before has none; what still is keeps its own.
+        assert torch.equal(after[kept], before[kept])
+        assert momentum.is_sparse
+
+
+def test_settings_of_a_sweep_are_saved_as_plain_numbers(tmp_path) -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    settings = {
+        "interval": np.int64(2), "total_steps": np.int64(20), "drop_fraction": np.float64(0.3),
+        "end_drop_fraction": np.float64(0.1), "stop_fraction": np.float32(0.5),
+    }  # fmt: skip
+    explorer = DynamicSparsity(module, optimizer, **settings)
+    torch.save(explorer.state_dict(), tmp_path / "explorer.pt")
+    explorer.load_state_dict(torch.load(tmp_path / "explorer.pt", weights_only=True))

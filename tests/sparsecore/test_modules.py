@@ -835,3 +835,17 @@ def test_an_exploration_drops_a_sparse_gradient() -> None:
         assert (report is not None) == (step % 2 == 1)
         table.check_invariants()
     assert table.values.grad is None
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_cast_of_everything_leaves_integers_alone(encoding: str) -> None:
+    module = SparseLinear(20, 10, density=0.3)
+    module.set_encoding(encoding)
+    before = [t.clone() for t in module.index if t is not None]
+    x = torch.randn(3, 20, dtype=torch.float64)
+    expected = module.to_dense().double()(x)
+    module.type(torch.float64)
+    for old, new in zip(before, (t for t in module.index if t is not None), strict=True):
+        assert old.dtype == new.dtype
+        assert torch.equal(old, new)
+    torch.testing.assert_close(module(x), expected)

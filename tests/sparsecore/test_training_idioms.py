@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ import sparsecore
 from sparsecore import (
     DynamicSparsity,
     SparseConv2d,
+    SparsecoreError,
     SparseEmbedding,
     SparseEmbeddingBag,
     SparseLinear,
@@ -116,6 +118,10 @@ def test_deferred_initialisation(kind: str) -> None:
         assert module.nnz == trained.nnz
         if not assign:
             module = module.to_empty(device="cpu")
+            with pytest.raises(SparsecoreError, match=r"no index set yet: after to_empty"):
+                module(x)
+            for part in module.modules():
+                part._forward_pre_hooks.clear()
             module(x)  # whatever the memory held, nothing is read out of place
         module.load_state_dict(trained.state_dict(), assign=assign)
         module.check_invariants()
@@ -132,9 +138,13 @@ def test_deferred_initialisation_without_a_checkpoint(kind: str, encoding: str) 
     module = module.to_empty(device="cpu")
     module.set_encoding(encoding)
     assert not module.has_index
+    nn.init.normal_(module.values)
+    with pytest.raises(SparsecoreError, match="no index set yet"):
+        copy.deepcopy(module)(x)
     with pytest.raises(TopologyError, match="has no index set yet: after to_empty"):
         DynamicSparsity(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=9)
     module.reset_parameters(seeded(7))  # type: ignore[operator]
+    assert not module._forward_pre_hooks
     module.check_invariants()
     other = make()
     other.set_encoding(encoding)
