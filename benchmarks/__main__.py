@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from harness.bench import bench
+from harness.command import run_main
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_main(bench)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from recsys.machine import describe_machine
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=command.Interruptible,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -67,14 +68,15 @@ def gate(
 ) -> None:
     """Is the working tree worse than a revision? Exit code 0 pass, 1 regression, 2 inconclusive or cannot run."""
     from harness.gate.page import markdown as page
-    from harness.gate.page import show
+    from harness.gate.page import plain, show
     from harness.gate.run import Plan
     from harness.gate.run import gate as run
     from harness.gate.verdict import exit_code
-    from harness.revisions.subject import commit_of, repository
+    from harness.revisions.subject import commit_of, expect_own_suite, repository
     from harness.suite.registry import choose
 
     root = repository()
+    expect_own_suite(root)
     errors = Console(markup=False, stderr=True)
     workloads = choose(only, quick=not full)
     if not workloads:
@@ -106,10 +108,10 @@ def gate(
             "base": verdict.base.revision,
             "head": verdict.head.revision,
             "exit_code": int(exit_code(verdict.findings)),
-            "findings": [asdict(finding) for finding in verdict.findings],
+            "findings": [plain(finding) for finding in verdict.findings],
         }
         with replacing(output) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     raise typer.Exit(int(exit_code(verdict.findings)))
 
 
@@ -124,16 +126,17 @@ def run(
 ) -> None:
     """Measure the current commit and keep the figures in asv's format. Exit code 1 if a workload fails."""
     from harness.history.run import measure_commit
-    from harness.revisions.subject import PACKAGES, git, repository, snapshot
+    from harness.revisions.subject import PACKAGES, expect_own_suite, is_clean, repository, snapshot
     from harness.suite.registry import choose
 
     root = repository()
     workloads = choose(only, quick)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    expect_own_suite(root)
     subject = snapshot(root, root / STORE / "subjects")
     # What measures counts too: figures of another suite than the commit's are not the commit's.
-    clean = not git(root, "status", "--porcelain", "--", *PACKAGES, "harness", "benchmarks")
+    clean = is_clean(root, *PACKAGES, "harness", "benchmarks")
     kept = measure_commit(root, subject, workloads, seconds=seconds, threads=threads, keep=clean)
     _tell(kept)
     if not clean:
@@ -158,11 +161,12 @@ def report(
     from harness.history.reader import read_results
     from harness.history.run import RESULTS
     from harness.report.page import build, to_html, to_markdown
-    from harness.revisions.subject import repository
+    from harness.revisions.subject import ancestry, repository
 
-    folder = repository() / RESULTS
+    root = repository()
+    folder = root / RESULTS
     name = machine or identify(threads).name
-    runs, problems = read_results(folder, name)
+    runs, problems = read_results(folder, name, ancestry(root))
     for problem in problems:
         Console(markup=False, stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
     if not runs:
@@ -234,13 +238,19 @@ def backfill(
     from harness.history.identity import identify
     from harness.history.run import RESULTS, commits_between, measure_commit
     from harness.history.writer import held, results_file
-    from harness.revisions.subject import extract, repository
+    from harness.revisions.subject import expect_own_suite, extract, is_clean, repository
+    from harness.suite.asv import GROUPS
     from harness.suite.registry import choose
 
     root = repository()
     workloads = choose(only, quick=not full)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {only!r}; see harness list")
+    expect_own_suite(root)
+    if not is_clean(root, "harness", "benchmarks"):
+        raise HistoryError(
+            "harness or benchmarks differ from HEAD, and figures are kept of what is committed: commit first"
+        )
     failed = False
     for commit in commits_between(root, revisions):
         left = workloads
@@ -248,8 +258,17 @@ def backfill(
             try:
                 there = held(results_file(root / RESULTS, commit, identify(threads)))
             except HistoryError:  # damaged: nothing of it is left, and measuring sets it aside
-                there = set()
-            left = [workload for workload in workloads if workload.name not in there]
+                there = {}
+            left = [
+                workload
+                for workload in workloads
+                if workload.name not in there
+                or (
+                    seconds > 0
+                    and "seconds" in GROUPS[workload.group]
+                    and "seconds" not in there[workload.name]
+                )
+            ]
         if not left:
             Console(markup=False).print(f"{commit[:10]}: has figures already", highlight=False)
             continue
@@ -301,6 +320,8 @@ _EXTRA = ("asv", "asv_runner", "jinja2", "matplotlib", "psutil")
 
 def main() -> None:
     """Entry point; errors that a user can mend are one line, and exit code 2."""
+    # As at the end of a with block: workers are stopped, and temporary folders go.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with command.mendable(GitError, ExpectationsError, HistoryError):
             app()

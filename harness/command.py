@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 __all__ = [
+    "Interruptible",
     "fail",
     "mendable",
     "new_file",
+    "new_results",
     "regular_expression",
     "run_main",
     "shares",
@@ -33,6 +37,17 @@ def run_main(main: Callable[..., Any], *more: type[Exception]) -> None:
     """Run a function as the command line that its annotations describe; see `mendable`."""
     with mendable(*more):
         typer.run(main)
+
+
+class Interruptible(TyperGroup):
+    """Ctrl-C is exit code 130: 1 would say that something got worse."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            Console(markup=False, stderr=True).print("interrupted", style="red")
+            raise typer.Exit(130) from None
 
 
 @contextmanager
@@ -108,10 +123,32 @@ def regular_expression(value: str | None) -> str | None:
     return value
 
 
+def new_results(value: Path | None) -> Path | None:
+    """Check of an option OUTPUT, of which OUTPUT.json and OUTPUT.md are made: that they can be. Its folder is made."""
+    if value is not None:
+        try:
+            value.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(
+                f"expected files in a folder that can be made, got {value}: {error.strerror}"
+            ) from None
+        for suffix in (".json", ".md"):
+            new_file(value.with_name(value.name + suffix))
+    return value
+
+
 def new_file(value: Path | None) -> Path | None:
     """Check of an option: a file that can be written, as its folder is there. Measuring comes first, writing last."""
     if value is not None and (value.is_dir() or not value.absolute().parent.is_dir()):
         raise typer.BadParameter(
             f"expected a file in a folder that exists, got {value}; make the folder first"
         )
+    if value is not None:
+        try:
+            with tempfile.TemporaryFile(dir=value.absolute().parent):
+                pass
+        except OSError as error:
+            raise typer.BadParameter(
+                f"expected a file in a folder that can be written to, got {value}: {error.strerror}"
+            ) from None
     return value

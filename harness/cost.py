@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
-from harness.command import run_main, shares
+from harness.command import new_results, run_main, shares
 from recsys.config import Config, load_config
 from recsys.data import Dataset
 from recsys.results import save_results
@@ -86,7 +86,9 @@ def _page(workloads: dict[str, Any]) -> list[str]:
 
 def main(
     presets: Annotated[list[str], typer.Argument(help="Presets of recsys.")],
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
+    ],
     densities: Annotated[str, typer.Option(callback=shares, help="Comma-separated.")] = "0.5,0.25,0.1",
     seconds: Annotated[float, typer.Option(help="Timing of each preset.")] = 30.0,
     threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 leaves torch's default.")] = 0,

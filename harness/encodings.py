@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from harness.command import run_main, whole_numbers
+from harness.command import new_results, run_main, whole_numbers
 from recsys.results import save_results
 from sparsecore import Pattern, ops
 from sparsecore.encoding import choose_encoding, encode
@@ -122,7 +122,9 @@ def main(
     threads: Annotated[
         str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
     ] = "1,2",
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Timing of each operation.")] = 0.5,
     quick: Annotated[bool, typer.Option(help="Tiny shapes: everything runs once.")] = False,
 ) -> None:

@@ -95,7 +95,9 @@ _SAMPLED = {"mode": {"valid": "uni1", "test": "uni1"}}
 def main(
     python: Annotated[str, typer.Option(help="Python of the environment that RecBole is installed in.")],
     dataset: Annotated[str, typer.Option(help="Dataset, as for recsys train.")],
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=command.new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Default: environment SPARSECORE_DATA.")] = None,
     models: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PAIRS),
     repeats: Annotated[int, typer.Option(min=1)] = 2,

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from harness.command import run_main, some_of, whole_numbers
+from harness.command import new_results, run_main, some_of, whole_numbers
 from harness.operands import Forms, Weight, torch_csr
 from recsys.results import save_results
 from sparsecore import ops
@@ -188,7 +188,9 @@ def main(
     threads: Annotated[
         str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
     ] = "1,2",
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     simd: Annotated[
         str, typer.Option(callback=some_of(("native", "portable")), help="Code to measure, comma-separated.")
     ] = "native,portable",

@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 
 import sparsecore
-from harness.command import run_main
+from harness.command import new_results, run_main
 from harness.gpu_forms import OPERATIONS
 from harness.gpu_operands import Operation, Run, only_csr
 from harness.gpu_steps import MEMORY, WORKLOADS
@@ -302,7 +302,9 @@ def _progress(row: Row) -> str:
 
 
 def main(
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
     ] = False,

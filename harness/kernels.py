@@ -21,7 +21,7 @@ from rich.console import Console
 
 from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
-from harness.command import run_main, whole_numbers
+from harness.command import new_results, run_main, whole_numbers
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 from harness.overhead import measure_overhead
 from recsys.results import save_results
@@ -188,7 +188,9 @@ def main(
     threads: Annotated[
         str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
     ] = "1,2",
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Measure only operations whose name contains this.")] = "",
     seconds: Annotated[
         float, typer.Option(help="Timing of each operation, density and number of threads.")

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from scipy import sparse
 
-from harness.command import fail, run_main
+from harness.command import fail, new_results, run_main
 from recsys.results import save_results
 
 __all__ = ["KINDS", "main", "measure"]
@@ -141,7 +141,9 @@ def measure(kind: str, rows: int, folder: Path) -> dict[str, Any]:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
+    ],
     rows: Annotated[int, typer.Option(min=1000)] = 100_000_000,
     only: Annotated[str, typer.Option(help="Kinds, with semicolons between them; all without.")] = "",
     scratch: Annotated[Path | None, typer.Option(help="Where files are written; a temporary folder.")] = None,

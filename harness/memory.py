@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.command import run_main, shares
+from harness.command import new_results, run_main, shares
 from recsys.results import save_results
 
 __all__ = ["main", "measure"]
@@ -84,7 +84,9 @@ def measure(rows: int, cols: int, density: float) -> dict[str, int]:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
+    ],
     rows: Annotated[int, typer.Option(min=1)] = 2_000_000,
     cols: Annotated[int, typer.Option(min=1)] = 64,
     densities: Annotated[str, typer.Option(callback=shares, help="Comma-separated.")] = "0.5,0.25,0.1",

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.command import regular_expression, run_main
+from harness.command import new_results, regular_expression, run_main, some_of
 from harness.revisions.subject import GitError, git, repository
 from recsys.results import save_results
 
@@ -188,13 +188,16 @@ def apply(change: Change, root: Path) -> None:
     """Make the edits of a change.
 
     Raises:
-        ValueError: a file has not the text that is to be replaced, or has it more than once.
+        GitError: a file has not the text that is to be replaced, or has it more than once.
     """
     for name, old, new in change.edits:
         path = root / name
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if old and text.count(old) != 1:
-            raise ValueError(f"{change.name}: {name} has {old!r} {text.count(old)} times, expected once")
+            raise GitError(
+                f"the change {change.name!r} no longer fits the sources: {name} has {old!r} {text.count(old)} times, "
+                "expected once"
+            )
         path.write_text(text.replace(old, new) if old else text + new, encoding="utf-8")
 
 
@@ -258,13 +261,21 @@ def _load(processes: int) -> Iterator[None]:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
+    ],
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Repeats at a time.")] = 1,
     load: Annotated[int, typer.Option(min=0, help="Processes that take a core each beside it.")] = 0,
     only: Annotated[str, typer.Option(callback=regular_expression, help="Workloads of the gate.")] = ONLY,
     rounds: Annotated[int, typer.Option(min=2)] = 3,
-    changes: Annotated[str, typer.Option(help="Comma-separated names; default: all.")] = "",
+    changes: Annotated[
+        str,
+        typer.Option(
+            callback=lambda value: value and some_of(c.name for c in CHANGES)(value),
+            help="Comma-separated names; default: all.",
+        ),
+    ] = "",
 ) -> None:
     """Try the gate on commits that change nothing, and on planted defects."""
     chosen = [c for c in CHANGES if not changes or c.name in changes.split(",")]
@@ -281,13 +292,15 @@ def main(
 
         def trial(repeat: int) -> None:
             scratch = scratches.get()
-            for change in chosen:
-                row = judge(scratch, base, change, only, rounds)
-                with saving:
-                    rows[change.name].append(row)
-                    console.print(f"{repeat + 1}: {change.name}: {row}", highlight=False, soft_wrap=True)
-                    _save(output, chosen, rows, beside)
-            scratches.put(scratch)
+            try:
+                for change in chosen:
+                    row = judge(scratch, base, change, only, rounds)
+                    with saving:
+                        rows[change.name].append(row)
+                        console.print(f"{repeat + 1}: {change.name}: {row}", highlight=False, soft_wrap=True)
+                        _save(output, chosen, rows, beside)
+            finally:
+                scratches.put(scratch)
 
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(trial, range(repeats)))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.command import run_main
+from harness.command import new_results, run_main
 from recsys.config import Config, load_config, presets
 from recsys.errors import RecsysError
 from recsys.reproduce.definition import load_published
@@ -115,7 +115,9 @@ def _parts(config: Config) -> dict[str, Config]:
 
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished dense runs.")],
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
+    ],
 ) -> None:
     """Put finished dense runs beside published values."""
     rows = rows_of(runs)

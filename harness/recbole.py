@@ -148,7 +148,10 @@ def main(
     model: Annotated[str, typer.Argument(help="RecBole's name of the model, such as CDAE.")],
     python: Annotated[str, typer.Option(help="Python of the environment that RecBole is installed in.")],
     dataset: Annotated[str, typer.Option(help="Dataset, as for recsys train.")],
-    output: Annotated[Path, typer.Option(help="Results are written to OUTPUT.json and OUTPUT.md.")],
+    output: Annotated[
+        Path,
+        typer.Option(callback=command.new_results, help="Results are written to OUTPUT.json and OUTPUT.md."),
+    ],
     data_dir: Annotated[str | None, typer.Option(help="Default: environment SPARSECORE_DATA.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of RecBole.")] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 2,

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import sparsecore
 from harness.bpr import BprStep
-from harness.command import run_main, whole_numbers
+from harness.command import new_results, run_main, whole_numbers
 from recsys.config import Config
 from recsys.data import load
 from recsys.results import save_results
@@ -179,7 +179,9 @@ def _page(found: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Workloads; all of them if absent.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write OUTPUT.json and OUTPUT.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
+    ] = None,
     threads: Annotated[
         str, typer.Option(callback=whole_numbers, help="Numbers of threads, comma-separated.")
     ] = "1,2",

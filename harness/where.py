@@ -28,6 +28,7 @@ tests. torch, torch-sparse, portable and triton are tox environments of these na
 its part of it); the others differ in Python, torch or processor.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
+_KINDS = {"machine": dict, "total": dict, "features": dict, "arguments": list}
 
 
 def page(runs: dict[str, dict[str, Any]]) -> str:
@@ -86,6 +87,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise RecsysError(
             f"{file}: expected what pytest --outcomes writes, but it has no {', '.join(sorted(absent))}"
         )
+    for key, kind in _KINDS.items():
+        if not isinstance(document[key], kind):
+            raise RecsysError(f"{file}: {key}: expected {kind.__name__}, got {document[key]!r:.40}")
     return document
 
 

@@ -13,17 +13,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from harness.gate.expectations import Allowance, find_allowance
 from harness.gate.verdict import Finding, last_line
-from harness.revisions.subject import PACKAGES, extract
+from harness.revisions.subject import PACKAGES, extract, sources
+from harness.suite import registry
 from harness.suite.asv import GROUPS
 from harness.suite.registry import WORKLOADS
 from harness.suite.workload import METRICS
 
-__all__ = ["Declared", "dropped", "missing"]
+__all__ = ["Declared", "Suite", "missing", "suite_of"]
 
 # Runs on suites of the past, so it takes nothing but what every one of them has.
 _PROGRAM = """
@@ -35,6 +37,7 @@ print(json.dumps({
     name: {
         "forms": list(workload.forms),
         "metrics": [m for m in GROUPS[workload.group] if METRICS[m].kind != "report"],
+        "quick": getattr(workload, "quick", False),
     }
     for name, workload in WORKLOADS.items()
 }))
@@ -42,21 +45,44 @@ print(json.dumps({
 
 
 class Declared(TypedDict):
-    """Of a workload: its forms, and the figures of its group that decide."""
+    """Of a workload: its forms, the figures of its group that decide, and whether a quick run takes it."""
 
     forms: list[str]
     metrics: list[str]
+    quick: bool
 
 
-def dropped(root: Path, base: str, store: Path, allowances: Sequence[Allowance]) -> list[Finding]:
-    """What the suite of the commit `base` declares and the running one does not; nothing if it had no suite yet.
+@dataclass(frozen=True)
+class Suite:
+    """The suite of a commit.
+
+    Attributes:
+        workloads: what it declares; nothing if the commit had no suite yet.
+        differs: from the running one, by its sources.
+        problem: why it cannot be asked, or None.
+    """
+
+    workloads: Mapping[str, Declared]
+    differs: bool = False
+    problem: Finding | None = None
+
+    def dropped(self, allowances: Sequence[Allowance]) -> list[Finding]:
+        """What it declares and the running one does not."""
+        problem = [] if self.problem is None else [self.problem]
+        return [*problem, *missing(self.workloads, allowances)]
+
+
+def suite_of(root: Path, base: str, store: Path) -> Suite:
+    """The suite of the commit `base`.
 
     Raises:
         GitError: no repository, or no such commit.
     """
     whole = extract(root, base, store, (*PACKAGES, "harness"))
-    if not (whole.path / "harness" / "suite" / "registry.py").is_file():
-        return []
+    suite = whole.path / "harness" / "suite"
+    if not (suite / "registry.py").is_file():
+        return Suite({})
+    differs = sources(suite) != sources(Path(registry.__file__).parent)
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PROGRAM],
         env={**os.environ, "PYTHONPATH": str(whole.path)},
@@ -67,8 +93,8 @@ def dropped(root: Path, base: str, store: Path, allowances: Sequence[Allowance])
     )
     if done.returncode:
         why = f"the base's own suite fails, so what it had is not known: {last_line(done.stderr)}"
-        return [Finding("inconclusive", "*", "*", "*", None, None, math.nan, why)]
-    return list(missing(json.loads(done.stdout), allowances))
+        return Suite({}, differs, Finding("inconclusive", "*", "*", "*", None, None, math.nan, why))
+    return Suite(json.loads(done.stdout), differs)
 
 
 def missing(suite: Mapping[str, Declared], allowances: Sequence[Allowance]) -> Iterator[Finding]:
@@ -87,6 +113,8 @@ def missing(suite: Mapping[str, Declared], allowances: Sequence[Allowance]) -> I
             continue
         workload = WORKLOADS[name]
         metrics = [metric for metric in GROUPS[workload.group] if METRICS[metric].kind != "report"]
+        if declared["quick"] and not workload.quick:
+            yield gone(name, "*", "*", "quick workload")
         for form in declared["forms"]:
             if form not in workload.forms:
                 yield gone(name, form, "*", "form")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,7 +14,7 @@ from harness.gate.run import Verdict
 from harness.gate.verdict import Exit, Finding, exit_code
 from harness.suite.workload import METRICS
 
-__all__ = ["headline", "markdown", "show"]
+__all__ = ["headline", "markdown", "plain", "show"]
 
 _ORDER = ("regression", "inconclusive", "allowed", "improvement", "note", "new", "skipped")
 _COLOURS = {"regression": "bold red", "inconclusive": "yellow", "improvement": "green"}
@@ -29,6 +31,8 @@ def headline(verdict: Verdict) -> str:
     }[code]
     if verdict.same:
         measured = "same sources on both sides, nothing to measure"
+        if verdict.tried:
+            measured = f"same sources on both sides, another suite: {verdict.tried} workloads ran"
     else:
         timed = "the counts decide, no times taken" if verdict.decided else f"{verdict.timed:,} timed"
         measured = f"{verdict.counted:,} figures counted, {timed}"
@@ -90,6 +94,13 @@ def show(verdict: Verdict, console: Console, all_findings: bool = False) -> None
     for finding in shown:
         table.add_row(*_cells(finding), style=_COLOURS.get(finding.status))
     console.print(table)
+
+
+def plain(finding: Finding) -> dict[str, Any]:
+    """A finding for JSON, which has no word for NaN and infinity: None."""
+    found = asdict(finding)
+    odd = (key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value))
+    return found | dict.fromkeys(odd)
 
 
 def markdown(verdict: Verdict, command: str, machine: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.gate.declared import dropped
+from harness.gate.declared import suite_of
 from harness.gate.expectations import Allowance, read_expectations
 from harness.gate.verdict import (
     Exit,
@@ -60,6 +61,7 @@ class Verdict:
         same: both sides have the same sources, so that nothing had to be measured.
         counted, timed: figures that were compared; if there is none of either, a finding says so.
         decided: counts found a regression, so no time was taken.
+        tried: workloads that were only run, of the same sources and another suite.
     """
 
     base: Subject
@@ -69,6 +71,7 @@ class Verdict:
     counted: int = 0
     timed: int = 0
     decided: bool = False
+    tried: int = 0
 
 
 def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda line: None) -> Verdict:
@@ -79,14 +82,34 @@ def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda lin
         ExpectationsError: the file of expectations is damaged.
     """
     allowances = read_expectations(root / EXPECTATIONS)
-    return compare(
+    suite = suite_of(root, base, store)
+    verdict = compare(
         extract(root, base, store),
         snapshot(root, store),
         plan,
         allowances,
-        dropped(root, base, store, allowances),
+        suite.dropped(allowances),
         tell,
+        known=suite.workloads.keys(),
     )
+    if verdict.same and suite.differs:
+        _try(verdict, plan, tell)
+    return verdict
+
+
+def _try(verdict: Verdict, plan: Plan, tell: Tell) -> None:
+    """Run the workloads of a suite that has changed where nothing else has."""
+    tell(f"running the suite's workloads once: {verdict.head.label}")
+    names = [workload.name for workload in plan.workloads]
+    found = collect(verdict.head, names, threads=plan.threads, progress=lambda name: tell(f"  {name}"))
+    verdict.tried = len(found)
+    for name, outcome in found.items():
+        if outcome.error is not None:
+            why = f"fails: {last_line(outcome.error)}"
+            verdict.findings.append(Finding("regression", name, "*", "*", None, None, math.nan, why))
+        elif outcome.lacks:
+            why = str(outcome.missing)
+            verdict.findings.append(Finding("inconclusive", name, "*", "*", None, None, math.nan, why))
 
 
 def compare(
@@ -96,8 +119,11 @@ def compare(
     allowances: Sequence[Allowance] = (),
     dropped: Sequence[Finding] = (),
     tell: Tell = lambda line: None,
+    known: Collection[str] = (),
 ) -> Verdict:
-    """Compare two subjects; `dropped` are findings on what the base's own suite had, see `harness.gate.declared`."""
+    """Compare two subjects; `dropped` are findings on what the base's own suite had, see `harness.gate.declared`, and
+    `known` the names of its workloads.
+    """
     verdict = Verdict(base, head, list(dropped))
     if base.digest == head.digest:
         verdict.same = True
@@ -107,12 +133,17 @@ def compare(
 
     def count(subject: Subject) -> dict[str, Outcome]:
         told = (lambda name: tell(f"  {name}")) if subject is head else None
-        return collect(subject, names, threads=plan.threads, progress=told)
+        return collect(subject, names, threads=plan.threads, progress=told, stop=stop)
 
     # Counts do not depend on what runs beside them: both sides at once.
+    stop = threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        old, new = pool.map(count, (base, head))
-    verdict.findings += compare_figures(old, new, allowances)
+        try:
+            old, new = pool.map(count, (base, head))
+        except BaseException:  # Ctrl-C comes here alone, and the pool waits for its threads
+            stop.set()
+            raise
+    verdict.findings += compare_figures(old, new, allowances, known)
     verdict.counted = compared(old, new)
     decided = exit_code(verdict.findings) == Exit.regression
     verdict.decided = decided and plan.times is None

@@ -3,7 +3,7 @@
 In this order (what fails first is told first):
 
 1. a workload, form or figure that the base has and the head has not, that fails, or that is not a number;
-2. a count that is higher than before;
+2. a count that is higher than before, or 0, as one is that nobody takes any more;
 3. quality: a mean over seeds that is worse by more than max(3 %, 3 standard errors of the seeds' differences);
 4. a time against the frozen kernel that is longer by more than max(10 %, 3 x its own noise). Noise is how far the best
    third of the rounds spreads (of three rounds: how far the second best lies above the best), of the noisier side, so
@@ -17,7 +17,7 @@ against dense, shares) is told, and decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median, stdev
@@ -76,13 +76,25 @@ class Finding:
 
 
 def compare_figures(
-    base: Mapping[str, Outcome], head: Mapping[str, Outcome], allowances: Sequence[Allowance] = ()
+    base: Mapping[str, Outcome],
+    head: Mapping[str, Outcome],
+    allowances: Sequence[Allowance] = (),
+    known: Collection[str] = (),
 ) -> list[Finding]:
-    """Findings of counts and quality, and of what is there of one side only; both sides hold the same workloads."""
+    """Findings of counts and quality, and of what is there of one side only; both sides hold the same workloads.
+
+    known: workloads that the base's own suite has. If this one's code cannot run on the base, that is not news.
+    """
     found: list[Finding] = []
     for workload in dict.fromkeys((*base, *head)):
         old, new = base.get(workload), head.get(workload)
         found += _compare_workload(workload, old, new, allowances)
+        if old is not None and old.lacks and workload in known:
+            allowance = find_allowance(allowances, workload, "*", "*", None)
+            status: Status = "inconclusive" if allowance is None else "allowed"
+            why = f"the base has it, but this suite cannot measure it there: {old.missing}; a name of its own is needed"
+            reason = why if allowance is None else allowance.reason
+            found.append(Finding(status, workload, "*", "*", None, None, math.nan, reason))
     return found
 
 
@@ -158,12 +170,15 @@ def _count(
     workload: str, form: str, metric: str, old: float, new: float, allowances: Sequence[Allowance]
 ) -> Finding:
     change = new / old - 1 if old else math.inf
-    if new < old:
+    if 0 < new < old:
         return Finding("improvement", workload, form, metric, old, new, change, "counted exactly")
     allowance = find_allowance(allowances, workload, form, metric, new)
     if allowance is not None:
         return Finding("allowed", workload, form, metric, old, new, change, allowance.reason)
-    return Finding("regression", workload, form, metric, old, new, change, "counted exactly")
+    why = (
+        "counted exactly" if new else "nothing is counted any more; if that is meant, allow it with up_to = 0"
+    )
+    return Finding("regression", workload, form, metric, old, new, change, why)
 
 
 def _quality(

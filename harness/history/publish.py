@@ -11,6 +11,8 @@ from harness.history.writer import HistoryError
 
 __all__ = ["publish"]
 
+_OF_A_SITE = ("index.json", "graphs")  # what asv writes
+
 
 def publish(root: Path, output: Path) -> Path:
     """Write the site of all kept results into a folder.
@@ -19,10 +21,11 @@ def publish(root: Path, output: Path) -> Path:
         Its index.html. Browsers show it over http only: asv's data are files that it fetches.
 
     Raises:
-        HistoryError: no results yet, or asv fails.
+        HistoryError: no results yet, a folder with something else in it, which asv would delete, or asv fails.
     """
     if not (root / RESULTS / "benchmarks.json").exists():
         raise HistoryError(f"{root / RESULTS} holds no results yet: measure a commit with harness run")
+    _refuse_others(output)
     config = root / "benchmarks" / "asv.conf.json"
     _run(
         root,
@@ -39,6 +42,20 @@ def publish(root: Path, output: Path) -> Path:
     )
     _run(root, [str(Path(sys.executable).with_name("asv-tachyon")), "install", str(output.absolute())])
     return output / "index.html"
+
+
+def _refuse_others(output: Path) -> None:
+    """Let asv delete an earlier site, and nothing else."""
+    if output.exists() and not output.is_dir():
+        raise HistoryError(f"{output} is a file; name a folder for the site")
+    if output.is_dir() and any(output.iterdir()) and not all((output / name).exists() for name in _OF_A_SITE):
+        raise HistoryError(
+            f"{output} holds other things than a site of asv, which would be deleted; name another folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HistoryError(f"{output} cannot be made: {error.strerror}; name another folder") from error
 
 
 def _run(root: Path, command: list[str]) -> None:

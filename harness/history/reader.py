@@ -10,7 +10,7 @@ import ast
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,16 @@ class Run:
     records: tuple[Record, ...] = field(repr=False)
 
 
-def read_results(folder: Path, machine: str | None = None) -> tuple[list[Run], list[str]]:
+def read_results(
+    folder: Path, machine: str | None = None, ancestry: Sequence[str] = ()
+) -> tuple[list[Run], list[str]]:
     """All runs below asv's results folder, oldest commit first, and what is wrong with the files that were skipped.
 
     Args:
         machine: only those of this machine.
+        ancestry: commits, parents first: which of two is older that were made in the same second.
     """
+    place = {commit: number for number, commit in enumerate(ancestry)}
     runs, problems = [], []
     for path in sorted(folder.glob("*/*.json")):
         if path.name in _NOT_RUNS or (machine is not None and path.parent.name != machine):
@@ -77,7 +81,7 @@ def read_results(folder: Path, machine: str | None = None) -> tuple[list[Run], l
             problems.append(f"{path}: skipped, it is of the machine {run.machine!r}")
             continue
         runs.append(run)
-    return sorted(runs, key=lambda run: (run.date, run.commit)), problems
+    return sorted(runs, key=lambda run: (run.date, place.get(run.commit, -1), run.commit)), problems
 
 
 def read_file(path: Path) -> Run:

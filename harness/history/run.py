@@ -57,8 +57,9 @@ def measure_commit(
 ) -> Kept:
     """Measure workloads of a subject, with a bar that tells the time left, and keep the figures under its commit.
 
-    An interrupt keeps what was measured until then, and goes on. What could keep the figures from being written is
-    looked at before they are measured; a damaged file of this commit is renamed, and told of.
+    An interrupt keeps what was measured until then, and goes on; a figure that was not measured now stays what it was.
+    What could keep the figures from being written is looked at before they are measured; a damaged file of this commit
+    is renamed, and told of.
 
     Raises:
         HistoryError: a bench file does not import.
@@ -67,13 +68,16 @@ def measure_commit(
     begun, identity, benchmarks = time.perf_counter(), identify(threads), {}
     if keep:
         benchmarks = discover(root / BENCHMARKS)
+        (root / RESULTS).mkdir(parents=True, exist_ok=True)
         _make_way(results_file(root / RESULTS, subject.revision, identity), console)
     names = [workload.name for workload in workloads]
     outcomes: dict[str, Outcome] = {}
     try:
         with _bar(console, subject.label, len(names)) as advance:
             for part in _parts(names):
-                outcomes |= collect(subject, part, seconds=seconds, threads=threads, progress=advance)
+                outcomes |= collect(
+                    subject, part, seconds=seconds, threads=threads, progress=advance, into=outcomes
+                )
     finally:
         path = None
         if keep and outcomes:
@@ -92,7 +96,7 @@ def _make_way(path: Path, console: Console) -> None:
 
 
 def _parts(names: Sequence[str], size: int = 12) -> list[Sequence[str]]:
-    """Few workloads a process: an interrupt then loses little, and memory is given back."""
+    """Few workloads a process: memory is given back."""
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 

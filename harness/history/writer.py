@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ def discover(benchmarks: Path) -> dict[str, dict[str, Any]]:
         return {benchmark["name"]: benchmark for benchmark in json.loads(found.read_text())}
 
 
-def held(path: Path) -> set[str]:
-    """Names of the workloads that a result file has a figure of; of those that failed it has none. No file, no names.
+def held(path: Path) -> dict[str, set[str]]:
+    """Workloads that a result file has figures of, and which; of those that failed it has none. No file, no names.
 
     Raises:
         HistoryError: it is damaged: we or asv cannot read it.
@@ -63,17 +63,17 @@ def held(path: Path) -> set[str]:
     from asv.util import UserError
 
     if not path.exists():
-        return set()
+        return {}
     try:
         Results.load(str(path), machine_name=path.parent.name)
         run = read_file(path)
     except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise HistoryError(f"{path}: not a result file of asv: {error or type(error).__name__}") from error
-    return {
-        str(record.params[0])
-        for record in run.records
-        if record.params and record.value is not None and not math.isnan(record.value)
-    }
+    found: dict[str, set[str]] = {}
+    for record in run.records:
+        if record.params and record.value is not None and not math.isnan(record.value):
+            found.setdefault(str(record.params[0]), set()).add(record.benchmark.rpartition(".track_")[2])
+    return found
 
 
 def set_aside(path: Path) -> Path:
@@ -89,7 +89,8 @@ def write_run(
     benchmarks: Mapping[str, Mapping[str, Any]],
     outcomes: Mapping[str, Outcome],
 ) -> Path:
-    """Add the outcomes of workloads to the file of a commit; what it holds of other workloads stays.
+    """Add the outcomes of workloads to the file of a commit. What was not measured stays as it is there: other
+    workloads, those that were skipped, times where none were taken, and figures of a workload that fails now.
 
     Nothing is half-written: the file is replaced when the new one is complete.
 
@@ -117,10 +118,10 @@ def write_run(
         {"OMP_NUM_THREADS": str(identity.threads)},
     )
     path = results_file(results, commit, identity)
-    held(path)
+    kept = held(path)
     run.load_data(str(results))
     for name, benchmark in benchmarks.items():
-        values = _values(name, benchmark, outcomes)
+        values = _values(name, benchmark, outcomes, kept)
         if values is not None:
             chosen = {place for place, (known, _) in enumerate(values) if known}
             count = len(values)
@@ -148,7 +149,10 @@ def _environment(identity: Identity) -> str:
 
 
 def _values(
-    name: str, benchmark: Mapping[str, Any], outcomes: Mapping[str, Outcome]
+    name: str,
+    benchmark: Mapping[str, Any],
+    outcomes: Mapping[str, Outcome],
+    kept: Mapping[str, Collection[str]],
 ) -> list[tuple[bool, float | None]] | None:
     """(measured now, value) for every combination of parameters; None if nothing of a benchmark was measured."""
     metric = name.rpartition(".track_")[2]
@@ -156,12 +160,13 @@ def _values(
     found: list[tuple[bool, float | None]] = []
     for work, form in itertools.product(works, forms):
         outcome = outcomes.get(work)
-        if outcome is None:
-            found.append((False, math.nan))
-        elif outcome.error is not None:
-            found.append((True, None))
+        if outcome is not None and outcome.error is not None:
+            found.append((metric not in kept.get(work, ()), None))
         else:
-            found.append((True, outcome.figures.get(form, {}).get(metric, math.nan)))
+            figures = {} if outcome is None else outcome.figures.get(form, {})
+            # It may be marked as failed, by a measurement before.
+            works_now = outcome is not None and outcome.missing is None and metric not in kept.get(work, ())
+            found.append((metric in figures or works_now, figures.get(metric, math.nan)))
     return found if any(known for known, _ in found) else None
 
 

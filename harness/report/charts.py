@@ -75,7 +75,8 @@ def shares_chart(rows: Sequence[Row], title: str) -> str:
     axes.set_xlabel("density")
     axes.set_ylabel("share of dense time")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if lines or ideal:
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return _svg(figure, title)
 
 
@@ -95,5 +96,6 @@ def trend_chart(commits: Sequence[str], lines: Mapping[str, Sequence[float]], ti
     shown = range(0, len(commits), max(1, len(commits) // 12))
     axes.set_xticks(list(shown), [commits[place][:7] for place in shown], rotation=45, ha="right")
     axes.set_ylabel(unit)
-    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if axes.get_lines():
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return _svg(figure, title)

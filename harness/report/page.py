@@ -10,11 +10,12 @@ from importlib import resources
 from statistics import geometric_mean
 from typing import Any
 
-from harness.gate.verdict import Finding, compare_figures, exit_code
+from harness.gate.verdict import Exit, Finding, compare_figures, compared, exit_code
 from harness.history.reader import Run
 from harness.report.charts import shares_chart, trend_chart
 from harness.report.figures import Row, break_even, figures_of, outcomes_of, rigl_share, rows_of
 from harness.report.trend import Step, series_of, steps_of
+from harness.revisions.collect import Outcome
 from harness.suite.registry import WORKLOADS
 from harness.suite.workload import METRICS
 
@@ -58,7 +59,8 @@ class Report:
 
 
 def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
-    """The report on the newest of these runs, all of one machine and oldest first, held against the one before it.
+    """The report on the newest of these runs, all of one machine and oldest first, each workload held against the
+    newest run before it that has it.
 
     Raises:
         ValueError: no run.
@@ -69,13 +71,27 @@ def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
     findings: list[Finding] = []
     verdict, code = f"{run.commit[:10]}: nothing older on this machine to hold it against", 0
     if before is not None:
-        old, new = outcomes_of(before), outcomes_of(run)
+        new = outcomes_of(run)
+        old: dict[str, Outcome] = {}
+        of: set[str] = set()
+        for one in reversed(runs[:-1]):
+            fresh = {name: outcome for name, outcome in outcomes_of(one).items() if name not in old}
+            old |= fresh
+            if fresh.keys() & new.keys():
+                of.add(one.commit)
         both = {name: new[name] for name in new if name in old}
         findings = compare_figures({name: old[name] for name in both}, both)
-        code = int(exit_code(findings))
+        count = compared(old, both)
+        code = int(exit_code(findings)) or (0 if count else int(Exit.inconclusive))
         worse = sum(f.status == "regression" for f in findings)
         words = {0: "PASS", 1: f"REGRESSION in {worse} figures", 2: "INCONCLUSIVE"}[code]
-        verdict = f"{words}: {run.commit[:10]} against {before.commit[:10]}, exact counts and quality"
+        against = f"{len(of)} earlier commits" if len(of) > 1 else min(of, default=before.commit)[:10]
+        verdict = (
+            f"{words}: {run.commit[:10]} against {against}, {count:,} exact counts and figures of quality"
+        )
+        absent = len(old.keys() - new.keys())
+        if absent:
+            verdict += f"; {absent} workloads that were measured earlier are not in it"
     figures = figures_of(run)
     rows = [row for row in rows_of(figures) if row.workload in WORKLOADS]
     groups = {
@@ -153,25 +169,34 @@ def _quality(figures: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, 
 
 
 def _trends(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Geometric means over the workloads of a kind, relative to the first run that has them."""
+    """Geometric means over the workloads of a kind, each relative to the first run that has it; NaN where none has."""
     commits, found = [run.commit for run in runs], []
     for metric in ("time_vs_frozen", "macs", "resident_bytes"):
         lines: dict[str, list[float]] = {}
         for group, title in GROUPS.items():
             chosen = [
-                series.values
+                _relative(series.values)
                 for series in series_of(runs, (metric,))
                 if series.workload in WORKLOADS
                 and WORKLOADS[series.workload].group == group
                 and series.form != "dense"
-                and all(math.isfinite(value) and value > 0 for value in series.values)
+                and any(value > 0 for value in series.values)
             ]
             if chosen:
-                means = [geometric_mean([values[place] for values in chosen]) for place in range(len(runs))]
-                lines[title] = [mean / means[0] for mean in means]
+                lines[title] = [_mean([values[place] for values in chosen]) for place in range(len(runs))]
         if lines:
             found.append({"metric": metric, "what": METRICS[metric].what, "commits": commits, "lines": lines})
     return found
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    first = next(value for value in values if value > 0)
+    return [value / first for value in values]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if value > 0]  # NaN is not
+    return geometric_mean(known) if known else math.nan
 
 
 def to_html(report: Report) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ class Outcome:
 
     Attributes:
         missing: what the revision or the machine lacks; not an error.
+        lacks: it is the revision that lacks it.
         error: what went wrong.
     """
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: str | None = None
+    lacks: bool = False
     error: str | None = None
 
 
@@ -44,6 +47,8 @@ def collect(
     threads: int = 1,
     timeout: float = 1200.0,
     progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    into: dict[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
     """Measure workloads of a subject in a fresh process; after a crash the next process goes on behind it.
 
@@ -52,14 +57,16 @@ def collect(
         threads: of torch.
         timeout: seconds that a workload may take, and the start of the process; it counts as failed then.
         progress: is called with the name of every workload that begins.
+        stop: once it is set nothing is measured any more. An interrupt reaches the main thread alone.
+        into: where outcomes are put as they come: an interrupt leaves there what was found until then.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {} if into is None else into
     left = list(workloads)
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
-        while left:
-            found, failed = _run(Path(folder), subject, left, counts, seconds, threads, timeout, progress)
-            outcomes |= found
-            if failed is not None:
+        while left and not _stopped(stop):
+            asked = _Request(subject, left, counts, seconds, threads)
+            failed = _run(Path(folder), asked, outcomes, timeout, progress, stop)
+            if failed is not None and not _stopped(stop):
                 running, why = failed
                 # Before the first one began it is not a workload that fails, but all of them.
                 for name in [running] if running is not None else left:
@@ -68,57 +75,76 @@ def collect(
     return outcomes
 
 
+def _stopped(stop: threading.Event | None) -> bool:
+    return stop is not None and stop.is_set()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What one process is to measure."""
+
+    subject: Subject
+    workloads: list[str]
+    counts: bool
+    seconds: float
+    threads: int
+
+
 def _run(
     folder: Path,
-    subject: Subject,
-    workloads: list[str],
-    counts: bool,
-    seconds: float,
-    threads: int,
+    asked: _Request,
+    outcomes: dict[str, Outcome],
     timeout: float,
     progress: Progress | None,
-) -> tuple[dict[str, Outcome], tuple[str | None, str] | None]:
-    """Outcomes of one process, and where and how it failed: (workload, or None before the first, and why)."""
+    stop: threading.Event | None,
+) -> tuple[str | None, str] | None:
+    """Add the outcomes of one process; where and how it failed: (workload, or None before the first, and why)."""
     output, request = folder / "output.jsonl", folder / "request.json"
     output.write_text("")
-    asked = {
-        "subject": str(subject.path),
-        "workloads": workloads,
-        "counts": counts,
-        "seconds": seconds,
-        "threads": threads,
-        "output": str(output),
-    }
-    request.write_text(json.dumps(asked))
+    request.write_text(json.dumps({**vars(asked), "subject": str(asked.subject.path), "output": str(output)}))
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "harness.revisions.worker", str(request)],
-            env=_environment(subject, threads),
+            env=_environment(asked.subject, asked.threads),
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
-        why = _wait(process, output, timeout, progress)
+        try:
+            why = _wait(process, output, timeout, progress, stop)
+        finally:
+            running = _gather(output, outcomes)
         errors.seek(0)
         said = errors.read()[-2000:]
-    found: dict[str, Outcome] = {}
+    if why is None and all(name in outcomes for name in asked.workloads):
+        return None
+    # Last, and in one line, because that line is what a verdict shows of an error.
+    why, lines = why or "the measuring process ended early", said.strip().splitlines()
+    return running, "\n".join([*lines, ": ".join([why, *lines[-1:]])])
+
+
+def _gather(output: Path, outcomes: dict[str, Outcome]) -> str | None:
+    """Add what a process has written; the name of the workload that it was at."""
     running = None
     for line in output.read_text().splitlines():
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:  # the last one, of a process that was killed while it wrote
+            break
         if "start" in event:
             running = event["start"]
         else:
             running = None
             name = event.pop("name")
-            found[name] = Outcome(**event)
-    if why is None and len(found) == len(workloads):
-        return found, None
-    # Last, and in one line, because that line is what a verdict shows of an error.
-    why, lines = why or "the measuring process ended early", said.strip().splitlines()
-    return found, (running, "\n".join([*lines, ": ".join([why, *lines[-1:]])]))
+            outcomes[name] = Outcome(**event)
+    return running
 
 
 def _wait(
-    process: subprocess.Popen[bytes], output: Path, timeout: float, progress: Progress | None
+    process: subprocess.Popen[bytes],
+    output: Path,
+    timeout: float,
+    progress: Progress | None,
+    stop: threading.Event | None,
 ) -> str | None:
     """Wait for the end; why it is not a good one, or None."""
     begun, since = 0, time.monotonic()
@@ -137,6 +163,8 @@ def _wait(
             begun = len(starts)
             if code is not None:
                 return None if code == 0 else f"the measuring process {_ended(code)}"
+            if _stopped(stop):
+                return "interrupted"
             if time.monotonic() - since > timeout:
                 return f"it took longer than {timeout:g} s"
     finally:

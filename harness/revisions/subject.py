@@ -20,7 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["PACKAGES", "GitError", "Subject", "commit_of", "extract", "git", "repository", "snapshot"]
+__all__ = [
+    "PACKAGES",
+    "GitError",
+    "Subject",
+    "ancestry",
+    "commit_of",
+    "expect_own_suite",
+    "extract",
+    "git",
+    "is_clean",
+    "repository",
+    "snapshot",
+    "sources",
+]
 
 PACKAGES = ("sparsecore", "recsys")
 _KERNELS = PurePosixPath("sparsecore/backends/numba")
@@ -79,6 +92,14 @@ def commit_of(root: Path, revision: str) -> str:
         raise GitError(f"no commit is called {revision!r}; see git log") from None
 
 
+def ancestry(root: Path) -> list[str]:
+    """All commits, parents first; none if there is none."""
+    try:
+        return git(root, "rev-list", "--topo-order", "--reverse", "--all", "HEAD").split()
+    except GitError:  # without a commit git knows no HEAD
+        return []
+
+
 def repository(start: Path | None = None) -> Path:
     """Top folder of the checkout around `start`, the current folder by default.
 
@@ -86,6 +107,30 @@ def repository(start: Path | None = None) -> Path:
         GitError: there is none.
     """
     return Path(git(start or Path.cwd(), "rev-parse", "--show-toplevel"))
+
+
+def is_clean(root: Path, *folders: str) -> bool:
+    """Whether what lies in these folders of a checkout is what its commit has there, whatever git is set to tell."""
+    return not git(root, "status", "--porcelain", "--untracked-files=all", "--", *folders)
+
+
+def expect_own_suite(root: Path) -> None:
+    """Refuse to measure a checkout with the harness of another one, as where one installation serves several.
+
+    Raises:
+        GitError: the modules that run are others than those of the checkout `root`.
+    """
+    own, there = Path(__file__).resolve().parent.parent, root / "harness"
+    if there.is_dir() and sources(own) != sources(there):
+        raise GitError(
+            f"the harness that runs is that of {own}, which differs from {there}: install this checkout "
+            '(pip install -e ".[bench]"), or set PYTHONPATH to it'
+        )
+
+
+def sources(folder: Path) -> dict[str, bytes]:
+    """The Python files below a folder, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
 
 
 def extract(root: Path, revision: str, store: Path, packages: Sequence[str] = PACKAGES) -> Subject:
@@ -120,7 +165,7 @@ def snapshot(root: Path, store: Path) -> Subject:
     commit = git(root, "rev-parse", "HEAD")
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES)
     files = [name for name in listed.split("\0") if name and (root / name).is_file()]
-    changed = bool(git(root, "status", "--porcelain", "--", *PACKAGES))
+    changed = not is_clean(root, *PACKAGES)
 
     def copy(place: Path) -> None:
         for name in files:

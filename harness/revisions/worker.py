@@ -4,7 +4,7 @@
 
 REQUEST holds {"subject": folder, "workloads": [names], "counts": bool, "seconds": float, "threads": int,
 "output": file}. The output gets a line of JSON for each event, at once, so that a crash loses nothing: {"start": name},
-then {"name", "figures"}, {"name", "missing": why} or {"name", "error": traceback}.
+then {"name", "figures"}, {"name", "missing": why, "lacks": whether the revision does} or {"name", "error": traceback}.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(path: str) -> None:
         raise SystemExit(f"sparsecore was to come from {expected}, but comes from {found}")
     from harness.suite.measure import Effort, measure
     from harness.suite.registry import WORKLOADS
-    from harness.suite.workload import Missing
+    from harness.suite.workload import Lacks, Missing
 
     effort = Effort(request["counts"], request["seconds"])
     with Path(request["output"]).open("a", encoding="utf-8") as output:
@@ -45,11 +45,12 @@ def main(path: str) -> None:
             try:
                 tell(name=name, figures=measure(WORKLOADS[name], effort))
             except Missing as missing:
-                tell(name=name, missing=str(missing))
+                tell(name=name, missing=str(missing), lacks=isinstance(missing, Lacks))
             except ImportError as error:
                 # The suite is newer than the revision and asks for what that does not have yet, or has lost.
                 ours = (error.name or "").partition(".")[0] in ("sparsecore", "recsys")
-                tell(name=name, **({"missing": str(error)} if ours else {"error": traceback.format_exc()}))
+                told = {"missing": str(error), "lacks": True} if ours else {"error": traceback.format_exc()}
+                tell(name=name, **told)
             except Exception:
                 tell(name=name, error=traceback.format_exc())
 

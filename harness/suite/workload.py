@@ -11,13 +11,17 @@ from typing import Literal
 
 import torch
 
-__all__ = ["METRICS", "Form", "Group", "Metric", "Missing", "Workload", "density_of", "method_of"]
+__all__ = ["METRICS", "Form", "Group", "Lacks", "Metric", "Missing", "Workload", "density_of", "method_of"]
 
 Group = Literal["operation", "layer", "train", "infer", "quality", "device", "other"]
 
 
 class Missing(Exception):
     """The revision that is measured, or this machine, lacks what a workload needs; the text says what."""
+
+
+class Lacks(Missing):
+    """It is the revision."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ def _resolve(name: str) -> None:
             continue
         for attribute in parts[depth:]:
             if not hasattr(found, attribute):
-                raise Missing(f"this revision has no {name}")
+                raise Lacks(f"this revision has no {name}")
             found = getattr(found, attribute)
         return
-    raise Missing(f"this revision has no {name}")
+    raise Lacks(f"this revision has no {name}")
 
 
 def method_of(form: str) -> str:

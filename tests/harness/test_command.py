@@ -70,6 +70,10 @@ OUT = ("--output", "out")
         (harness.cli.main, ["gate", "--base", "HEAD", "--json", "nowhere/x"], "make the folder first"),
         (harness.cli.main, ["gate", "--base", "HEAD", "--markdown", "."], "expected a file"),
         (harness.cli.main, ["report", "--html", "nowhere/x.html"], "make the folder first"),
+        (harness.cli.main, ["gate", "--base", "HEAD", "--json", "/proc/x.json"], "can be written to"),
+        (floors.main, ["--output", "/proc/x"], "can be written to"),
+        (floors.main, ["--output", "/proc/x/y"], "can be made"),
+        (power.main, [*OUT, "--changes", "nosuch"], "expected some of"),
     ],
 )
 def test_bad_input_is_told(ended: Ended, main: Callable[..., Any], arguments: list[str], words: str) -> None:
@@ -85,6 +89,12 @@ def test_a_file_of_something_else_is_named(ended: Ended, text: str, words: str) 
     said = ended(where.main, "run.json", *OUT)
     assert "run.json: " in said
     assert words in said
+
+
+def test_a_file_of_something_alike_is_named(ended: Ended) -> None:
+    names = ("total", "backend", "interpreted", "simd", "gpu", "features", "arguments")
+    Path("run.json").write_text(json.dumps({"machine": 1, **dict.fromkeys(names)}))
+    assert "run.json: machine: expected dict, got 1" in ended(where.main, "run.json", *OUT)
 
 
 def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.gate.declared import Declared, dropped, missing
+from harness.gate.declared import Declared, missing
+from harness.gate.declared import suite_of as asked
 from harness.gate.expectations import Allowance
 from harness.gate.run import Plan, compare
 from harness.gate.verdict import Exit, exit_code
@@ -24,6 +25,7 @@ def ours() -> dict[str, Declared]:
         name: {
             "forms": list(work.forms),
             "metrics": [m for m in GROUPS[work.group] if METRICS[m].kind != "report"],
+            "quick": work.quick,
         }
         for name, work in WORKLOADS.items()
     }
@@ -35,7 +37,7 @@ def test_nothing_is_missing_of_the_same_suite() -> None:
 
 def test_a_workload_a_form_and_a_figure_that_are_gone_fail() -> None:
     base = ours()
-    base["old-work"] = {"forms": ["dense"], "metrics": ["macs"]}
+    base["old-work"] = {"forms": ["dense"], "metrics": ["macs"], "quick": True}
     base[NAME]["forms"].append("csr@0.01")
     base[NAME]["metrics"].append("cache_misses")
     found = list(missing(base, []))
@@ -84,7 +86,9 @@ def test_the_bases_own_suite_is_asked(tmp_path: Path) -> None:
         "from types import SimpleNamespace as W\n"
         f"WORKLOADS = {{'{NAME}': W(group='operation', forms=('dense', 'old'))}}\n",
     )
-    found = dropped(root, "HEAD", tmp_path / "store", [])
+    suite = asked(root, "HEAD", tmp_path / "store")
+    found = suite.dropped([])
+    assert suite.differs
     assert [(f.status, f.form, f.metric) for f in found] == [
         ("regression", "old", "*"),
         ("regression", "*", "joules"),
@@ -98,10 +102,19 @@ def test_the_bases_own_suite_is_asked(tmp_path: Path) -> None:
 def test_a_suite_that_does_not_import_is_told(tmp_path: Path) -> None:
     root = tmp_path / "house"
     suite_of(root, "raise RuntimeError('broken suite')\n")
-    found = dropped(root, "HEAD", tmp_path / "store", [])
+    found = asked(root, "HEAD", tmp_path / "store").dropped([])
     assert [f.status for f in found] == ["inconclusive"]
     assert "RuntimeError: broken suite" in found[0].why
     subprocess.run(["git", "-C", str(root), "rm", "-rqf", "harness"], check=True)
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(root)]
     subprocess.run([*git, "commit", "-qm", "before there was a suite"], check=True)
-    assert dropped(root, "HEAD", tmp_path / "store", []) == []
+    assert asked(root, "HEAD", tmp_path / "store").dropped([]) == []
+
+
+def test_a_workload_that_a_quick_run_no_longer_takes_is_gone() -> None:
+    base = ours()
+    slow = next(name for name, work in WORKLOADS.items() if not work.quick)
+    base[slow]["quick"] = True
+    assert [(f.status, f.workload, f.why[:43]) for f in missing(base, [])] == [
+        ("regression", slow, "the suite has no such quick workload any mo")
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from harness.gate import run
+from harness.gate.declared import Suite
 from harness.gate.expectations import Allowance, ExpectationsError, find_allowance, read_expectations
-from harness.gate.page import headline, show
+from harness.gate.page import headline, plain, show
 from harness.gate.verdict import Exit, compare_figures, compare_times, crossings, exit_code
 from harness.revisions.collect import Outcome
 from harness.revisions.subject import Subject
@@ -289,3 +292,75 @@ def test_times_are_left_out_where_counts_decide(
     assert verdict.decided == (macs > 1 and not times)
     assert exit_code(verdict.findings) == (Exit.regression if macs > 1 else Exit.passed)
     assert ("the counts decide" in headline(verdict)) == verdict.decided
+
+
+def test_a_count_that_is_not_taken_any_more_fails() -> None:
+    found = compare_figures(outcome(), outcome(macs=0.0))
+    assert statuses(found) == [("regression", "dsl@0.5", "macs")]
+    assert "up_to = 0" in found[0].why
+    allowed = [Allowance(workload="work", metric="macs", up_to=0, reason="nothing is multiplied now")]
+    assert statuses(compare_figures(outcome(), outcome(macs=0.0), allowed)) == [
+        ("allowed", "dsl@0.5", "macs")
+    ]
+
+
+@pytest.mark.parametrize("head", [outcome(), {"work": Outcome(missing="no sparsecore.spmmm", lacks=True)}])
+def test_what_the_base_measures_and_this_suite_cannot_there_does_not_pass(head: dict[str, Outcome]) -> None:
+    base = {"work": Outcome(missing="no sparsecore.spmmm", lacks=True)}
+    found = compare_figures(base, head, known=["work"])
+    assert exit_code(found) == Exit.inconclusive
+    assert "no sparsecore.spmmm" in found[-1].why
+    assert (
+        exit_code(compare_figures(base, head)) == Exit.passed
+    )  # the base's suite has no such workload: it is new
+    renamed = [Allowance(workload="work", removed=True, reason="measured under a new name")]
+    assert exit_code(compare_figures(base, head, renamed, known=["work"])) == Exit.passed
+    without = {"work": Outcome(missing="no CUDA device")}
+    assert exit_code(compare_figures(without, without, known=["work"])) == Exit.passed  # the machine's lack
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome(figures={"dense": {"macs": 1.0}}), Exit.passed),
+        (Outcome(missing="not in SPARSECORE_DATA"), Exit.passed),
+        (Outcome(missing="no sparsecore.spmmm", lacks=True), Exit.inconclusive),
+        (Outcome(error="Traceback\nRuntimeError: no"), Exit.regression),
+    ],
+)
+def test_a_suite_that_alone_has_changed_is_run(
+    outcome: Outcome, status: Exit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    same = Subject("x", "x", tmp_path, "same")
+    suite = Suite({}, differs=True)
+    monkeypatch.setattr(run, "extract", lambda *given: same)
+    monkeypatch.setattr(run, "snapshot", lambda *given: same)
+    monkeypatch.setattr(run, "suite_of", lambda *given: suite)
+    monkeypatch.setattr(run, "collect", lambda subject, names, **rest: dict.fromkeys(names, outcome))
+    verdict = run.gate(tmp_path, "HEAD", run.Plan([WORKLOADS["spmm-2000x300-b64"]]), tmp_path)
+    assert exit_code(verdict.findings) == status
+    assert "another suite: 1 workloads ran" in headline(verdict)
+
+
+def test_an_interrupt_stops_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    both = threading.Barrier(2, timeout=60)
+
+    def collect(subject: Subject, names: Sequence[str], *, stop: threading.Event, **rest: object) -> dict:
+        both.wait()
+        if subject.label == "base":
+            raise KeyboardInterrupt  # as it comes out of the main thread's waiting
+        assert stop.wait(60)
+        ended.append(subject.label)
+        return {}
+
+    monkeypatch.setattr(run, "collect", collect)
+    sides = (Subject(label, label, Path("."), label) for label in ("base", "head"))
+    with pytest.raises(KeyboardInterrupt):
+        run.compare(*sides, run.Plan([WORKLOADS["spmm-2000x300-b64"]]))
+    assert ended == ["head"]
+
+
+def test_findings_for_json_hold_no_nan() -> None:
+    found = [plain(finding) for finding in compare_figures(outcome(), outcome(peak_bytes=math.inf))]
+    assert json.loads(json.dumps(found, allow_nan=False))[0]["change"] is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from harness.history.reader import read_file, read_results
 from harness.history.run import RESULTS, commits_between
 from harness.history.writer import HistoryError, discover, held, results_file, write_run
 from harness.revisions.collect import Outcome
+from harness.revisions.subject import GitError, ancestry
 from harness.suite.registry import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +211,8 @@ def kept(house: Path, benchmarks: dict[str, dict[str, Any]], monkeypatch: pytest
     def collect(subject: object, names: list[str], **options: object) -> dict[str, Outcome]:
         with (house / "measured").open("a") as file:
             file.write(f"{' '.join(names)}\n")
-        return {name: Outcome(figures={"csr@0.5": {"macs": 1.0}, "csr": {"macs": 1.0}}) for name in names}
+        figures = {"macs": 1.0} | ({"seconds": 0.5} if options["seconds"] else {})
+        return {name: Outcome(figures={"csr@0.5": figures, "csr": figures}) for name in names}
 
     monkeypatch.setattr("harness.history.run.collect", collect)
     monkeypatch.setattr("harness.history.run.discover", lambda folder: benchmarks)
@@ -233,7 +237,7 @@ def test_backfill_measures_what_a_file_lacks(kept: Path) -> None:
     command("backfill", "HEAD", "--again", "--only", SPMM)
     assert (kept / "measured").read_text().splitlines() == [SPMM, PROPAGATE, SPMM]
     (path,) = (kept / RESULTS).glob("*/*-*.json")
-    assert held(path) == {SPMM, PROPAGATE}
+    assert held(path) == {SPMM: {"macs", "seconds"}, PROPAGATE: {"macs", "seconds"}}
 
 
 def test_what_failed_is_measured_again(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +263,7 @@ def test_a_damaged_file_costs_no_measurement(damage: str, kept: Path) -> None:
     assert code == 0
     assert f"set aside as {path.name}.damaged" in output
     assert path.with_name(f"{path.name}.damaged").read_text() == damage
-    assert held(path) == {SPMM}
+    assert held(path).keys() == {SPMM}
     assert command("report")[0] == 0
 
 
@@ -274,10 +278,92 @@ def test_what_keeps_figures_from_being_written_is_told_before_they_are_measured(
     assert not (kept / "measured").exists()
 
 
+def test_what_was_not_measured_stays(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("run", "--only", SPMM)[0] == 0
+    (path,) = (kept / RESULTS).glob("*/*-*.json")
+    there = values(path), values(path, "seconds")
+    assert all(there)
+    assert command("run", "--only", SPMM, "--seconds", "0")[0] == 0  # counts, and no times
+    for outcome in (Outcome(missing="not in SPARSECORE_DATA"), Outcome(error="MemoryError")):
+        with monkeypatch.context() as patch:
+            patch.setattr("harness.history.run.collect", lambda *names, one=outcome, **options: {SPMM: one})
+            assert command("run", "--only", SPMM)[0] == (outcome.error is not None)
+    assert (values(path), values(path, "seconds")) == there
+
+
+def test_times_are_measured_where_only_counts_are_kept(kept: Path) -> None:
+    for seconds in ("0", "0", "0.5", "0.5"):
+        assert command("backfill", "HEAD", "--only", SPMM, "--seconds", seconds)[0] == 0
+    assert (kept / "measured").read_text().splitlines() == [SPMM, SPMM]
+
+
+def test_an_interrupt_keeps_what_was_measured(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(
+        subject: object, names: list[str], *, into: dict[str, Outcome], **options: object
+    ) -> None:
+        into |= spmm(7.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.history.run.collect", interrupted)
+    code, output = command("run", "--only", f"^({SPMM}|{PROPAGATE})$")
+    assert code == 130
+    assert "interrupted" in output
+    (path,) = (kept / RESULTS).glob("*/*-*.json")
+    assert values(path)[(SPMM, "csr@0.5")] == 7.0
+
+
+def test_a_folder_with_other_things_is_not_replaced_by_a_site(kept: Path, tmp_path: Path) -> None:
+    assert command("run", "--only", SPMM)[0] == 0
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    for place, why in ((mine, "holds other things"), (mine / "thesis.txt", "is a file")):
+        found = CliRunner().invoke(app, ["publish", "--output", str(place)])
+        assert isinstance(found.exception, HistoryError)
+        assert why in str(found.exception)
+    assert (mine / "thesis.txt").read_text() == "precious"
+
+
+def test_commits_of_one_second_are_in_the_order_of_their_ancestry(
+    house: Path, benchmarks: dict[str, dict[str, Any]]
+) -> None:
+    when = {"GIT_AUTHOR_DATE": "2026-11-28T12:00:00Z", "GIT_COMMITTER_DATE": "2026-11-28T12:00:00Z"}
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(house)]
+    commits = []
+    for number in range(6):
+        subprocess.run(
+            [*git, "commit", "-q", "--allow-empty", "-m", f"{number}"], check=True, env={**os.environ, **when}
+        )
+        commits += commits_between(house, "HEAD")
+        write_run(house / "results", house, commits[-1], identify(1), benchmarks, spmm(number + 1.0))
+    assert sorted(commits) != commits  # by chance one in 720
+    runs, _ = read_results(house / "results", ancestry=ancestry(house))
+    assert [run.commit for run in runs] == commits
+
+
 @pytest.mark.parametrize("folder", ["sparsecore", "harness", "benchmarks"])
 def test_figures_of_what_was_not_committed_are_not_kept(folder: str, kept: Path) -> None:
+    if folder == "harness":
+        shutil.copytree(
+            ROOT / "harness", kept / folder, ignore=shutil.ignore_patterns("__pycache__", "new.py")
+        )
+        (kept / folder / "notes.txt").write_text("")
+    subprocess.run(["git", "-C", str(kept), "config", "status.showUntrackedFiles", "no"], check=True)
     (kept / folder).mkdir(exist_ok=True)
-    (kept / folder / "new.py").write_text("")
+    if folder != "harness":
+        (kept / folder / "new.py").write_text("")
     code, output = command("run", "--only", SPMM)
     assert (code, "nothing was kept" in output) == (0, True)
     assert not (kept / RESULTS).exists()
+    if folder == "harness":
+        assert isinstance(CliRunner().invoke(app, ["backfill", "HEAD"]).exception, HistoryError)
+
+
+def test_the_suite_of_another_checkout_does_not_measure(kept: Path) -> None:
+    (kept / "harness").mkdir()
+    (kept / "harness" / "suite.py").write_text("")
+    for arguments in (["run"], ["gate", "--base", "HEAD"], ["backfill", "HEAD"]):
+        found = CliRunner().invoke(app, arguments)
+        assert isinstance(found.exception, GitError)
+        assert "install this checkout" in str(found.exception)
+    assert not (kept / "measured").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.power import CHANGES, Change, _scratch, apply, judge
+from harness.revisions.subject import GitError
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def test_every_change_applies(change: Change, tmp_path: Path) -> None:
 
 def test_a_change_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\nx = 1\n")
-    with pytest.raises(ValueError, match="2 times"):
+    with pytest.raises(GitError, match="2 times"):
         apply(Change("twice", (("a.py", "x = 1", "x = 2"),)), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import shutil
@@ -189,3 +190,29 @@ def test_in_a_browser(report: Report, tmp_path: Path, record_property) -> None:
             record_property("screenshot", str(tmp_path / f"{name}.png"))
             page.close()
         browser.close()
+
+
+def only(one: Run, *workloads: str) -> Run:
+    """As a run of some workloads alone."""
+    return dataclasses.replace(one, records=tuple(r for r in one.records if r.params[0] in workloads))
+
+
+def test_each_workload_is_held_against_the_newest_run_that_has_it() -> None:
+    runs = [run(1), only(run(2), "lightgcn-train"), only(run(3, worse=2.0), "multvae-train")]
+    found = build(runs)
+    assert found.code == 1
+    assert found.verdict.startswith("REGRESSION in 1 figures: ")
+    assert f"against {runs[0].commit[:10]}" in found.verdict
+    assert "5 workloads that were measured earlier are not in it" in found.verdict
+    # The line over commits is broken where a run has nothing, and goes on.
+    lines = next(t for t in found.trends if t["metric"] == "macs")["lines"]["Models, training step"]
+    assert lines[0] == 1.0
+    assert all(math.isfinite(value) for value in lines)
+    assert lines[2] > 1.0
+
+
+def test_nothing_in_common_does_not_pass() -> None:
+    found = build([only(run(1), "lightgcn-train"), only(run(2), "multvae-train")])
+    assert found.code == 2
+    assert found.verdict.startswith("INCONCLUSIVE: ")
+    assert ", 0 exact counts" in found.verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import sparsecore
 from harness.gate.verdict import last_line
-from harness.revisions.collect import collect
+from harness.revisions.collect import Outcome, collect
 from harness.revisions.subject import GitError, Subject, extract, git, repository, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -176,3 +177,22 @@ def test_a_killed_process_is_told_in_the_line_that_is_shown(monkeypatch: pytest.
     found = collect(Subject("x", "0", HOME, "0"), ["a"])
     assert "was killed by SIGKILL" in last_line(found["a"].error or "")
     assert "where memory runs out: a warning" in last_line(found["a"].error or "")
+
+
+def test_nothing_begins_once_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(
+        monkeypatch,
+        "for name in works: tell(start=name); time.sleep(60 * (name == 'b')); tell(name=name, figures={})",
+    )
+    stop = threading.Event()
+    found: dict[str, Outcome] = {}
+    begun: list[str] = []
+
+    def progress(name: str) -> None:
+        begun.append(name)
+        if name == "b":
+            stop.set()
+
+    collect(Subject("x", "0", HOME, "0"), ["a", "b", "c"], progress=progress, stop=stop, into=found)
+    assert begun == ["a", "b"]
+    assert found == {"a": Outcome(figures={})}
