@@ -148,8 +148,11 @@ class _Run:
 
     @property
     def settings(self) -> str:
-        """What tells lines apart, as text, see `_deciding`."""
-        return json.dumps(_deciding(self.config), sort_keys=True)
+        """What tells lines apart, as text, see `_deciding`; not where a refit stopped, which the run before decided."""
+        content = _deciding(self.config)
+        if not self.metrics["validation"]:
+            del content["train"]["stop_epoch"]
+        return json.dumps(content, sort_keys=True)
 
 
 def _deciding(config: Config) -> dict[str, Any]:
@@ -239,7 +242,8 @@ def _expect_comparable(one: _Run, other: _Run) -> None:
         if ours != theirs:
             raise RecsysError(
                 f"{one.path} and {other.path} cannot be compared: different {what} ({ours} and {theirs}); "
-                "expected runs whose test users, targets and ranking are the same"
+                "expected runs whose train, validation and test parts and ranking are the same (a refit has another "
+                "train part than the run that it is of)"
             )
     if not np.array_equal(one.user_ids, other.user_ids):
         raise RecsysError(f"{one.path} and {other.path} cannot be compared: their test users differ")
@@ -254,9 +258,19 @@ def _labels(groups: Sequence[Sequence[_Run]]) -> list[str]:
     densities = [group[0].metrics["density"] for group in groups]
     both = list(zip(named, densities, strict=True))
     return [
-        name if both.count((name, density)) == 1 else f"{name} ({group[0].path.name})"
-        for (name, density), group in zip(both, groups, strict=True)
+        name if both.count((name, density)) == 1 else f"{name} ({folder})"
+        for (name, density), folder in zip(both, _folders([group[0].path for group in groups]), strict=True)
     ]
+
+
+def _folders(paths: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        ends = ["/".join(part[-count:]) for part in parts]
+        if len(set(ends)) == len(set(parts)):
+            return ends
+    return [str(path) for path in paths]
 
 
 def _user_means(group: Sequence[_Run], metric: str) -> NDArray[np.float64]:

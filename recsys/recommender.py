@@ -9,7 +9,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.sparse import csr_array, load_npz, save_npz
 
+from recsys.csr import entry_rows
 from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.files import new_folder, save_tensors
 from recsys.models.base import Recommender
@@ -30,6 +31,8 @@ from recsys.models.layers import Density
 __all__ = ["SavedRecommender"]
 
 FORMAT = 1
+_TOGETHER = 256  # users
+_FEW = 2000  # texts that are looked through for the nearest one in the time of an answer
 _WHOLE = re.compile(r"-?[0-9]{1,19}")  # more digits no int64 has; int() takes "1_0" too
 
 # What reading a file that is not what it should be may raise.
@@ -176,25 +179,21 @@ class SavedRecommender:
             (raw item id, score) pairs, best first. Scores of different users are not comparable.
 
         Raises:
-            DataError: unknown id (naming the nearest), or fold-in into a model that has no way to do it.
+            DataError: unknown id (naming the nearest of a few), or fold-in into a model that has no way to do it.
             RecsysError: k is no whole number from 1 on, or not exactly one of user_id and items given.
         """
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-            raise RecsysError(f"k: expected a whole number of at least 1, got {k!r}")
+        _expect_count(k)
         if (user_id is None) == (items is None):
             raise RecsysError(
                 "expected either a user (user_id, --user) or items (items, --item), and not both"
             )
         if items is None:
             assert user_id is not None
-            row = _find(user_id, self._user_rows, self.user_ids, "user")
+            row = self._row(user_id)
             seen = self.history[np.array([row])]
-            if seen.nnz == 0:
-                raise DataError(
-                    f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
-                    "give some items instead (items=, --item), if the model takes them (MultVAE, SASRec, EASE, ItemKNN)"
-                )
         else:
+            if isinstance(items, str) or not isinstance(items, Sequence | np.ndarray):
+                raise RecsysError(f"items: expected a list of raw ids, got {items!r:.60}")
             row = -1
             columns = [_find(item, self._item_columns, self.item_ids, "item") for item in items]
             unique = np.array(list(dict.fromkeys(columns)), dtype=np.int64)  # in the order given
@@ -202,13 +201,75 @@ class SavedRecommender:
                 (np.ones(len(unique), np.float32), unique, np.array([0, len(unique)])),
                 shape=(1, len(self.item_ids)),
             )
-        scores = self.model.score(np.array([row]), seen)[0].cpu()
-        left = scores.numel()
+        return self._best(np.array([row]), seen, k, exclude_seen)[0]
+
+    def recommend_many(
+        self,
+        user_ids: Iterable[int | str],
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        skip_unknown: bool = False,
+    ) -> dict[int | str, list[tuple[int | str, float]]]:
+        """What `recommend` gives for each of many users, in their order, in far less time: users are scored together.
+
+        Args:
+            user_ids, k, exclude_seen: as in `recommend`.
+            skip_unknown: leave out users whom `recommend` refuses.
+
+        Raises:
+            DataError, RecsysError: as `recommend`, but that of an unknown user is not raised with `skip_unknown`.
+        """
+        _expect_count(k)
+        if isinstance(user_ids, str):
+            raise RecsysError(f"user_ids: expected a list of raw ids, got {user_ids!r:.60}")
+        rows: dict[int | str, int] = {}
+        for raw in user_ids:
+            try:
+                rows[raw] = self._row(raw)
+            except DataError:
+                if not skip_unknown:
+                    raise
+        found: dict[int | str, list[tuple[int | str, float]]] = {}
+        raws = list(rows)
+        for start in range(0, len(raws), _TOGETHER):
+            part = raws[start : start + _TOGETHER]
+            place = np.array([rows[raw] for raw in part])
+            found |= zip(part, self._best(place, self.history[place], k, exclude_seen), strict=True)
+        return found
+
+    def _row(self, user_id: int | str) -> int:
+        """The row of somebody to recommend for."""
+        row = _find(user_id, self._user_rows, self.user_ids, "user")
+        if self.history.indptr[row] == self.history.indptr[row + 1]:
+            raise DataError(
+                f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
+                "give some items instead (items=, --item), if the model takes them (MultVAE, SASRec, EASE, ItemKNN)"
+            )
+        return row
+
+    def _best(
+        self, rows: NDArray[np.int64], seen: csr_array, k: int, exclude_seen: bool
+    ) -> list[list[tuple[int | str, float]]]:
+        scores = self.model.score(rows, seen).cpu()
+        left = np.full(len(rows), scores.shape[1])
         if exclude_seen:
-            scores[torch.from_numpy(seen.indices.astype(np.int64))] = -torch.inf
-            left -= seen.nnz
-        values, best = scores.topk(min(int(k), left))
-        return list(zip(self.item_ids[best.numpy()].tolist(), values.tolist(), strict=True))
+            scores[
+                torch.from_numpy(entry_rows(seen)), torch.from_numpy(seen.indices.astype(np.int64))
+            ] = -torch.inf
+            left -= np.diff(seen.indptr)
+        values, best = scores.topk(min(int(k), scores.shape[1]))
+        return [
+            list(zip(items[:many].tolist(), numbers[:many], strict=True))
+            for items, numbers, many in zip(
+                self.item_ids[best.numpy()], values.tolist(), np.minimum(left, k), strict=True
+            )
+        ]
+
+
+def _expect_count(k: int) -> None:
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise RecsysError(f"k: expected a whole number of at least 1, got {k!r}")
 
 
 def _density(stored: float | dict[str, Any]) -> Density:
@@ -231,17 +292,16 @@ def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: st
     key = int(key) if numeric else key
     if key in places:
         return places[key]
-    if ids.dtype.kind == "U":
-        close = difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)
-        nearest = close[0] if close else ids[0]
+    if ids.dtype.kind != "U":
+        near = f"the nearest is {ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]}"
+    elif len(ids) <= _FEW:
+        near = f"the nearest is {difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)[0]}"
     else:
-        nearest = ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]
+        near = f"they are such as {ids[0]}"
     hint = ""
     if what == "user":
         hint = (
             "; for somebody new give the items they have chosen (items, --item); one who was held out for validation "
             "or test is known to a model that is trained on everything (recsys train --refit RUN --everything)"
         )
-    raise DataError(
-        f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; the nearest is {nearest}{hint}"
-    )
+    raise DataError(f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; {near}{hint}")

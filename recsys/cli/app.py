@@ -108,7 +108,13 @@ JobThreads = Annotated[
     ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the run to.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the run in --output; its saved recommender stays until the new one is ready.",
+    ),
+]
 
 
 def make_config(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +34,9 @@ from recsys.cli.app import (
 
 if TYPE_CHECKING:
     from recsys.config import Config
+    from recsys.recommender import SavedRecommender
+
+_AT_A_TIME = 4096  # users whose recommendations are printed at once
 
 
 @app.command()
@@ -202,19 +207,59 @@ def recommend(
     item: Annotated[
         list[str] | None, typer.Option(help="Raw id of an item chosen; repeat. In place of --user.")
     ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of raw ids, one a line, in place of --user; - is standard input. Prints csv."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also what was chosen already.")
     ] = False,
     device: Device = None,
 ) -> None:
-    """Recommend items to a user by raw id, or to somebody new by the items they have chosen."""
+    """Recommend items to a user by raw id, to many, or to somebody new by the items they have chosen."""
+    from recsys.errors import ConfigError
     from recsys.recommender import SavedRecommender
 
+    if users is not None and (user is not None or item):
+        raise ConfigError("expected one of --user, --users and --item")
+    asked = None if users is None else _lines(users)
     saved = SavedRecommender.load(run, device or "cpu")
+    if asked is not None:
+        _recommend_many(saved, asked, k, not include_seen)
+        return
     found = saved.recommend(user, k=k, exclude_seen=not include_seen, items=item or None)
     for place, (raw, score) in enumerate(found, 1):
         typer.echo(f"{place:3d}  {raw}  {score:.4f}")
+
+
+def _lines(file: Path) -> list[str]:
+    from recsys.errors import DataError
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--users {file}: expected a text file of raw ids, one a line: {error}") from error
+    return list(dict.fromkeys(line for line in text.splitlines() if line))
+
+
+def _recommend_many(saved: SavedRecommender, users: list[str], k: int, exclude_seen: bool) -> None:
+    """Print user, rank, item, score for everybody; who is not known is told of on standard error."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["user", "rank", "item", "score"])
+    known = 0
+    for start in range(0, len(users), _AT_A_TIME):
+        part = users[start : start + _AT_A_TIME]
+        found = saved.recommend_many(part, k, exclude_seen, skip_unknown=True)
+        known += len(found)
+        for user, best in found.items():
+            writer.writerows([user, rank, item, f"{score:.6g}"] for rank, (item, score) in enumerate(best, 1))
+    if known < len(users):
+        typer.echo(
+            f"{len(users) - known} of {len(users)} users are unknown, or have chosen nothing", err=True
+        )
 
 
 def _describe(config: Config) -> str:

@@ -106,7 +106,7 @@ def sweep(
             console.print(f"The picture is in {plot}.", highlight=False, soft_wrap=True)
     print_failures(outcome)
     console.print(f"Every figure is in {output / 'sweep.json'}.", highlight=False, soft_wrap=True)
-    if best is not None:
+    if best is not None and rows:
         row = best_row(rows, best)
         console.print(
             f"Best by validation {best}: {row['cell']} (validation {plus_minus(row['validation'][best])}, "

@@ -69,6 +69,8 @@ def refit(
         RecsysError: as `refit_config`; or ``data.options.validation = 0`` gives other data than train and validation
             together (held-out users; a split by time, unless it was prepared); or the data has changed.
     """
+    if Path(run).resolve() == Path(output).resolve():
+        raise RecsysError(f"{run} is the run itself: write its refit to another folder (--output)")
     config = session.placed(refit_config(run, everything), data_dir)
     RunFolder.check_free(output, overwrite)
     folder = RunFolder.open(run)

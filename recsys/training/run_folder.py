@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,8 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder with its settings and a first checkpoint, all at once.
 
+        The recommender of a run that is overwritten stays until the new one takes its place: somebody may serve it.
+
         Raises:
             OutputExistsError: see `check_free`.
             RecsysError: if the folder cannot be written.
@@ -83,6 +86,9 @@ class RunFolder:
         with new_folder(path) as temporary:
             (temporary / "config.toml").write_text(config.to_toml(), encoding="utf-8")
             torch.save(checkpoint, temporary / "checkpoint.pt")
+            before = cls(path).recommender
+            if before.is_dir():
+                shutil.copytree(before, temporary / before.name)
         return cls(path)
 
     @classmethod

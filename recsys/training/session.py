@@ -23,6 +23,7 @@ from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.evaluation import beyond_accuracy
 from recsys.recommender import SavedRecommender
 from recsys.training.densities import dense_size, nnz_per_tensor
+from recsys.training.moved import placed
 from recsys.training.run_folder import RunFolder
 from recsys.training.tensorboard import TensorBoardLog, require_tensorboard
 from recsys.training.trainer import Trainer
@@ -294,13 +295,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed as a distribution"
     return versions
-
-
-def placed(config: Config, data_dir: str | None, device: str | None = None) -> Config:
-    """The settings of a run whose data is in another folder now, or that is to go on on another device."""
-    if data_dir is not None:
-        config = config.replace(data={"dir": data_dir})
-    return config if device is None else config.replace(train={"device": device})
 
 
 def evaluate_run(

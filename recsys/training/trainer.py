@@ -134,8 +134,13 @@ class Trainer:
                 self.schedule.step()
         self.step += 1
         if self.explorer is not None:
-            with phase("exploration"):
-                report = self.explorer.step()
+            try:
+                with phase("exploration"):
+                    report = self.explorer.step()
+            except sparsecore.TopologyError as error:
+                if all(bool(p.isfinite().all()) for p in (loss, *self.model.parameters())):
+                    raise
+                raise self._diverged("weights are NaN or infinite", self.epoch + 1) from error
             if report is not None:
                 self._report = report
         return loss.detach()
@@ -155,6 +160,12 @@ class Trainer:
         if exploration and self._report is not before:
             self.macs["exploration"] = counter.macs["exploration"] / self.config.sparsity.interval
         return loss
+
+    def _diverged(self, what: str, epoch: int) -> RecsysError:
+        return RecsysError(
+            f"{what} in epoch {epoch}: training has diverged; lower train.lr (it was {self.config.train.lr}) or choose "
+            "another train.seed"
+        )
 
     def batches(self) -> closing[Generator[Batch, None, None]]:
         """One epoch of batches; closing them ends it.
@@ -214,10 +225,7 @@ class Trainer:
         if count:
             report["loss"] = loss = float(total) / count
             if not math.isfinite(loss):
-                raise RecsysError(
-                    f"the loss is {loss} in epoch {self.epoch}: training has diverged; lower train.lr "
-                    f"(it was {train.lr}) or choose another train.seed"
-                )
+                raise self._diverged(f"the loss is {loss}", self.epoch)
         last = self.epoch >= self.last_epoch
         if not self.selects:
             if last:

@@ -15,6 +15,7 @@ from recsys.compare import Spread, compare_runs
 from recsys.errors import RecsysError
 from recsys.significance import paired
 from recsys.training import session
+from recsys.training.refit import refit
 from recsys.training.run_folder import RunFolder
 
 
@@ -241,3 +242,24 @@ def test_seeds_of_pretrained_runs_are_one_line(runs, tmp_path):
         (copy / "config.toml").write_text(config.replace(train=taken).to_toml())
     assert RunFolder(folders[0]).config().train.pretrained
     assert [line.seeds for line in compare_runs(folders).lines] == [(0, 1)]
+
+
+def test_refits_of_several_seeds_are_one_line_wherever_they_stopped(make_config, tmp_path, monkeypatch):
+    for seed, best in ((0, 1), (1, 2)):
+        config = make_config("dsl", "train.epochs=2", f"train.seed={seed}")
+        session.train(config, tmp_path / f"{seed}", quiet=True)
+        metrics = RunFolder(tmp_path / f"{seed}").metrics()
+        RunFolder(tmp_path / f"{seed}").save_metrics({**metrics, "best_epoch": best})
+        refit(tmp_path / f"{seed}", tmp_path / f"{seed}-all", quiet=True)
+    (line,) = compare_runs([tmp_path / "0-all", tmp_path / "1-all"]).lines
+    assert line.seeds == (0, 1)
+    with pytest.raises(RecsysError, match="a refit has another train part"):
+        compare_runs([tmp_path / "0", tmp_path / "0-all"])
+
+
+def test_folders_of_one_name_are_told_apart(make_config, tmp_path):
+    for name, rate in (("a", 0.01), ("b", 0.02)):
+        config = make_config("dsl", "train.epochs=1", f"train.lr={rate}")
+        session.train(config, tmp_path / name / "run", quiet=True)
+    found = compare_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    assert [line.label for line in found.lines] == ["multvae dsl (a/run)", "multvae dsl (b/run)"]

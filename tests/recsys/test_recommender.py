@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from recsys.cli import app
 from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.models.build import MODELS
 from recsys.recommender import SavedRecommender
@@ -119,9 +122,19 @@ def test_unknown_ids_and_bad_requests(trained):
         saved.recommend(items=["i0001", "i01"])
     with pytest.raises(RecsysError, match="at least 1, got 0"):
         saved.recommend("u0001", k=0)
+    for items in ("i0001", 1, {"i0001"}):  # a text is no list of its letters, a set has no order
+        with pytest.raises(RecsysError, match="items: expected a list of raw ids"):
+            saved.recommend(items=items)
     for arguments in ({}, {"user_id": "u0001", "items": ["i0001"]}):
         with pytest.raises(RecsysError, match="either"):
             saved.recommend(**arguments)
+
+
+def test_an_unknown_id_among_many_is_not_compared_with_all(trained, monkeypatch):
+    saved = session.saved_recommender(trained())
+    monkeypatch.setattr("recsys.recommender._FEW", 3)
+    with pytest.raises(DataError, match=r"user 'u00170' is unknown.*they are such as u0"):
+        saved.recommend("u00170")
 
 
 def test_numeric_ids_are_accepted_as_text_and_the_nearest_is_numeric(trained, tiny):
@@ -198,3 +211,51 @@ def test_ids_and_counts_that_cannot_be(trained, numeric):
     for k in (2.5, "3", 0, True, None):
         with pytest.raises(RecsysError, match="k: expected a whole number of at least 1"):
             saved.recommend(saved.user_ids[0].item(), k=k)
+
+
+@pytest.mark.parametrize("model", ["multvae", "lightgcn"])
+def test_many_users_get_what_each_gets(trained, tiny, monkeypatch, model):
+    saved = session.saved_recommender(trained("dsl", model))
+    monkeypatch.setattr("recsys.recommender._TOGETHER", 7)
+    users = [str(raw) for raw in tiny.user_ids[5:25]]
+    for exclude_seen in (True, False):
+        found = saved.recommend_many(users, k=tiny.n_items, exclude_seen=exclude_seen)
+        assert list(found) == users
+        for user in users:
+            alone = saved.recommend(user, k=tiny.n_items, exclude_seen=exclude_seen)
+            assert dict(found[user]).keys() == dict(alone).keys()
+            assert [score for _, score in found[user]] == pytest.approx(
+                [score for _, score in alone], rel=1e-4, abs=1e-5
+            )
+    assert saved.recommend_many([]) == {}
+    with pytest.raises(DataError, match=r"nobody.*unknown"):
+        saved.recommend_many([users[0], "nobody"])
+    assert list(saved.recommend_many([users[0], "nobody"], skip_unknown=True)) == users[:1]
+    for arguments, why in ((("u0001",), "expected a list"), ((users, 0), "at least 1")):
+        with pytest.raises(RecsysError, match=why):
+            saved.recommend_many(*arguments)
+
+
+def test_many_users_by_the_command(trained, tiny, tmp_path):
+    saved = session.saved_recommender(trained())
+    saved.save(tmp_path / "saved")
+    users = [str(raw) for raw in tiny.user_ids[:3]]
+    file = tmp_path / "users.txt"
+    file.write_text("\n".join([*users, "nobody", users[0], ""]))
+
+    def call(*arguments, **more):
+        return CliRunner().invoke(app, ["recommend", str(tmp_path / "saved"), *map(str, arguments)], **more)
+
+    for result in (call("--users", file, "-k", 2), call("--users", "-", "-k", 2, input=file.read_text())):
+        assert result.exit_code == 0, result.output
+        rows = list(csv.DictReader(result.stdout.splitlines()))
+        assert [(row["user"], row["rank"]) for row in rows] == [(u, r) for u in users for r in "12"]
+        assert rows[0]["item"] == saved.recommend(users[0])[0][0]
+        assert "1 of 4 users are unknown" in result.stderr
+    for arguments, why in (
+        (["--users", file, "--user", "x"], "one of --user"),
+        (["--users", tmp_path], "one a line"),
+    ):
+        refused = call(*arguments)
+        assert refused.exit_code == 2
+        assert why in refused.stderr

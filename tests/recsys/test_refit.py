@@ -220,6 +220,22 @@ def test_a_file_that_has_moved_is_found_in_data_dir(make_config, tmp_path):
     assert RunFolder(tmp_path / "again").config().data.dir == str(moved)
     with pytest.raises(RecsysError, match="no such file"):
         session.evaluate_run(tmp_path / "run")
+    # What lies at the old path today is not what was asked for.
+    file.parent.mkdir()
+    file.write_text("user,item\n1,2\n1,3\n")
+    assert call("evaluate", tmp_path / "run").exit_code == 0
+    with pytest.raises(DataError, match="no longer the data"):
+        session.evaluate_run(tmp_path / "run")
+    for folder, why in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "run", "has no own.csv")):
+        with pytest.raises(DataError, match=why):
+            session.evaluate_run(tmp_path / "run", str(folder))
+
+
+def test_a_run_is_not_replaced_by_its_own_refit(make_config, tmp_path):
+    session.train(make_config("dense", "train.epochs=1"), tmp_path / "run", quiet=True)
+    with pytest.raises(RecsysError, match="is the run itself"):
+        refit(tmp_path / "run", tmp_path / "x" / ".." / "run", overwrite=True, quiet=True)
+    assert RunFolder(tmp_path / "run").metrics() is not None
 
 
 def test_a_run_goes_on_after_its_data_has_moved(make_config, published, tmp_path):

@@ -216,8 +216,9 @@ def test_a_failed_run_is_reported_and_the_others_are_made(tmp_path, in_process):
 
 def test_all_failed(tmp_path, in_process):
     result = call("sweep", *SMALL, "--grid", "train.lr=1e30", "--best", "ndcg@20", "-o", tmp_path / "s")
-    assert result.exit_code == 2
-    assert "no run has it" in result.stderr
+    assert result.exit_code == 1
+    assert "diverged" in result.stderr
+    assert "--best" not in result.stderr
     assert "No run has ended." in (tmp_path / "s" / "sweep.md").read_text()
 
 

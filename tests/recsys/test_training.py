@@ -19,6 +19,7 @@ from recsys.errors import ConfigError, DataError, OutputExistsError, RecsysError
 from recsys.models import losses
 from recsys.models.base import Interactions
 from recsys.models.build import MODELS
+from recsys.recommender import SavedRecommender
 from recsys.training import session
 from recsys.training.probe import StepProbe
 from recsys.training.refit import refit
@@ -458,8 +459,22 @@ def test_test_users_are_scored_once_and_after_training(make_config, monkeypatch)
 
 
 def test_divergence_is_reported(make_config, tiny, tmp_path):
-    with pytest.raises(RecsysError, match=r"diverged.*train\.lr"):
-        session.train(make_config("dense", "train.lr=1e30"), tmp_path / "run", dataset=tiny, quiet=True)
+    for method in ("dense", "masked", "static", "dsl"):
+        config = make_config(method, "train.lr=1e30", "sparsity.interval=1")
+        with pytest.raises(RecsysError, match=r"in epoch 1: training has diverged.*train\.lr"):
+            session.train(config, tmp_path / method, dataset=tiny, quiet=True)
+
+
+def test_an_overwritten_run_is_served_until_the_new_one_is_ready(make_config, tiny, tmp_path):
+    place = tmp_path / "live"
+    session.train(make_config("dsl", "train.epochs=1"), place, dataset=tiny, quiet=True)
+    before = SavedRecommender.load(place).recommend("u0001")
+    with pytest.raises(RecsysError, match="diverged"):
+        session.train(make_config("dense", "train.lr=1e30"), place, dataset=tiny, quiet=True, overwrite=True)
+    assert RunFolder(place).metrics() is None
+    assert SavedRecommender.load(place).recommend("u0001") == before
+    session.train(make_config("dense", "train.epochs=2"), place, dataset=tiny, quiet=True, overwrite=True)
+    assert SavedRecommender.load(place).recommend("u0001") != before
 
 
 def test_run_folder_contents(make_config, tiny, tmp_path):

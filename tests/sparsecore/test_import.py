@@ -204,3 +204,23 @@ report()
     assert lines == ["False csr", "_work 0 1", "_parallel 0 0"]
     with pytest.raises(AssertionError, match="SPARSECORE_SIMD must be native or portable, got 'avx'"):
         python(CASE + "serial()", SPARSECORE_SIMD="avx")
+
+
+@of_numba
+def test_kernels_run_where_no_folder_can_keep_them() -> None:
+    """As in a container that is read-only and has no home: compiled anew, with a warning."""
+    program = (
+        "import warnings\n"
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import torch, sparsecore\n"
+        "layer, x = sparsecore.SparseLinear(20, 10, density=0.3), torch.randn(3, 20)\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    with sparsecore.backend('numba'):\n"
+        "        torch.testing.assert_close(layer(x), layer.to_dense()(x))\n"
+        "(warning,) = told\n"
+        "assert 'NUMBA_CACHE_DIR' in str(warning.message)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,26 @@ if _SIMD == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
     # What a processor without AVX-512 gets, to test it anywhere. The cache tells processors apart by these two.
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = "haswell", ""
 
+
+def _njit(function: Callable[..., Any], **more: Any) -> Any:
+    """numba.njit with our options; without a cache where no folder for one can be written to, as in containers that are
+    read-only and have no home. (A folder that others can write to will not do: numba would unpickle what lies there.)
+    """
+    try:
+        return numba.njit(**more, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+    if _OPTIONS["cache"]:
+        _OPTIONS["cache"] = False
+        warnings.warn(
+            f"kernels are compiled anew in every process, for neither {Path(__file__).parent} nor a cache folder of "
+            "this user can be written to: set NUMBA_CACHE_DIR to one that can, and that only you can write to",
+            stacklevel=2,
+        )
+    return numba.njit(**more, **_OPTIONS)(function)
+
+
 _forked = False
 
 
@@ -54,13 +75,14 @@ if hasattr(os, "register_at_fork"):
 
 def device_function(function: Callable[..., Any]) -> Any:
     """A helper that is inlined into kernels."""
-    return numba.njit(inline="always", **_OPTIONS)(function)
+    return _njit(function, inline="always")
 
 
 def _compiled(function: Any, parallel: bool) -> Any:
-    dispatcher = numba.njit(parallel=parallel, **_OPTIONS)(function)
-    file = dispatcher._cache._cache_file
-    file._source_stamp = (file._source_stamp, _SOURCES)
+    dispatcher = _njit(function, parallel=parallel)
+    if _OPTIONS["cache"]:
+        file = dispatcher._cache._cache_file
+        file._source_stamp = (file._source_stamp, _SOURCES)
     return dispatcher
 
 
