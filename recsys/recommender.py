@@ -31,7 +31,7 @@ from recsys.models.layers import Density
 __all__ = ["SavedRecommender"]
 
 FORMAT = 1
-_TOGETHER = 256  # users
+_TOGETHER, _MOST_SCORES = 256, 1 << 24  # users, and scores of theirs, at a time
 _FEW = 2000  # texts that are looked through for the nearest one in the time of an answer
 _WHOLE = re.compile(r"-?[0-9]{1,19}")  # more digits no int64 has; int() takes "1_0" too
 
@@ -211,7 +211,7 @@ class SavedRecommender:
         *,
         skip_unknown: bool = False,
     ) -> dict[int | str, list[tuple[int | str, float]]]:
-        """What `recommend` gives for each of many users, in their order, in far less time: users are scored together.
+        """What `recommend` gives for each of many users, in their order; they are scored together.
 
         Args:
             user_ids, k, exclude_seen: as in `recommend`.
@@ -225,15 +225,15 @@ class SavedRecommender:
             raise RecsysError(f"user_ids: expected a list of raw ids, got {user_ids!r:.60}")
         rows: dict[int | str, int] = {}
         for raw in user_ids:
-            try:
-                rows[raw] = self._row(raw)
-            except DataError:
-                if not skip_unknown:
-                    raise
+            row = _look_up(raw, self._user_rows, self.user_ids)
+            if row is not None and self._has_history(row):
+                rows[raw] = row
+            elif not skip_unknown:
+                self._row(raw)  # which says why
         found: dict[int | str, list[tuple[int | str, float]]] = {}
-        raws = list(rows)
-        for start in range(0, len(raws), _TOGETHER):
-            part = raws[start : start + _TOGETHER]
+        raws, together = list(rows), max(1, min(_TOGETHER, _MOST_SCORES // len(self.item_ids)))
+        for start in range(0, len(raws), together):
+            part = raws[start : start + together]
             place = np.array([rows[raw] for raw in part])
             found |= zip(part, self._best(place, self.history[place], k, exclude_seen), strict=True)
         return found
@@ -241,12 +241,15 @@ class SavedRecommender:
     def _row(self, user_id: int | str) -> int:
         """The row of somebody to recommend for."""
         row = _find(user_id, self._user_rows, self.user_ids, "user")
-        if self.history.indptr[row] == self.history.indptr[row + 1]:
+        if not self._has_history(row):
             raise DataError(
                 f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
                 "give some items instead (items=, --item), if the model takes them (MultVAE, SASRec, EASE, ItemKNN)"
             )
         return row
+
+    def _has_history(self, row: int) -> bool:
+        return bool(self.history.indptr[row] < self.history.indptr[row + 1])
 
     def _best(
         self, rows: NDArray[np.int64], seen: csr_array, k: int, exclude_seen: bool
@@ -279,9 +282,22 @@ def _density(stored: float | dict[str, Any]) -> Density:
     return Density(stored)
 
 
+def _look_up(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any]) -> int | None:
+    """Row or column of a raw id, if there is one."""
+    if not isinstance(raw, str | int | np.integer) or isinstance(raw, bool):
+        return None
+    key = str(raw)
+    if ids.dtype.kind == "U":
+        return places.get(key)
+    return places.get(int(key)) if _WHOLE.fullmatch(key) else None
+
+
 def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: str) -> int:
-    """Row or column of a raw id."""
-    key: Any = str(raw)
+    """Row or column of a raw id, or an error that helps."""
+    place = _look_up(raw, places, ids)
+    if place is not None:
+        return place
+    key = str(raw)
     numeric = ids.dtype.kind != "U"
     known = isinstance(raw, str | int | np.integer) and not isinstance(raw, bool)
     if not known or (numeric and not _WHOLE.fullmatch(key)):
@@ -289,10 +305,7 @@ def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: st
         raise DataError(
             f"{what} {key[:40]!r} is unknown: ids of this recommender are {kind}, such as {ids[0]}"
         )
-    key = int(key) if numeric else key
-    if key in places:
-        return places[key]
-    if ids.dtype.kind != "U":
+    if numeric:
         near = f"the nearest is {ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]}"
     elif len(ids) <= _FEW:
         near = f"the nearest is {difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)[0]}"

@@ -336,7 +336,6 @@ def test_commits_of_one_second_are_in_the_order_of_their_ancestry(
         )
         commits += commits_between(house, "HEAD")
         write_run(house / "results", house, commits[-1], identify(1), benchmarks, spmm(number + 1.0))
-    assert sorted(commits) != commits  # by chance one in 720
     runs, _ = read_results(house / "results", ancestry=ancestry(house))
     assert [run.commit for run in runs] == commits
 

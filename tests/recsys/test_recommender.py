@@ -228,6 +228,11 @@ def test_many_users_get_what_each_gets(trained, tiny, monkeypatch, model):
                 [score for _, score in alone], rel=1e-4, abs=1e-5
             )
     assert saved.recommend_many([]) == {}
+    whole = saved.recommend_many(users)
+    monkeypatch.setattr("recsys.recommender._MOST_SCORES", 1)  # of a large catalogue fewer users at a time
+    assert [[item for item, _ in best] for best in saved.recommend_many(users).values()] == [
+        [item for item, _ in best] for best in whole.values()
+    ]
     with pytest.raises(DataError, match=r"nobody.*unknown"):
         saved.recommend_many([users[0], "nobody"])
     assert list(saved.recommend_many([users[0], "nobody"], skip_unknown=True)) == users[:1]

@@ -75,3 +75,15 @@ def test_it_is_saved_and_copied_as_torchs() -> None:
     x = torch.randn(4, 40, dtype=torch.float64)
     assert torch.equal(twin.eval()(x), average.eval()(x))
     assert torch.equal(copy.deepcopy(average)(x), average(x))
+
+
+def test_torchs_average_of_buffers_is_no_index_set() -> None:
+    """Why the README says so: integers are averaged too, and cut off."""
+    module = sparsecore.SparseLinear(64, 64, density=0.05)
+    module.set_encoding("csr")
+    swa = torch.optim.swa_utils
+    average = swa.AveragedModel(module, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9999), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(module)  # which never changes
+    with pytest.raises(sparsecore.PatternError):
+        average.module.check_invariants()
