@@ -73,9 +73,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Outcomes(Path(file), list(config.invocation_params.args)))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    repeated = [item for item in items if _repeats(item)]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in set(repeated)]
     for item in items:  # properties travel with the reports, from xdist's workers too
         item.user_properties += [("feature", mark.args[0]) for mark in item.iter_markers("feature")]
+
+
+def _repeats(item: pytest.Item) -> bool:
+    """The second run that `every_size` asks for, where another backend than numba's is the test's own choice."""
+    chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return chosen.get("every_size") == "vectors" and chosen.get("backend", "numba") != "numba"
 
 
 class _Outcomes:

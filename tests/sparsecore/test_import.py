@@ -15,25 +15,23 @@ ROOT = Path(__file__).parents[2]
 CASE = """
 import torch
 from sparsecore import Pattern, ops
-from sparsecore.backends.numba import jit, lanes_csr, panel_spmm
+from sparsecore.backends.numba import embedding, jit
 
-lanes_csr._MOST_EXAMPLES = -1
 torch.set_num_threads(2)
 pattern = Pattern.random((40, 50), 0.5, generator=torch.Generator().manual_seed(0))
 values = torch.randn(pattern.nnz, generator=torch.Generator().manual_seed(1))
-x = torch.randn(130, 50, generator=torch.Generator().manual_seed(2))
+ids = torch.arange(2000) % 40
 arguments = (values, pattern.crow, pattern.col)
+lookup = lambda n: ops.gather(*arguments, ids[:n], 50)
 
-def check(batch):
-    torch.testing.assert_close(
-        ops.spmm(*arguments, x[:batch]), x[:batch] @ pattern.to_dense(values).T, rtol=1e-4, atol=1e-4
-    )
+def check(n):
+    assert torch.equal(lookup(n), pattern.to_dense(values)[ids[:n]])
 
-serial, parallel = lambda: check(40), lambda: check(130)  # few enough to be serial, too many for small and few
+serial, parallel = lambda: check(200), lambda: check(2000)  # few enough to be serial, too many for the small kernel
 
 def report():
     for name in ("_work", "_parallel"):
-        stats = getattr(panel_spmm._spmm, name).stats
+        stats = getattr(embedding._gather_csr, name).stats
         print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -98,11 +96,11 @@ def test_a_forked_child_runs_kernels_after_its_parent_did(cache: str) -> None:
         + """
 import faulthandler, os
 parallel()
-out = ops.spmm(*arguments, x).numpy()
+out = lookup(2000).numpy()
 child = os.fork()
 if child == 0:
     faulthandler.dump_traceback_later(60, exit=True)  # a child that hangs must not outlive the test
-    same = (ops.spmm(*arguments, x).numpy() == out).all()  # the kernel alone: torch may hang in a child itself
+    same = (lookup(2000).numpy() == out).all()  # the kernel alone: torch may hang in a child itself
     os._exit(0 if same and jit.threads(10**9) == 1 else 1)
 status = os.waitpid(child, 0)[1]
 parallel()
@@ -123,13 +121,13 @@ def test_workers_of_a_data_loader_run_kernels(cache: str, tmp_path: Path) -> Non
 from torch.utils.data import DataLoader, Dataset
 
 parallel()
-expected = ops.spmm(*arguments, x)
+expected = lookup(2000)
 
 class Scores(Dataset):
     def __len__(self):
         return 6
     def __getitem__(self, i):
-        return ops.spmm(*arguments, x)
+        return lookup(2000)
 
 if __name__ == "__main__":
     for scores in DataLoader(Scores(), num_workers=2, multiprocessing_context="fork", timeout=60):
@@ -193,7 +191,7 @@ def test_portable_code_is_forced_by_a_setting(tmp_path: Path) -> None:
         + """
 import platform, sparsecore
 serial()
-assembly = "".join(panel_spmm._spmm._work.inspect_asm().values())
+assembly = "".join(embedding._gather_csr._work.inspect_asm().values())
 print("zmm" in assembly, sparsecore.SparseLinear(50, 40, density=0.5).encoding)
 report()
 """

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsecore.backends.numba.launch import call_chunk, launcher
 from sparsecore.errors import SparsecoreError
 
 __all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "split", "threads"]
@@ -91,6 +92,14 @@ def serial_kernel(function: Callable[..., Any]) -> Any:
     return _compiled(function, parallel=False)
 
 
+def _share(chunk, arguments, n_chunks):
+    for number in numba.prange(n_chunks):
+        call_chunk(chunk, arguments, np.intp(number))  # its own type would be unsigned
+
+
+_share = _compiled(_share, parallel=True)
+
+
 class kernel:
     """Decorator: the work of one chunk, to be shared by threads or done by one.
 
@@ -98,8 +107,8 @@ class kernel:
     calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's: numba's own
     setting is never touched (changing it would change torch's).
 
-    The work is compiled once. The loop that hands out the chunks is another function, which calls it: numba takes far
-    longer to compile what stands in a parallel loop itself, and would do it again for each form.
+    The work is compiled once. What hands out the chunks is another function, which calls it; the parallel loop in
+    that is the same for all kernels, because numba takes long to compile one (`launch`).
     """
 
     def __init__(self, function: Any) -> None:
@@ -107,13 +116,10 @@ class kernel:
         code = function.__code__
         names = ", ".join(code.co_varnames[: code.co_argcount - 1])
         name = f"{function.__name__}_parallel"
-        loop = (
-            f"for chunk in prange(n_chunks):\n  work({names}, intp(chunk))"  # its own type would be unsigned
-        )
         # It is said to lie in the function's file, by which numba knows where to keep it.
-        scope = {"prange": numba.prange, "intp": np.intp, "work": self._work, "__name__": function.__module__}
-        exec(compile(f"def {name}({names}):\n {loop}", code.co_filename, "exec"), scope)
-        self._parallel = _compiled(scope[name], parallel=True)
+        scope = {"launch": launcher(self._work, _share), "__name__": function.__module__}
+        exec(compile(f"def {name}({names}):\n launch(({names}))", code.co_filename, "exec"), scope)
+        self._parallel = _compiled(scope[name], parallel=False)
 
     def __call__(self, *arguments: Any) -> Any:
         if arguments[-1] == 1:

@@ -68,7 +68,7 @@ def score_topk(
     columns = index.view(np.uint16) if col is None else array(col)
     seen = [np.zeros(n + 1, np.int64), np.zeros(0, np.int64)]
     if seen_crow is not None and seen_col is not None:
-        seen = [array(seen_crow), array(seen_col)]
+        seen = [array(seen_crow.long()), array(seen_col.long())]  # one type: kernels are compiled for each
     n_chunks = threads(n * values.numel())
     if n <= _FEW and col is None:
         padded = queries.new_zeros(n, -(-n_cols // 16) * 16)
