@@ -60,7 +60,17 @@ def test_kernels_of_several_python_threads_at_once():
         table = np.full((501, 2), float(seed))
         for _ in range(50):
             out[:] = 0
-            _fill(out, table, (seed, 0), (np.zeros(1, np.int8), 0, np.uint8(0)), np.float32(1), True, None, wide, 2)
+            _fill(
+                out,
+                table,
+                (seed, 0),
+                (np.zeros(1, np.int8), 0, np.uint8(0)),
+                np.float32(1),
+                True,
+                None,
+                wide,
+                2,
+            )
             if not (out == 2 * seed).all():
                 return False
         return True
