@@ -125,6 +125,7 @@ class SparseEmbedding(_SparseTable):
         accumulate_rows: `DynamicSparsity` sums the gradients of up to this many rows over the steps between two
             explorations and scores growth by the sum, not by the last step alone; costs
             ``accumulate_rows * embedding_dim`` numbers. Rows are admitted in the order in which they are looked up.
+            Every backward pass adds to the sums, also one whose gradient ``zero_grad()`` drops.
         generator: CPU generator of the index set and of the values.
 
     Shapes: ids ``(*)`` int64 or int32 -> ``(*, embedding_dim)``. Initialised N(0, 1), without rescaling.

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
-from sparsecore.ops.in_backward import updater_of
+from sparsecore.ops.in_backward import asked_for, updater_of
 from sparsecore.ops.operator import (
     INDEX,
     WEIGHT,
@@ -98,6 +98,8 @@ alone that occur: their places (t,), int64 and ascending, and the values there (
 
 def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
     """A gradient of some of the values: ``torch.sparse_coo`` of shape (nnz,)."""
+    if values.numel() == 0:  # autograd adds the next gradient into it: in memory that torch can make larger
+        places, values = places.clone(), values.clone()
     return torch.sparse_coo_tensor(
         places.unsqueeze(0), values, (nnz,), is_coalesced=True, check_invariants=False
     )
@@ -122,7 +124,7 @@ def deliver(
         else:
             watcher.saw_bags(grad, ids, sources, weights)
     updater = updater_of(parameter)
-    if updater is None:
+    if updater is None or not asked_for(parameter):
         places, values = touched(crow, col, ids, grad, parameter.shape[0], sources, weights)
         return sparse_vector(places, values, parameter.shape[0])
     updater.update_rows(parameter, crow, col, ids, grad.contiguous(), sources, weights)
@@ -147,7 +149,7 @@ class _GatherTouched(torch.autograd.Function):
 
 
 def gather_touched(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
-    """`gather` whose gradient in the values is a sparse vector, see `touched`. torch's compiler cannot handle these."""
+    """`gather` whose gradient in the values is a sparse vector, see `touched`."""
     return _GatherTouched.apply(values, crow, col, ids, n_cols)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import weakref
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["RowUpdater", "forget", "register", "updater_of"]
+__all__ = ["RowUpdater", "asked_for", "forget", "register", "updater_of"]
 
 
 class RowUpdater(Protocol):
@@ -51,3 +53,13 @@ def updater_of(parameter: Tensor) -> RowUpdater | None:
         return None
     reference = _updaters.get(parameter)
     return None if reference is None else reference()
+
+
+def asked_for(parameter: Tensor) -> bool:
+    """Whether the backward pass that runs adds to the parameter's gradient: not one that ``torch.autograd.grad`` began,
+    nor one with ``inputs=`` that leaves the parameter out.
+    """
+    try:
+        return torch._C._will_engine_execute_node(get_gradient_edge(parameter).node)
+    except RuntimeError:  # torch.autograd.grad asked for this parameter's gradient: it is to be returned
+        return False

@@ -149,7 +149,10 @@ def kept(ctx: Any) -> Any:
         RuntimeError: if an index set has been changed since.
     """
     index = ctx.index
-    if [_version(first) for first in index[::2]] != ctx.versions:
+    versions = zip(ctx.versions, map(_version, index[::2]), strict=True)
+    if any(
+        before is not None and before != now for before, now in versions
+    ):  # None: not known, in compiled code
         raise RuntimeError(
             "the index set of a sparse weight was changed between a forward pass and its backward pass: "
             "explore (and load) after the backward pass"

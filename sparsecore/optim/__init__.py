@@ -12,7 +12,9 @@ welcome as values of sparse weights. On other devices and types torch's own impl
   soon as it is known and never becomes a tensor: ``values.grad`` stays None, ``step()`` has nothing to do for these
   tables, and a training step is shorter. It is the lazy update of each lookup (or ``gather_dot``) by itself: a table
   that is looked up twice in a step is updated twice, and there is nothing to accumulate, to clip, to unscale after a
-  loss that was scaled, or to average over processes: use ``step()`` for those.
+  loss that was scaled, or to average over processes, and a checkpointed segment that is computed again would look up
+  rows that a later one has updated already: use ``step()`` for those. ``torch.autograd.grad`` and
+  ``backward(inputs=..)`` update no table that they do not name.
 * **Counting steps per weight** (``Adam`` and ``AdamW``, ``per_weight_step=True``). A weight that has just been grown
   begins with empty moments; corrected by the global step they are taken at face value, and its first step is
   ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 times what Adam's first step should be. With a count of its own it starts anew.

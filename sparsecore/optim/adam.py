@@ -27,7 +27,7 @@ class Adam(ElementwiseOptimizer):
         in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
 
     Raises:
-        SparsecoreError: for an argument out of range.
+        SparsecoreError: for an argument out of range; at a step, for per_weight_step with 16-bit parameters.
     """
 
     _state_names = ("exp_avg", "exp_avg_sq", "step_per_weight")
@@ -66,6 +66,12 @@ class Adam(ElementwiseOptimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 zeros = torch.empty_like(parameter, memory_format=torch.preserve_format)
                 state[name] = ask_huge_pages(zeros).zero_()
+        if group["per_weight_step"] and parameter.dtype in (torch.float16, torch.bfloat16):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise SparsecoreError(
+                f"per_weight_step=True counts in the parameter's type, and {kind} cannot count a run's steps: keep the "
+                "weights in float32 (and compute in 16 bits by autocast), or leave per_weight_step out"
+            )
         if group["per_weight_step"] and "step_per_weight" not in state:
             # A floating-point count: load_state_dict casts all state to the parameter's type. float32 counts to 2^24.
             state["step_per_weight"] = torch.full_like(parameter, float(state["step"]))

@@ -50,6 +50,12 @@ class AveragedModel(swa_utils.AveragedModel):
 def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[SparseModule, SparseModule]]:
     ours = [module for module in average.modules() if isinstance(module, SparseModule)]
     theirs = [module for module in model.modules() if isinstance(module, SparseModule)]
+    mine, now = ([(m.shape, m.nnz) for m in modules] for modules in (ours, theirs))
+    if mine != now:
+        raise ValueError(
+            f"the average was made of a model whose sparse modules have (shape, nonzeros) {mine}, this one has {now}: "
+            "average models of one kind and density"
+        )
     return list(zip(ours, theirs, strict=True))
 
 

@@ -62,6 +62,8 @@ class ElementwiseOptimizer(Optimizer):
 
     def __setstate__(self, state: State) -> None:
         super().__setstate__(state)
+        for kept in self.state.values():
+            _as_ours(kept, self._state_names)
         for group in self.param_groups:
             self._check(group)
             for option, default in self.defaults.items():
@@ -108,6 +110,7 @@ class ElementwiseOptimizer(Optimizer):
         group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
         state = self.state[parameter]
         self._begin(parameter, group, state)
+        self._expect_sizes(parameter, state)
         fits = self._fits(parameter, grad, state)
         if fits and not torch._C._len_torch_dispatch_stack():
             lookup = (crow, col, ids, grad, sources, weights)
@@ -141,6 +144,12 @@ class ElementwiseOptimizer(Optimizer):
                     continue
                 state = self.state[parameter]
                 self._begin(parameter, group, state)
+                if grad.shape != parameter.shape:
+                    raise SparsecoreError(
+                        f"a gradient of shape {tuple(grad.shape)} for a parameter of shape {tuple(parameter.shape)}: "
+                        "it is from before the parameter was replaced; call zero_grad() then"
+                    )
+                self._expect_sizes(parameter, state)
                 if not self._fits(parameter, grad, state):
                     others.append(parameter)
                     continue
@@ -195,8 +204,29 @@ class ElementwiseOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state[name].index_copy_(0, rows, inner[name])
 
+    def _expect_sizes(self, parameter: Tensor, state: State) -> None:
+        """Kernels read and write without bounds checks."""
+        for name in self._kept(state):
+            if state[name].shape != parameter.shape:
+                raise SparsecoreError(
+                    f"the optimizer's {name} has shape {tuple(state[name].shape)}, the parameter "
+                    f"{tuple(parameter.shape)}: the state is of another model, or of the same at another density; "
+                    "build the model as it was when the state was saved, or the optimizer anew"
+                )
+
     def _kept(self, state: State) -> list[str]:
         return [name for name in self._state_names if state.get(name) is not None]
+
+
+def _as_ours(state: State, names: Iterable[str]) -> None:
+    """State of torch's optimizers that is not as ours: counts that are plain numbers (SparseAdam's, old checkpoints'),
+    and sparse momentum (SGD's, of sparse gradients).
+    """
+    if "step" in state and not isinstance(state["step"], Tensor):
+        state["step"] = step_tensor() + float(state["step"])
+    for name in names:
+        if isinstance(state.get(name), Tensor) and state[name].layout != torch.strided:
+            state[name] = state[name].to_dense()
 
 
 def _rows_of(grad: Tensor) -> Tensor:

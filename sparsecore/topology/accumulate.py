@@ -11,7 +11,7 @@ __all__ = ["RowAccumulator"]
 
 
 class RowAccumulator:
-    """Signed gradient sums of at most ``capacity`` rows since the last exploration.
+    """Signed gradient sums of at most ``capacity`` rows since the last exploration, whatever became of the gradients.
 
     Growth by the last batch's gradient gives nearly all new weights to the users and items of that batch (the
     criticism of SparseRec, arXiv 2411.12205). Summing over the window costs one dense row for each row that was
@@ -28,8 +28,9 @@ class RowAccumulator:
     """
 
     def __init__(self, capacity: int, cols: int, skip_row: int | None = None) -> None:
+        self.owner = 0  # the explorer that has it watch, by id
         if capacity < 1:
-            raise ValueError(f"accumulate_rows must be at least 1, got {capacity}")
+            raise SparsecoreError(f"accumulate_rows must be at least 1, got {capacity}")
         self.capacity, self.cols, self.skip_row = capacity, cols, skip_row
         self.reset()
 
@@ -106,16 +107,21 @@ class RowAccumulator:
         if state:
             self.ids, self.sums = state["ids"].clone(), state["sums"].clone()
 
-    def expect(self, state: dict[str, Tensor], name: str) -> None:
+    def expect(self, state: dict[str, Tensor], name: str, n_rows: int) -> None:
         """Refuse sums of another table.
 
         Raises:
-            TopologyError: if their shapes do not fit.
+            TopologyError: if their shapes do not fit, or they are of rows that the table has not.
         """
-        if state and (
-            state["sums"].shape != (state["ids"].numel(), self.cols) or len(state["ids"]) > self.capacity
-        ):
+        if not state:
+            return
+        ids, sums = state["ids"], state["sums"]
+        if sums.shape != (ids.numel(), self.cols) or len(ids) > self.capacity:
             raise TopologyError(
-                f"the saved gradient sums of {name} have shape {tuple(state['sums'].shape)}, "
+                f"the saved gradient sums of {name} have shape {tuple(sums.shape)}, "
                 f"expected at most {self.capacity} rows of {self.cols}"
+            )
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < n_rows):
+            raise TopologyError(
+                f"the saved gradient sums of {name} are of rows up to {int(ids.max())}, the table has {n_rows}"
             )

@@ -13,7 +13,7 @@ from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
 from sparsecore.topology.use import Recorder
 
-__all__ = ["expect_held", "expect_names", "expect_told", "own_generator", "realignable"]
+__all__ = ["expect_held", "expect_names", "expect_state", "expect_told", "own_generator", "realignable"]
 
 
 def realignable(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -95,6 +95,27 @@ def own_generator(generator: torch.Generator | None) -> torch.Generator:
     if generator is not None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+
+
+def expect_state(state: Mapping[str, Any], shapes: dict[str, list[int]], tracked: bool) -> None:
+    """Refuse what is no state of an explorer, and that of one of other weights (older states do not say which).
+
+    Raises:
+        TopologyError: saying what is missing, or which weights differ.
+    """
+    missing = [
+        key for key in ("steps", "generator", "timetable", "ever_active", "accumulators") if key not in state
+    ]
+    if missing:
+        raise TopologyError(f"this is no state of an explorer: it has no {', '.join(missing)}")
+    saved = {name: list(shape) for name, shape in state.get("weights", shapes).items()}
+    if saved != shapes:
+        raise TopologyError(f"the saved explorer has weights {saved}, this model has {shapes}")
+    if bool(state["ever_active"]) != tracked:
+        raise TopologyError(
+            f"the saved explorer has track_ever_active={not tracked}, this one {tracked}; "
+            "build it with the saved settings"
+        )
 
 
 def expect_names(saved: dict[str, Tensor], present: dict[str, Any]) -> None:

@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops.explore import GradientSource
-from sparsecore.ops.recording import watch
+from sparsecore.ops.recording import forget, watch
 from sparsecore.topology.accumulate import RowAccumulator
 from sparsecore.topology.checks import (
     expect_held,
     expect_names,
+    expect_state,
     expect_told,
     own_generator,
     realignable,
@@ -123,7 +124,7 @@ class DynamicSparsity:
     def _begin(self) -> None:
         self._unreached: set[str] = set()
         self._armed: list[Recorder] = []
-        weakref.finalize(self, close, self._armed)
+        weakref.finalize(self, close, self._armed, [weakref.ref(m) for m in self.modules.values()])
         self._arm()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class DynamicSparsity:
     def _arm(self) -> None:
         """Let modules record their uses exactly when the next step explores; drop older records."""
         by_gradient = self.timetable.grow == "gradient"
-        record = by_gradient and self.explores_next
+        record, to_come = by_gradient and self.explores_next, self.timetable.to_come(self.steps)
         for module in self.modules.values():
             if module._recorder is not None:
                 module._recorder.close()
@@ -278,8 +279,14 @@ class DynamicSparsity:
         self._armed.clear()
         for module in self.modules.values():
             accumulator = getattr(module, "accumulator", None)
-            if accumulator is not None and by_gradient:  # sums over all steps
-                watch(module.index[0], accumulator)
+            if (
+                accumulator is not None and by_gradient
+            ):  # sums over all steps of a window that an exploration ends
+                if to_come:
+                    watch(module.index[0], accumulator)
+                    accumulator.owner = id(self._armed)
+                elif accumulator.owner == id(self._armed):
+                    forget(module.index[0], accumulator)
             elif record:
                 module._recorder = Recorder(module.values, module.index, module.shape, module.empty_row)
                 self._armed.append(module._recorder)
@@ -293,6 +300,7 @@ class DynamicSparsity:
         """Everything that continuing needs: tensors, numbers and strings only."""
         accumulators = {name: a.state_dict() for name, a in self.accumulators().items()}
         return {
+            "weights": self._shapes(),
             "steps": self.steps,
             "generator": self.generator.get_state(),
             "timetable": self.timetable.settings(),
@@ -300,18 +308,22 @@ class DynamicSparsity:
             "accumulators": accumulators,
         }
 
+    def _shapes(self) -> dict[str, list[int]]:
+        return {name: list(module.shape) for name, module in self.modules.items()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()`` of an explorer of the same model and settings.
 
         Raises:
             TopologyError: if names, sizes or settings differ; then nothing is changed.
         """
+        expect_state(state, self._shapes(), bool(self.history))
         self.timetable.expect(state["timetable"])
         expect_names(state["ever_active"], self.history)
         for name, bits in state["ever_active"].items():
             self.history[name].expect(bits, name)
         for name, accumulator in self.accumulators().items():
-            accumulator.expect(state["accumulators"].get(name, {}), name)
+            accumulator.expect(state["accumulators"].get(name, {}), name, self.modules[name].shape[0])
         for name, bits in state["ever_active"].items():
             self.history[name].load(bits)
         for name, accumulator in self.accumulators().items():
@@ -324,8 +336,12 @@ class DynamicSparsity:
 _RANDOM = "random"
 
 
-def close(armed: list[Recorder]) -> None:
+def close(armed: list[Recorder], modules: list[weakref.ref[SparseModule]]) -> None:
     """An explorer is gone: its modules record nothing more for it."""
+    for module in filter(None, (reference() for reference in modules)):
+        accumulator = getattr(module, "accumulator", None)
+        if accumulator is not None and accumulator.owner == id(armed):
+            forget(module.index[0], accumulator)
     for recorder in armed:
         recorder.close()
         recorder.discard()

@@ -42,6 +42,10 @@ class Ranks:
         if group is None and not (dist.is_available() and dist.is_initialized()):
             return None
         found = cls(group)
+        if found.rank < 0:
+            raise TopologyError(
+                "process_group does not hold this rank: give each rank the group whose ranks train copies of its model"
+            )
         return found if found.size > 1 else None
 
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:

@@ -75,7 +75,12 @@ class Timetable:
             raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
         # Plain numbers, whatever a sweep took them from: a checkpoint holds them.
         interval = None if interval is None else int(interval)
-        drop_fraction, end_drop_fraction = float(drop_fraction), float(end_drop_fraction)
+        try:
+            drop_fraction, end_drop_fraction = float(drop_fraction), float(end_drop_fraction)
+        except TypeError:
+            raise TopologyError(
+                f"drop_fraction and end_drop_fraction must be numbers, got {drop_fraction!r} and {end_drop_fraction!r}"
+            ) from None
         stop_fraction, total_steps = float(stop_fraction), None if total_steps is None else int(total_steps)
         self.interval, self.grow = interval, grow
         self.total_steps = 1 if total_steps is None else total_steps
@@ -90,6 +95,10 @@ class Timetable:
     def due(self, step: int) -> bool:
         """Whether the step with this number (the first is 1) ends with an exploration."""
         return self.interval is not None and step % self.interval == 0 and step <= self.last_step
+
+    def to_come(self, steps: int) -> bool:
+        """Whether any exploration is due after this many steps."""
+        return self.interval is not None and (steps // self.interval + 1) * self.interval <= self.last_step
 
     def settings(self) -> dict[str, Any]:
         """The settings, for a checkpoint."""

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsecore import ops
 from sparsecore.ops.explore import overlay_
+from sparsecore.ops.in_backward import updater_of
 from sparsecore.ops.recording import forget, owned, watch, within_transform
 from sparsecore.topology.blocks import BLOCK
 
@@ -36,6 +37,10 @@ def _kept(tensor: Tensor) -> Tensor:
     """For scores, in single precision at least."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     return tensor.detach().float() if half else owned(tensor)
+
+
+def _nonzero(grad: Tensor) -> bool:
+    return bool((grad._values() if grad.is_sparse else grad).any())
 
 
 class Use(Protocol):
@@ -151,6 +156,9 @@ class Recorder:
         self.index, self.shape, self.skip_row = index, shape, skip_row
         watch(index[0], self)
         self.stored: Tensor | None = None
+        self._moved = (
+            False  # whether what was recorded is of a gradient that is not zero at all stored positions
+        )
         self._pending: dict[int, list[tuple[Use, Tensor]]] = {}  # by backward pass
         self._values = weakref.ref(values)
         self._hooks: list[RemovableHandle] = []
@@ -165,6 +173,7 @@ class Recorder:
         if self._discarded():
             self.discard()
         self.uses += self._pending.pop(torch._C._current_graph_task_id(), [])
+        self._moved = self._moved or (grad is not None and _nonzero(grad))
         # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it. None is what an
         # optimizer has left that updates in the backward pass.
         if grad is not None and grad.layout == torch.strided:
@@ -176,6 +185,7 @@ class Recorder:
         pending = self._pending.pop(torch._C._current_graph_task_id(), None)
         if pending is not None:
             self.uses += pending
+            self._moved = self._moved or (values.grad is not None and _nonzero(values.grad))
             if values.grad is not None and values.grad.layout == torch.strided:
                 self.stored = _kept(values.grad).clone()  # of all passes since it was zero
 
@@ -185,11 +195,13 @@ class Recorder:
             return False
         values = self._values()
         grad = None if values is None else values.grad
-        return grad is None or not bool((grad._values() if grad.is_sparse else grad).any())
+        if grad is None:  # or an optimizer has used it already
+            return values is None or updater_of(values) is None
+        return self._moved and not _nonzero(grad)
 
     def discard(self) -> None:
         """Forget what has been recorded."""
-        self.uses, self.stored = [], None
+        self.uses, self.stored, self._moved = [], None, False
 
     def close(self) -> None:
         """Stop watching; what has been recorded stays."""

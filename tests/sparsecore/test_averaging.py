@@ -87,3 +87,14 @@ def test_torchs_average_of_buffers_is_no_index_set() -> None:
         average.update_parameters(module)  # which never changes
     with pytest.raises(sparsecore.PatternError):
         average.module.check_invariants()
+
+
+def test_another_density_is_refused_before_anything_changes():
+    models = [nn.Sequential(sparsecore.SparseLinear(20, 30, density=d), nn.Linear(30, 2)) for d in (0.5, 0.1)]
+    average = sparsecore.optim.AveragedModel(models[0])
+    before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+    for other in (models[1], nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 2))):
+        with pytest.raises(ValueError, match="average models of one kind and density"):
+            average.update_parameters(other)
+    for name, tensor in average.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

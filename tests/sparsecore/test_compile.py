@@ -118,3 +118,26 @@ def test_a_frozen_table_whose_gradient_would_be_sparse() -> None:
     table = SparseEmbedding(50, 20, density=0.3, sparse=True).requires_grad_(False)
     forward = torch.compile(table, backend="aot_eager", fullgraph=True)
     assert torch.equal(forward(IDS), table(IDS))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, after a break
+def test_a_table_with_sparse_gradients_breaks_the_graph_and_trains() -> None:
+    results = []
+    for compiled in (False, True):
+        table = SparseEmbedding(50, 20, density=0.3, sparse=True, generator=_seeded())
+        optimizer = sparsecore.optim.SGD(table.parameters(), lr=0.1)
+        explorer = DynamicSparsity(table, optimizer, interval=2, total_steps=6, generator=_seeded())
+
+        def loss(ids: Tensor, table: nn.Module = table) -> Tensor:
+            return table(ids).square().sum()
+
+        run = torch.compile(loss, backend="aot_eager") if compiled else loss
+        for step in range(6):
+            optimizer.zero_grad()
+            run((IDS + step) % 50).backward()
+            assert table.values.grad is not None
+            assert table.values.grad.is_sparse
+            optimizer.step()
+            explorer.step()
+        results.append((table.pattern.to_mask(), table.values.detach()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

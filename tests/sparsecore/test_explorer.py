@@ -199,7 +199,7 @@ def test_accumulated_rows_of_scores_of_pairs(sparse: bool) -> None:
     tables = [SparseEmbedding(9, 4, **make), SparseEmbedding(7, 4, **make)]
     model = nn.ModuleList(tables)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    DynamicSparsity(model, optimizer, interval=9, total_steps=90)
+    explorer = DynamicSparsity(model, optimizer, interval=9, total_steps=90)
     dense = [t.to_dense().weight.detach().requires_grad_() for t in tables]
     for step in range(3):
         a = torch.tensor([1, 3, 1])
@@ -213,6 +213,7 @@ def test_accumulated_rows_of_scores_of_pairs(sparse: bool) -> None:
         whole = torch.zeros_like(weight.grad)
         whole[sums.rows()] = sums.block(sums.rows())
         torch.testing.assert_close(whole, weight.grad)
+    assert explorer.accumulators().keys() == {"0", "1"}
 
 
 def test_micro_batches_add_up() -> None:
@@ -613,3 +614,34 @@ def test_settings_of_a_sweep_are_saved_as_plain_numbers(tmp_path) -> None:
     explorer = DynamicSparsity(module, optimizer, **settings)
     torch.save(explorer.state_dict(), tmp_path / "explorer.pt")
     explorer.load_state_dict(torch.load(tmp_path / "explorer.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_state_of_another_models_explorer_is_refused(tracked):
+    def explorer(rows, tracked=tracked):
+        table = sparsecore.SparseEmbedding(rows, 8, density=0.3, accumulate_rows=rows)
+        optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+        return table, DynamicSparsity(
+            table, optimizer, interval=3, total_steps=30, track_ever_active=tracked
+        )
+
+    (large, saved), (_, mine) = explorer(1000), explorer(50)
+    large(torch.arange(900, 1000)).sum().backward()
+    saved.step()
+    state = saved.state_dict()
+    with pytest.raises(TopologyError, match=r"\[1000, 8\]}, this model has .*\[50, 8\]"):
+        mine.load_state_dict(state)
+    del state["weights"]  # as saved before they were
+    with pytest.raises(TopologyError, match="history of" if tracked else "rows up to 999, the table has 50|at most 50"):
+        mine.load_state_dict(state)
+    with pytest.raises(TopologyError, match=f"track_ever_active={tracked}, this one {not tracked}"):
+        explorer(1000, not tracked)[1].load_state_dict(saved.state_dict())
+    with pytest.raises(TopologyError, match="no state of an explorer: it has no steps"):
+        mine.load_state_dict({})
+    assert mine.steps == 0
+
+
+def test_drop_fractions_must_be_numbers():
+    layer = sparsecore.SparseLinear(8, 8, density=0.5)
+    with pytest.raises(TopologyError, match="drop_fraction and end_drop_fraction must be numbers, got None"):
+        DynamicSparsity(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=9, drop_fraction=None)

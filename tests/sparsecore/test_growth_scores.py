@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from strategies import of_numba
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -252,3 +253,72 @@ def test_an_explorer_can_be_saved_whole() -> None:
         file.seek(0)
         loaded = torch.load(file, weights_only=False)
     assert loaded.timetable.drop_fraction(7) == explorer.timetable.drop_fraction(7)
+
+
+def _ten_weights(sparse):
+    """Rows 50 to 59 of 100 hold one weight each."""
+    weight = torch.zeros(100, 4)
+    weight[50:60, 0] = torch.arange(1.0, 11.0)
+    table = sparsecore.SparseEmbedding.from_sparse(weight.to_sparse_csr())
+    table.sparse = sparse
+    return table
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_micro_batch_whose_gradient_is_zero_at_stored_places_counts(sparse, cut):
+    """Row 1 has the largest gradient, and stores nothing."""
+    table = _ten_weights(sparse=sparse)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
+    explorer = sparsecore.DynamicSparsity(
+        table, optimizer, interval=1, total_steps=5, drop_fraction=0.3, schedule="constant"
+    )
+    losses = (100 * table(torch.tensor([1, 2]))).sum(), table(torch.tensor([55])).sum()
+    for loss in losses if cut else [losses[0] + losses[1]]:
+        loss.backward()
+    optimizer.step()
+    explorer.step()
+    assert table.pattern.to_mask()[1].sum() == 3
+
+
+@of_numba
+def test_all_updates_in_the_backward_passes_of_a_step_count():
+    table = _ten_weights(sparse=True)
+    optimizer = sparsecore.optim.SGD(table.parameters(), lr=0.0, in_backward=True)
+    explorer = sparsecore.DynamicSparsity(
+        table, optimizer, interval=1, total_steps=5, drop_fraction=0.3, schedule="constant"
+    )
+    (100 * table(torch.tensor([1, 2]))).sum().backward()
+    table(torch.tensor([55])).sum().backward()
+    explorer.step()
+    assert table.pattern.to_mask()[1].sum() == 3
+
+
+def test_gradients_are_summed_only_while_an_exploration_is_to_come():
+    table = sparsecore.SparseEmbedding(100, 4, density=0.3, accumulate_rows=50)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+
+    def train(explorer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            table(torch.arange(5)).sum().backward()
+            optimizer.step()
+            if explorer is not None:
+                explorer.step()
+        return table.accumulator.ids.numel()
+
+    explorer = sparsecore.DynamicSparsity(
+        table, optimizer, interval=2, total_steps=8, stop_fraction=0.5, drop_fraction=0.2
+    )
+    assert [train(explorer, 1) for _ in range(6)] == [5, 0, 5, 0, 0, 0]
+    for options in ({"interval": None}, {"interval": 2, "total_steps": 8, "stop_fraction": 0.0}):
+        assert train(sparsecore.DynamicSparsity(table, optimizer, **options), 3) == 0
+    explorer = sparsecore.DynamicSparsity(table, optimizer, interval=9, total_steps=90)
+    assert train(explorer, 1) == 5
+    # One that another has taken the place of takes nothing from it; when the last has gone, nobody looks.
+    explorer = sparsecore.DynamicSparsity(table, optimizer, interval=9, total_steps=90)
+    table.accumulator.reset()
+    assert train(None, 1) == 5
+    table.accumulator.reset()
+    del explorer
+    assert train(None, 1) == 0

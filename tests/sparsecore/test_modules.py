@@ -767,12 +767,14 @@ def test_embedding_accumulates_over_backward_passes() -> None:
     assert table.accumulator is not None
     table(torch.tensor([3])).sum().backward()  # nobody explores yet
     assert not table.accumulator.uses
-    sparsecore.DynamicSparsity(table, torch.optim.SGD(table.parameters(), lr=0.1), interval=5, total_steps=50)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    explorer = sparsecore.DynamicSparsity(table, optimizer, interval=5, total_steps=50)
     for ids in ([[1, 0], [2, 1]], [[2, 5], [0, 0]]):
         out = table(torch.tensor(ids))
         (out * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     with torch.no_grad():
         table(torch.tensor([4]))
+    assert explorer.steps == 0
     assert table.accumulator.rows().tolist() == [1, 2, 5]
     assert table.accumulator.block(table.accumulator.rows()).tolist() == [[2, 4, 6], [2, 4, 6], [1, 2, 3]]
     assert SparseEmbedding(6, 3, density=0.5).accumulator is None
