@@ -9,7 +9,7 @@ torch.sparse           `split`: COO, CSR, CSC, BSR, BSC; copies    `Pattern.to_c
                                                                    torch's own ``to_sparse_bsr`` and others
 scipy.sparse           `split`: any matrix or array; copies        `Pattern.to_scipy`: shares the values on the CPU
 torch-sparse (PyG)     `split`: ``SparseTensor``; copies           `Pattern.to_torch_sparse`: shares the values
-DLPack, numpy, JAX ..  `Pattern.from_csr`; copies                  ``torch.to_dlpack`` of the indices and of
+DLPack, numpy, JAX ..  `Pattern.from_csr`, of their arrays; copies ``torch.to_dlpack`` of the indices and of
                                                                    ``values.detach()``; nothing is copied
 =====================  ==========================================  ==============================================
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import PatternError
+from sparsecore.foreign import canonical_csr
 from sparsecore.pattern import Pattern
 
 __all__ = ["split"]
@@ -56,10 +57,7 @@ def split(matrix: Any) -> tuple[Pattern, Tensor]:
         raise PatternError(
             f"expected a sparse matrix of torch, scipy or torch-sparse, got {type(matrix).__name__}"
         )
-    if len(matrix.shape) != 2:
-        raise PatternError(f"expected a sparse 2-D matrix, got {len(matrix.shape)}-D of scipy")
-    csr = matrix.tocsr(copy=True)
-    csr.sum_duplicates()  # sorts as well
+    csr = canonical_csr(matrix)
     try:
         values = torch.from_numpy(np.array(csr.data))
     except TypeError:

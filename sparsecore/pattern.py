@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import DensityError, PatternError
+from sparsecore.foreign import canonical_csr, tensor_of
+from sparsecore.invariants import INTEGERS, check_csr, check_range, check_shape
 from sparsecore.optional import optional
 from sparsecore.quiet import hush
 from sparsecore.sampling import sample_ranks
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Pattern"]
 
 hush()
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +95,14 @@ class Pattern:
         Raises:
             DensityError: if the number of nonzeros is not in ``1 .. rows * cols``.
         """
-        rows, cols = _check_shape(shape)
+        rows, cols = check_shape(shape)
         if (density is None) == (nnz is None):
             raise DensityError("give either density or nnz, and not both")
         if nnz is None:
             assert density is not None
             nnz = exact_nnz(shape, density)
+        if skip_row is not None and not 0 <= skip_row < rows:
+            raise PatternError(f"skip_row must be in 0 .. {rows - 1}, got {skip_row}")
         free = (rows - (skip_row is not None)) * cols
         if skip_row is not None:
             nnz = min(nnz, free)
@@ -147,16 +149,17 @@ class Pattern:
         Raises:
             PatternError: if they are not, or if one lies outside ``shape``.
         """
-        rows, cols = _check_shape(shape)
+        rows, cols = check_shape(shape)
+        row, col = tensor_of(row), tensor_of(col)
         if row.shape != col.shape or row.dim() != 1:
             raise PatternError(
                 f"row and col must be 1-D and of one length, got {tuple(row.shape)} and {tuple(col.shape)}"
             )
-        if row.dtype not in _INTEGERS or col.dtype not in _INTEGERS:
+        if row.dtype not in INTEGERS or col.dtype not in INTEGERS:
             raise PatternError(f"row and col must hold integers, got {row.dtype} and {col.dtype}")
         row64, col64 = row.to(torch.int64), col.to(torch.int64)
-        _check_range(row64, rows, "row")
-        _check_range(col64, cols, "column")
+        check_range(row64, rows, "row")
+        check_range(col64, cols, "column")
         crow = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
         crow[1:] = torch.bincount(row64, minlength=rows)
         bad = torch.nonzero(row64[1:] < row64[:-1])
@@ -179,7 +182,8 @@ class Pattern:
         Raises:
             PatternError: if they are not a valid pattern of ``shape``.
         """
-        rows, cols = _check_shape(shape)
+        rows, cols = check_shape(shape)
+        crow, col = tensor_of(crow), tensor_of(col)
         cls(crow, col, (rows, cols)).check()
         # Of the narrowest type already, they would be the caller's own memory, which a weight rewrites in place.
         crow = crow.to(pointer_dtype(col.numel()), copy=True)
@@ -212,9 +216,7 @@ class Pattern:
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> Pattern:
         """From any scipy.sparse matrix or array; sorted, duplicates merged, explicit zeros stay (values: `split`)."""
-        source: Any = matrix
-        csr = source.tocsr(copy=True)
-        csr.sum_duplicates()  # sorts as well
+        csr = canonical_csr(matrix)
         # The copies keep torch from holding memory that scipy owns.
         crow = torch.from_numpy(np.array(csr.indptr))
         col = torch.from_numpy(np.array(csr.indices))
@@ -223,6 +225,7 @@ class Pattern:
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pattern:
         """From a boolean matrix (or from a dense one: where it is not zero)."""
+        mask = tensor_of(mask)
         if mask.dim() != 2 or mask.layout != torch.strided:
             raise PatternError(f"expected a dense 2-D mask, got {mask.dim()}-D with layout {mask.layout}")
         row, col = torch.nonzero(mask, as_tuple=True)
@@ -230,7 +233,13 @@ class Pattern:
 
     from_dense = from_mask
 
-    # ---- conversion
+    # ---- conversion; values that are not one for each nonzero are refused with a PatternError
+
+    def _expect(self, values: Tensor) -> None:
+        if values.shape != self.col.shape:
+            raise PatternError(
+                f"expected {self.nnz} values in one dimension, got shape {tuple(values.shape)}"
+            )
 
     def row_indices(self) -> Tensor:
         """Row of every nonzero, int64, shape ``(nnz,)``."""
@@ -243,11 +252,13 @@ class Pattern:
 
     def to_coo(self, values: Tensor) -> Tensor:
         """Coalesced ``torch.sparse_coo`` matrix with these values (int64 indices, as torch wants them)."""
+        self._expect(values)
         indices = torch.stack((self.row_indices(), self.col.to(torch.int64)))
         return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
 
     def to_csr(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit."""
+        self._expect(values)
         index = torch.int32 if max(self.nnz, *self.shape) < 2**31 else torch.int64
         return torch.sparse_csr_tensor(
             self.crow.to(index), self.col.to(index), values, self.shape, check_invariants=False
@@ -255,6 +266,7 @@ class Pattern:
 
     def to_dense(self, values: Tensor) -> Tensor:
         """Dense matrix with these values, zero elsewhere; differentiable in ``values``."""
+        self._expect(values)
         flat = values.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_put((self.positions(),), values).view(self.shape)
 
@@ -268,6 +280,7 @@ class Pattern:
 
         if values.dtype == torch.bfloat16:
             raise PatternError("scipy has no bfloat16: convert the values with .to(torch.float32)")
+        self._expect(values)
         data = values.detach().cpu().numpy()
         index = np.int32 if max(self.nnz, *self.shape) < 2**31 else np.int64
         return scipy.sparse.csr_array(
@@ -281,6 +294,7 @@ class Pattern:
         Raises:
             SparsecoreError: where torch-sparse is not installed.
         """
+        self._expect(values)
         return optional("torch_sparse").SparseTensor(
             rowptr=self.crow.to(torch.int64),
             col=self.col.to(torch.int64),
@@ -309,46 +323,4 @@ class Pattern:
         Raises:
             PatternError: naming the first invariant that does not hold, with the place and the value.
         """
-        rows, cols = _check_shape(self.shape)
-        for name, index in (("crow", self.crow), ("col", self.col)):
-            if index.dim() != 1 or index.dtype not in _INTEGERS:
-                raise PatternError(f"{name} must be a 1-D integer tensor, got {index.dim()}-D {index.dtype}")
-        if self.crow.numel() != rows + 1:
-            raise PatternError(f"crow must have rows + 1 = {rows + 1} entries, got {self.crow.numel()}")
-        crow, nnz = self.crow.to(torch.int64), self.nnz
-        if int(crow[0]) != 0 or int(crow[-1]) != nnz:
-            raise PatternError(f"crow must run from 0 to nnz = {nnz}, got {int(crow[0])} to {int(crow[-1])}")
-        falls = torch.nonzero(crow[1:] < crow[:-1])
-        if falls.numel():
-            raise PatternError(f"crow must never fall, but it does after row {int(falls[0])}")
-        _check_range(self.col, cols, "column")
-        if nnz > 1:
-            col = self.col.to(torch.int64)
-            starts = torch.zeros(nnz + 1, dtype=torch.bool, device=col.device)
-            starts[crow] = True
-            bad = torch.nonzero((col[1:] <= col[:-1]) & ~starts[1:nnz])
-            if bad.numel():
-                k = int(bad[0])
-                row = int(torch.searchsorted(crow, torch.tensor(k, device=crow.device), right=True)) - 1
-                a, b = int(col[k]), int(col[k + 1])
-                kind = "unique" if a == b else "ascending"
-                raise PatternError(
-                    f"columns of a row must be {kind}: row {row} has {b} after {a}; "
-                    "sort and merge duplicates first (scipy's sum_duplicates, torch's coalesce)"
-                )
-        if values is not None and (values.dim() != 1 or values.numel() != nnz):
-            raise PatternError(f"values must be 1-D with nnz = {nnz} entries, got {tuple(values.shape)}")
-
-
-def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:
-        raise PatternError(f"shape must be two positive integers (rows, cols), got {tuple(shape)}")
-    return int(shape[0]), int(shape[1])
-
-
-def _check_range(index: Tensor, size: int, name: str) -> None:
-    if index.numel() == 0:
-        return
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= size:
-        raise PatternError(f"{name} indices must be in 0 .. {size - 1}, got {low if low < 0 else high}")
+        check_csr(self.crow, self.col, self.shape, values)

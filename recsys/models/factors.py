@@ -75,7 +75,7 @@ class Factors(Recommender, ABC):
 def catalogue_scores(rows: Tensor, items: Table) -> Tensor:
     """(B, n_items) dot products of given rows (B, dim) and every row of a table, without gradient."""
     if isinstance(items, sparsecore.SparseEmbedding):
-        return sparsecore.ops.spmm(items.values, *items.index, rows)
+        return sparsecore.ops.spmm(*items.operands, rows)
     return rows @ items.weight.T
 
 

@@ -237,7 +237,7 @@ class NeuMF(Recommender):
         if self.gmf:
             weighted = self.gmf_users(rows) * dense_weight(self.output_gmf)
             if isinstance(self.gmf_items, sparsecore.SparseEmbedding):
-                scores += sparsecore.ops.spmm(self.gmf_items.values, *self.gmf_items.index, weighted)
+                scores += sparsecore.ops.spmm(*self.gmf_items.operands, weighted)
             else:
                 scores += weighted @ self.gmf_items.weight.T
         if self.mlp:

@@ -56,7 +56,7 @@ class SparseModule(nn.Module):
         self, pattern: Pattern, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self._shape = pattern.shape
+        self._shape, self._nnz = pattern.shape, pattern.nnz
         self._recorder = None
         device = default_device() if device is None else device
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -106,6 +106,21 @@ class SparseModule(nn.Module):
         buffers: Any = self._buffers
         bitmap = buffers.get("bitmap")
         return (buffers["crow_indices"], buffers["col_indices"]) if bitmap is None else (bitmap, None)
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values and index set as operators take them.
+
+        Raises:
+            SparsecoreError: if the values are not as many as the index set has places: kernels trust them.
+        """
+        values = self.values
+        if values.shape[0] != self._nnz:
+            raise SparsecoreError(
+                f"this weight stores {self._nnz} values, got {values.shape[0]}: they are of a model of another "
+                "density, or cut up"
+            )
+        return values, *self.index
 
     @property
     def pattern(self) -> Pattern:

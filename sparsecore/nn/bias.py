@@ -40,7 +40,7 @@ class SparseBias(SparseModule):
     def forward(self, input: Tensor) -> Tensor:
         """x (*, features) -> (*, features)."""
         ids = torch.zeros(1, dtype=torch.int64, device=input.device)
-        row = ops.gather(self.values, *self.index, ids, self.shape[1])
+        row = ops.gather(*self.operands, ids, self.shape[1])
         return input + row[0]
 
     @classmethod

@@ -123,7 +123,7 @@ class SparseConv2d(SparseModule):
         rows = self.windows.rows(batch)
         bias = self.bias
         dense_bias = None if isinstance(bias, SparseBias) else bias
-        output = ops.spmm(self.values, *self.index, rows, dense_bias)
+        output = ops.spmm(*self.operands, rows, dense_bias)
         if isinstance(bias, SparseBias):
             output = bias(output)
         count = self.windows.count(*batch.shape[2:])
@@ -137,7 +137,7 @@ class SparseConv2d(SparseModule):
         input's structure. Explorations see the use.
         """
         ids = torch.arange(self.shape[0], device=self.values.device)
-        rows = ops.gather(self.values, *self.index, ids, self.shape[1])
+        rows = ops.gather(*self.operands, ids, self.shape[1])
         return rows.view(self.dense_shape)
 
     @classmethod

@@ -48,4 +48,4 @@ def gather_dot(a: SparseEmbedding, ids_a: Tensor, b: SparseEmbedding, ids_b: Ten
         if not torch.compiler.is_compiling():
             refuse_sparse_gradient(a.values)
             refuse_sparse_gradient(b.values)
-    return run(a.values, *a.index, ids_a, b.values, *b.index, ids_b, a.embedding_dim)
+    return run(*a.operands, ids_a, *b.operands, ids_b, a.embedding_dim)

@@ -174,7 +174,7 @@ class SparseEmbedding(_SparseTable):
             lookup = ops.gather_touched
             if not torch.compiler.is_compiling():
                 refuse_sparse_gradient(self.values)
-        output = lookup(self.values, *self.index, ids, self.embedding_dim)
+        output = lookup(*self.operands, ids, self.embedding_dim)
         return output if input.dim() == 1 else output.view(*input.shape, self.embedding_dim)
 
     @classmethod
@@ -229,7 +229,7 @@ class SparseEmbeddingBag(_SparseTable):
     ) -> Tensor:
         """Sum of ``per_sample_weights * rows`` over each bag."""
         ids, ends, weights = bag_entries(input, offsets, per_sample_weights, self.values.dtype)
-        return ops.bag(self.values, *self.index, ids, ends, weights, self.embedding_dim)
+        return ops.bag(*self.operands, ids, ends, weights, self.embedding_dim)
 
     @classmethod
     def from_dense(
@@ -303,6 +303,8 @@ def bag_entries(
     else:
         if offsets.dtype not in (torch.int64, torch.int32):
             raise SparsecoreError(f"offsets must be int64 or int32, got {offsets.dtype}")
+        if offsets.dim() != 1:
+            raise SparsecoreError(f"offsets must be 1-D, got {offsets.dim()}-D")
         offsets = offsets.to(torch.int64)
         ends = torch.cat((offsets, offsets.new_full((1,), ids.numel())))
     if per_sample_weights is None:

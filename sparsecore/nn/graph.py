@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
+from sparsecore.foreign import canonical_csr
 from sparsecore.nn.embedding import SparseEmbedding
 from sparsecore.nn.index_buffers import integers_kept
 from sparsecore.sizes import pointer_dtype
@@ -28,11 +29,13 @@ class Graph(nn.Module):
 
     def __init__(self, matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        source: Any = matrix
-        csr = source.tocsr(copy=True)
+        csr = canonical_csr(matrix)
         if csr.shape[0] != csr.shape[1]:
             raise PatternError(f"a graph is a square matrix, got {csr.shape}")
-        csr.sum_duplicates()
+        if csr.dtype.kind == "c":
+            raise PatternError(
+                "a graph has real weights, got complex ones: give their real part or magnitude"
+            )
         if not np.isfinite(csr.data).all():
             raise PatternError("the graph has NaN or infinite weights")
         transpose = csr.T.tocsr()
@@ -117,6 +120,10 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x``: (n_nodes, d) -> (n_nodes, d); ``n_edges * d`` multiply-adds, and as many backward."""
+        if x.dim() != 2:
+            raise SparsecoreError(
+                f"expected x of shape ({self.n_nodes}, d), got {tuple(x.shape)}; use .flatten(1)"
+            )
         _check_rows(x.shape[0], self)
         return ops.propagate(*self.arrays(), x)
 
@@ -136,8 +143,7 @@ def normalized_bipartite(matrix: scipy.sparse.sparray, dtype: torch.dtype | None
     """
     import scipy.sparse
 
-    source: Any = matrix
-    ratings = source.tocoo().astype(np.float64)
+    ratings = canonical_csr(matrix).tocoo().astype(np.float64)
     if not np.isfinite(ratings.data).all():
         raise PatternError("the interactions have NaN or infinite weights")
     scale = [np.zeros(n) for n in ratings.shape]
@@ -170,23 +176,31 @@ def propagate_mean(
     Source: He et al., LightGCN, SIGIR 2020, equations 7 and 8 with equal weights.
 
     Raises:
-        SparsecoreError: if the table does not have one row for each node, or ``hops < 1``, or it accumulates rows, or
-            ``rows`` are not one-dimensional integers.
+        SparsecoreError: if the table is another module, or does not have one row for each node, or ``hops < 1``, or it
+            accumulates rows, or ``rows`` are not one-dimensional int64 or int32.
         IndexError: if a row is not a node of the graph (noticed on the CPU).
     """
     if hops < 1:
         raise SparsecoreError(f"hops must be at least 1, got {hops}")
+    if not isinstance(table, nn.Embedding | SparseEmbedding):
+        raise SparsecoreError(
+            f"propagate_mean needs a SparseEmbedding or an nn.Embedding, got {type(table).__name__}"
+        )
     _check_rows(table.num_embeddings, graph)
     if isinstance(table, SparseEmbedding) and table.accumulator is not None:
         raise SparsecoreError("accumulate_rows sums looked-up rows only; leave it out of a propagated table")
     if rows is not None and rows.dim() != 1:
         raise SparsecoreError(f"rows must be one-dimensional, got shape {tuple(rows.shape)}; use .flatten()")
+    if rows is not None and rows.dtype not in (torch.int64, torch.int32):
+        raise SparsecoreError(
+            f"rows must be int64 or int32, got {rows.dtype}; a mask's are mask.nonzero().flatten()"
+        )
     if rows is None:
         return _mean(graph, table, hops)
     if 2 * rows.shape[0] > graph.n_nodes or (hops == 1 and isinstance(table, SparseEmbedding)):
         return _mean(graph, table, hops).index_select(0, rows)
     if isinstance(table, SparseEmbedding):
-        own = ops.gather(table.values, *table.index, rows, table.embedding_dim)
+        own = ops.gather(*table.operands, rows, table.embedding_dim)
     else:
         own = table.weight.index_select(0, rows)
     before = _mean(graph, table, hops - 1) if hops > 1 else table.weight
@@ -195,7 +209,7 @@ def propagate_mean(
 
 def _mean(graph: Graph, table: nn.Embedding | SparseEmbedding, hops: int) -> Tensor:
     if isinstance(table, SparseEmbedding):
-        return ops.propagate_mean(*graph.arrays(), table.values, *table.index, table.embedding_dim, hops)
+        return ops.propagate_mean(*graph.arrays(), *table.operands, table.embedding_dim, hops)
     total = table.weight
     for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
         total = table.weight + graph(total)

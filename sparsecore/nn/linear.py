@@ -87,14 +87,14 @@ class SparseLinear(SparseModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (*, in_features) -> (*, out_features)."""
-        if input.shape[-1] != self.in_features:
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise SparsecoreError(
                 f"expected input with {self.in_features} features in its last dimension, got shape {tuple(input.shape)}"
             )
         flat = input if input.dim() == 2 else input.reshape(-1, self.in_features)
         bias = self.bias
         dense_bias = None if isinstance(bias, SparseBias) else bias
-        output = ops.spmm(self.values, *self.index, flat, dense_bias)
+        output = ops.spmm(*self.operands, flat, dense_bias)
         if isinstance(bias, SparseBias):
             output = bias(output)
         return output if input.dim() == 2 else output.view(*input.shape[:-1], self.out_features)

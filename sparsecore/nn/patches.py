@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -100,9 +101,9 @@ class Windows:
 
 
 def _pair(name: str, value: int | Pair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    pair = (value, value) if isinstance(value, numbers.Integral) else tuple(value)  # type: ignore[arg-type]
+    if len(pair) != 2 or not all(isinstance(v, numbers.Integral) and v >= least for v in pair):
         raise SparsecoreError(
             f"{name} must be an integer of at least {least} or a pair of them, got {value!r}"
         )
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsecore import ops
 from sparsecore.errors import SparsecoreError
+from sparsecore.foreign import canonical_csr
 from sparsecore.nn.base import SparseModule
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def score_topk(
             )
         if source.shape != (queries.shape[0], rows):
             raise SparsecoreError(f"seen must be {(queries.shape[0], rows)}, got {source.shape}")
-        csr = source.tocsr(copy=True)
-        csr.sum_duplicates()  # sorts as well
+        csr = canonical_csr(source)
         device = queries.device
         seen_arrays = (
             torch.from_numpy(csr.indptr.astype(np.int64)).to(device),
@@ -67,4 +67,5 @@ def score_topk(
     queries = queries.detach()
     if torch.is_autocast_enabled(queries.device.type):
         queries = queries.to(table.values.dtype)
-    return ops.score_topk(queries, table.values.detach(), *table.index, k, *seen_arrays)
+    values, *index = table.operands
+    return ops.score_topk(queries, values.detach(), *index, k, *seen_arrays)

@@ -8,16 +8,23 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends import load
+from sparsecore.errors import SparsecoreError
 from sparsecore.ops.operator import GRAPH, check_ids, keep, kept, nonzeros_of, operator, same_dtype
 from sparsecore.ops.recording import watcher_of
 
 __all__ = ["propagate", "propagate_mean", "propagate_mean_grad", "propagate_rows", "propagate_rows_t"]
 
 
+def _check_matrix(name: str, x: Tensor) -> None:
+    if x.dim() != 2:
+        raise SparsecoreError(f"{name} needs x of shape (nodes, d), got {tuple(x.shape)}")
+
+
 def _propagate(
     crow: Tensor, col: Tensor, weight: Tensor, crow_t: Tensor, col_t: Tensor, weight_t: Tensor, x: Tensor
 ) -> Tensor:
     same_dtype("propagate", weight=weight, x=x)
+    _check_matrix("propagate", x)
     return load(x.device).propagate(crow, col, weight, x)
 
 
@@ -44,6 +51,7 @@ def _propagate_rows(
     crow: Tensor, col: Tensor, weight: Tensor, crow_t: Tensor, col_t: Tensor, weight_t: Tensor, x: Tensor, ids: Tensor
 ) -> Tensor:  # fmt: skip
     same_dtype("propagate_rows", weight=weight, x=x)
+    _check_matrix("propagate_rows", x)
     check_ids(ids, crow.shape[0] - 1)
     return load(x.device).propagate_rows(crow, col, weight, x, ids)
 

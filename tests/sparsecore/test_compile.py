@@ -120,7 +120,9 @@ def test_a_frozen_table_whose_gradient_would_be_sparse() -> None:
     assert torch.equal(forward(IDS), table(IDS))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, after a break
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's, after a break
 def test_a_table_with_sparse_gradients_breaks_the_graph_and_trains() -> None:
     results = []
     for compiled in (False, True):

@@ -621,9 +621,7 @@ def test_state_of_another_models_explorer_is_refused(tracked):
     def explorer(rows, tracked=tracked):
         table = sparsecore.SparseEmbedding(rows, 8, density=0.3, accumulate_rows=rows)
         optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
-        return table, DynamicSparsity(
-            table, optimizer, interval=3, total_steps=30, track_ever_active=tracked
-        )
+        return table, DynamicSparsity(table, optimizer, interval=3, total_steps=30, track_ever_active=tracked)
 
     (large, saved), (_, mine) = explorer(1000), explorer(50)
     large(torch.arange(900, 1000)).sum().backward()
@@ -632,7 +630,9 @@ def test_state_of_another_models_explorer_is_refused(tracked):
     with pytest.raises(TopologyError, match=r"\[1000, 8\]}, this model has .*\[50, 8\]"):
         mine.load_state_dict(state)
     del state["weights"]  # as saved before they were
-    with pytest.raises(TopologyError, match="history of" if tracked else "rows up to 999, the table has 50|at most 50"):
+    with pytest.raises(
+        TopologyError, match="history of" if tracked else "rows up to 999, the table has 50|at most 50"
+    ):
         mine.load_state_dict(state)
     with pytest.raises(TopologyError, match=f"track_ever_active={tracked}, this one {not tracked}"):
         explorer(1000, not tracked)[1].load_state_dict(saved.state_dict())

@@ -96,7 +96,7 @@ def test_refusals() -> None:
         split(DENSE.numpy())
     with pytest.raises(PatternError, match="got 2-D with layout"):
         split(DENSE)
-    with pytest.raises(PatternError, match="2-D matrix, got 1-D of scipy"):
+    with pytest.raises(PatternError, match="of two dimensions, got 1"):
         split(scipy.sparse.coo_array(np.array([1.0, 0.0, 2.0])))
     with pytest.raises(PatternError, match=r"no numbers of type longdouble|no numbers of type float128"):
         split(scipy.sparse.csr_array(DENSE.numpy().astype(np.longdouble)))

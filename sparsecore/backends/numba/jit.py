@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -124,16 +125,27 @@ class kernel:
     def __call__(self, *arguments: Any) -> Any:
         if arguments[-1] == 1:
             return self._work(*arguments, 0)
-        _start_pool()
-        return self._parallel(*arguments)
+        if _start_pool():
+            return self._parallel(*arguments)
+        with _alone:
+            return self._parallel(*arguments)
+
+
+_alone = threading.Lock()
 
 
 @cache
-def _start_pool() -> None:
-    """Start numba's threads. It sets the number of OpenMP threads, which is torch's too: put that back."""
+def _start_pool() -> bool:
+    """Start numba's threads. It sets the number of OpenMP threads, which is torch's too: put that back.
+
+    Returns:
+        Whether they serve several of Python's threads at once: where numba finds neither OpenMP nor TBB, the process
+        would be aborted.
+    """
     before = torch.get_num_threads()
     numba.get_num_threads()
     torch.set_num_threads(before)
+    return numba.threading_layer() != "workqueue"
 
 
 def threads(work: int) -> int:
@@ -157,7 +169,15 @@ def operand(tensor: Tensor) -> Tensor:
         tensor = tensor.resolve_neg()
     if tensor._is_zerotensor():  # has no memory
         tensor = tensor.clone()
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+    try:
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
+    except RuntimeError as error:
+        if tensor.layout is torch.strided:
+            raise
+        raise SparsecoreError(
+            f"expected a dense tensor, got layout {tensor.layout}: convert it with .to_dense(), or give the ids of "
+            "what it holds to a SparseEmbeddingBag"
+        ) from error
 
 
 def array(tensor: Tensor) -> np.ndarray:
