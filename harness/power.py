@@ -86,9 +86,9 @@ _HARMLESS = (
             (
                 "sparsecore/nn/linear.py",
                 "dense_bias = None if isinstance(bias, SparseBias) else bias\n"
-                "        output = ops.spmm(self.values, *self.index, flat, dense_bias)",
+                "        output = ops.spmm(*self.operands, flat, dense_bias)",
                 "added = None if isinstance(bias, SparseBias) else bias\n"
-                "        output = ops.spmm(self.values, *self.index, flat, added)",
+                "        output = ops.spmm(*self.operands, flat, added)",
             ),
         ),
     ),
