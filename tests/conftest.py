@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     repeated = [item for item in items if _repeats(item)]
     if repeated:
         config.hook.pytest_deselected(items=repeated)
-        items[:] = [item for item in items if item not in set(repeated)]
+        items[:] = [item for item in items if not _repeats(item)]
     for item in items:  # properties travel with the reports, from xdist's workers too
         item.user_properties += [("feature", mark.args[0]) for mark in item.iter_markers("feature")]
 

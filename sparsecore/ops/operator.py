@@ -150,9 +150,8 @@ def kept(ctx: Any) -> Any:
     """
     index = ctx.index
     versions = zip(ctx.versions, map(_version, index[::2]), strict=True)
-    if any(
-        before is not None and before != now for before, now in versions
-    ):  # None: not known, in compiled code
+    # None: not known, in compiled code.
+    if any(before is not None and before != now for before, now in versions):
         raise RuntimeError(
             "the index set of a sparse weight was changed between a forward pass and its backward pass: "
             "explore (and load) after the backward pass"

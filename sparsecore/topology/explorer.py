@@ -279,10 +279,8 @@ class DynamicSparsity:
         self._armed.clear()
         for module in self.modules.values():
             accumulator = getattr(module, "accumulator", None)
-            if (
-                accumulator is not None and by_gradient
-            ):  # sums over all steps of a window that an exploration ends
-                if to_come:
+            if accumulator is not None and by_gradient:
+                if to_come:  # sums over all steps of a window that an exploration ends
                     watch(module.index[0], accumulator)
                     accumulator.owner = id(self._armed)
                 elif accumulator.owner == id(self._armed):

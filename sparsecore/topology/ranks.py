@@ -41,11 +41,11 @@ class Ranks:
         """Of a group, or of the default group if one is initialised; None where a rank is alone."""
         if group is None and not (dist.is_available() and dist.is_initialized()):
             return None
-        found = cls(group)
-        if found.rank < 0:
+        if group is not None and dist.get_rank(group) < 0:
             raise TopologyError(
                 "process_group does not hold this rank: give each rank the group whose ranks train copies of its model"
             )
+        found = cls(group)
         return found if found.size > 1 else None
 
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:

@@ -156,9 +156,7 @@ class Recorder:
         self.index, self.shape, self.skip_row = index, shape, skip_row
         watch(index[0], self)
         self.stored: Tensor | None = None
-        self._moved = (
-            False  # whether what was recorded is of a gradient that is not zero at all stored positions
-        )
+        self._moved = False  # whether the gradient of what was recorded is not zero at all stored positions
         self._pending: dict[int, list[tuple[Use, Tensor]]] = {}  # by backward pass
         self._values = weakref.ref(values)
         self._hooks: list[RemovableHandle] = []

@@ -174,8 +174,13 @@ def test_ranks_that_differ_stop_the_run(what: str, tmp_path: Path) -> None:
 
 
 def _alone(rank: int, folder: Path) -> int:
-    own = [dist.new_group([r]) for r in range(WORLD)][rank]
+    groups = [dist.new_group([r]) for r in range(WORLD)]
+    own, other = groups[rank], groups[1 - rank]
     model = Model(rank, "csr")
+    with pytest.raises(TopologyError, match="process_group does not hold this rank"):
+        DynamicSparsity(
+            model, torch.optim.SGD(model.parameters(), lr=1.0), total_steps=9, process_group=other
+        )
     explorer = DynamicSparsity(
         model, torch.optim.SGD(model.parameters(), lr=1.0), total_steps=9, process_group=own
     )

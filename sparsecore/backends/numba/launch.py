@@ -1,6 +1,6 @@
 """Handing the chunks of a compiled function to threads, at an address: what shares them out is then the same for all.
 
-numba takes one to three seconds to compile a parallel loop, around whatever it calls. Here there is one such loop,
+numba takes long to compile a parallel loop, around whatever it calls. Here there is one such loop,
 which calls an address with a number; a kernel adds a function of its own, which reads the arguments from memory.
 """
 
