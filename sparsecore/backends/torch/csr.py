@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from sparsecore.encoding import decode
 
-__all__ = ["Product", "csr", "entries", "indices", "product"]
+__all__ = ["Product", "csr", "entries", "indices", "parts", "product"]
+
+_PART = 1 << 16  # nonzeros whose places, columns and products exist at a time, on a CPU
 
 
 def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
@@ -30,6 +34,21 @@ def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     before = length.cumsum(0) - length
     place = torch.arange(which.numel(), device=which.device) + (start - before)[which]
     return which, place
+
+
+def parts(crow: Tensor, ids: Tensor, n_cols: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """`entries` of the ids in turn, so many at a time that what is computed of them stays small: which ids (a slice),
+    whose each nonzero is among these, its place. On a GPU all at once: to count them first would be to wait for it.
+    """
+    pointers = crow[:, 0] if crow.dim() == 2 else crow
+    bounds = [0, ids.numel()]
+    if ids.is_cpu and ids.numel() * n_cols > _PART:
+        ends = (pointers[ids + 1] - pointers[ids]).cumsum(0, dtype=torch.int64)
+        steps = torch.arange(_PART, max(_PART, int(ends[-1])), _PART)
+        bounds[1:1] = torch.searchsorted(ends, steps, right=True).tolist()
+    for first, last in pairwise(bounds):
+        if first < last:
+            yield slice(first, last), *entries(pointers, ids[first:last])
 
 
 def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import entries, indices
+from sparsecore.backends.torch.csr import entries, indices, parts
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "scatter_grad", "touched"]
 
@@ -13,10 +13,10 @@ __all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "sc
 def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols: int) -> Tensor:
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
     crow, col = indices(crow, col, n_cols)
-    which, place = entries(crow, ids)
-    out = values.new_zeros(ids.numel() * n_cols)
-    out[which * n_cols + col[place]] = values[place]
-    return out.view(ids.numel(), n_cols)
+    out = values.new_zeros(ids.numel(), n_cols)
+    for part, which, place in parts(crow, ids, n_cols):
+        out[part].view(-1)[which * n_cols + col[place]] = values[place]
+    return out
 
 
 def bag(
@@ -31,9 +31,9 @@ def bag(
     """``out[b] = sum of weights[e] * table[ids[e]]`` over the entries e of bag b: dense (bags, cols)."""
     crow, col = indices(crow, col, n_cols)
     bags = torch.repeat_interleave(offsets[1:] - offsets[:-1], output_size=ids.numel())
-    which, place = entries(crow, ids)
     out = values.new_zeros((offsets.numel() - 1) * n_cols)
-    out.index_add_(0, bags[which] * n_cols + col[place], weights[which] * values[place])
+    for part, which, place in parts(crow, ids, n_cols):
+        out.index_add_(0, bags[part][which] * n_cols + col[place], weights[part][which] * values[place])
     return out.view(-1, n_cols)
 
 
@@ -79,8 +79,10 @@ def gather_dot(
 ) -> Tensor:
     """``a[ids_a[e]] . b[ids_b[e, j]]`` for ids_a (n,) and ids_b (n,) or (n, m): of the shape of ids_b."""
     left = gather(values_a, crow_a, col_a, ids_a, n_cols)
-    right = gather(values_b, crow_b, col_b, ids_b.reshape(-1), n_cols).view(*ids_b.shape, n_cols)
-    return (left.view(-1, *[1] * (ids_b.dim() - 1), n_cols) * right).sum(-1)
+    rows = torch.arange(ids_a.numel(), device=ids_a.device)
+    if ids_b.dim() == 2:
+        rows = rows.repeat_interleave(ids_b.shape[1], output_size=ids_b.numel())
+    return bag_dot(values_b, crow_b, col_b, ids_b.reshape(-1), rows, left).view(ids_b.shape)
 
 
 def bag_grad(
@@ -88,9 +90,11 @@ def bag_grad(
 ) -> Tensor:
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
     crow, col = indices(crow, col, grad.shape[1])
-    which, place = entries(crow, ids)
-    picked = grad.reshape(-1)[bags[which] * grad.shape[1] + col[place]]
-    return grad.new_zeros(nnz).index_add_(0, place, weights[which] * picked)
+    out, flat = grad.new_zeros(nnz), grad.reshape(-1)
+    for part, which, place in parts(crow, ids, grad.shape[1]):
+        picked = flat[bags[part][which] * grad.shape[1] + col[place]]
+        out.index_add_(0, place, weights[part][which] * picked)
+    return out
 
 
 def bag_dot(
@@ -98,9 +102,11 @@ def bag_dot(
 ) -> Tensor:
     """``out[e] = table[ids[e]] . grad[bags[e]]``: gradient of the entries' weights."""
     crow, col = indices(crow, col, grad.shape[1])
-    which, place = entries(crow, ids)
-    picked = grad.reshape(-1)[bags[which] * grad.shape[1] + col[place]]
-    return values.new_zeros(ids.numel()).index_add_(0, which, values[place] * picked)
+    out, flat = values.new_zeros(ids.numel()), grad.reshape(-1)
+    for part, which, place in parts(crow, ids, grad.shape[1]):
+        picked = flat[bags[part][which] * grad.shape[1] + col[place]]
+        out[part].index_add_(0, which, values[place] * picked)
+    return out
 
 
 def id_range(ids: Tensor) -> tuple[int, int]:
