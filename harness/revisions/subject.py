@@ -3,13 +3,14 @@
 Measured are `sparsecore` and `recsys` of the revision; what measures (harness, and with it the frozen kernels) is
 always that of the running tree. Compiled kernels survive: the folder of numba's sources is stored under the hash of
 its content and of the modules that it imports from (their constants are compiled in), and every subject with the same
-shares it, cache included.
+shares it, cache included. A new one begins with what the installed package has compiled, if that has the same.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
@@ -185,9 +186,11 @@ def _stored(label: str, revision: str, store: Path, fill: Callable[[Path], None]
         digest = _digest(fresh)
         kernels = fresh / _KERNELS
         if kernels.is_dir():
-            shared = store / "kernels" / _digest(kernels, _imported(kernels, fresh))
+            content = _digest(kernels, _imported(kernels, fresh))
+            shared = store / "kernels" / content
             if not shared.exists():
                 shared.parent.mkdir(exist_ok=True)
+                _begin_with_compiled(kernels, content)
                 _move(kernels, shared)
             shutil.rmtree(kernels, ignore_errors=True)
             kernels.symlink_to(os.path.relpath(shared, store / digest / _KERNELS.parent))
@@ -195,6 +198,22 @@ def _stored(label: str, revision: str, store: Path, fill: Callable[[Path], None]
         if not place.exists():
             _move(fresh, place)
     return Subject(label, revision, place, digest)
+
+
+def _begin_with_compiled(kernels: Path, content: str) -> None:
+    """Copy what is compiled of the installed package's kernels, if they are the same: a cache is for files of a time."""
+    spec = importlib.util.find_spec(PACKAGES[0])
+    home = Path(spec.origin).parents[1] if spec is not None and spec.origin else kernels
+    own = home / _KERNELS
+    if not own.is_dir() or _digest(own, _imported(own, home)) != content:
+        return
+    for path in own.glob("*.py"):
+        times = path.stat()
+        os.utime(kernels / path.name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    compiled = kernels / "__pycache__"
+    compiled.mkdir(exist_ok=True)
+    for path in (own / "__pycache__").glob("*.nb[ci]"):
+        shutil.copyfile(path, compiled / path.name)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import harness
 import sparsecore
 from harness.gate.verdict import last_line
 from harness.revisions.collect import Outcome, collect
 from harness.revisions.subject import GitError, Subject, extract, git, repository, snapshot
 
 ROOT = Path(__file__).parents[2]
+HARNESS = Path(harness.__file__).parents[1]
 HOME = Path(sparsecore.__file__).parents[1]  # of the package that is installed
 
 
@@ -94,6 +99,35 @@ def test_constants_that_are_compiled_in_part_the_kernels(house: Path, tmp_path: 
     after = snapshot(house, store)
     places = [(side.path / kernels).resolve() for side in (before, same, after)]
     assert places[0] == places[1] != places[2]
+
+
+def test_kernels_begin_with_what_the_installed_package_has_compiled(house: Path, tmp_path: Path) -> None:
+    """Where they are the same, of the same files' times: numba looks at those."""
+    kernels, installed = Path("sparsecore", "backends", "numba"), tmp_path / "site"
+    shutil.copytree(house / "sparsecore", installed / "sparsecore")
+    cache = installed / kernels / "__pycache__"
+    cache.mkdir()
+    (cache / "k.f-1.py311.nbi").write_bytes(b"index")
+    (cache / "k.cpython-311.pyc").write_bytes(b"")
+    os.utime(installed / kernels / "k.py", ns=(1, 10**18 + 7))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom harness.revisions.subject import snapshot\n"
+        "side = snapshot(Path(sys.argv[1]), Path(sys.argv[2]))\nprint((side.path / sys.argv[3]).resolve())"
+    )
+
+    def place(store: str) -> Path:
+        command = [sys.executable, "-P", "-c", code, str(house), str(tmp_path / store), str(kernels)]
+        path = os.pathsep.join([str(installed), str(HARNESS)])
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+        )
+        return Path(done.stdout.strip())
+
+    same = place("same")
+    assert [path.name for path in (same / "__pycache__").iterdir()] == ["k.f-1.py311.nbi"]
+    assert (same / "k.py").stat().st_mtime_ns == 10**18 + 7
+    (house / kernels / "k.py").write_text("k = 3\n")
+    assert not (place("other") / "__pycache__").exists()
 
 
 def test_constants_of_the_kernels_are_defined_where_they_are_imported_from() -> None:

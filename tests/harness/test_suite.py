@@ -17,7 +17,8 @@ from harness.suite.registry import WORKLOADS, choose
 from harness.suite.workload import METRICS, Form, Missing, Workload, density_of, method_of
 from sparsecore.measure import Timing
 
-QUICK = [w.name for w in choose(quick=True) if w.group != "quality" and w.name != "import"]
+# The slower models' quality is left to pull requests.
+QUICK = [w.name for w in choose("^(?!(neumf|convncf|ultragcn)-quality)", quick=True) if w.group != "device"]
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -27,8 +28,11 @@ def test_a_workload_runs_and_counts(name: str) -> None:
     assert tuple(figures) == workload.forms
     for form, values in figures.items():
         assert set(values) <= set(METRICS)
-        assert all(math.isfinite(value) and value >= 0 for value in values.values()), form
-        known = set(GROUPS[workload.group])
+        assert all(math.isfinite(value) for value in values.values()), form
+        assert all(value >= 0 for metric, value in values.items() if metric != "quality_gap"), form
+        known = set(GROUPS[workload.group]) | {
+            metric for metric in METRICS if metric.startswith("quality_loss_")
+        }
         assert set(values) <= known, set(values) - known
     sparse = {form: f for form, f in figures.items() if method_of(form) in ("dsl", "sparse", "bitmap", "csr")}
     for form, values in sparse.items():
