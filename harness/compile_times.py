@@ -24,7 +24,7 @@ __all__ = ["compare", "first_calls", "import_seconds"]
 
 _IMPORTS = ("torch", "torch, numba", "sparsecore")
 
-# Enough work for the parallel kernels, which compile separately.
+# Enough work for two threads.
 _SIZE = {"rows": 3000, "cols": 40, "batch": 256, "users": 300, "items": 400}
 
 

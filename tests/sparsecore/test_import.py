@@ -30,8 +30,8 @@ def check(n):
 serial, parallel = lambda: check(200), lambda: check(2000)  # few enough to be serial, too many for the small kernel
 
 def report():
-    for name in ("_work", "_parallel"):
-        stats = getattr(embedding._gather_csr, name).stats
+    for name, function in ("kernel", embedding._gather_csr._compiled), ("loop", jit._share):
+        stats = function.stats
         print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -76,12 +76,12 @@ def test_import_under_strict_warnings() -> None:
 
 @of_numba
 def test_kernels_are_cached_on_disk_and_variants_do_not_collide(cache: str) -> None:
-    """Serial first, then both, then parallel alone: each is compiled exactly once over three processes, and the loop
-    over chunks has the same work in it."""
+    """Serial first, then both, then parallel alone: a kernel is compiled exactly once over three processes, and so is
+    the loop over chunks."""
     runs = [
-        ("serial(); report()", ["_work 0 1", "_parallel 0 0"]),
-        ("parallel(); serial(); report()", ["_work 1 0", "_parallel 0 1"]),
-        ("parallel(); report()", ["_work 0 0", "_parallel 1 0"]),
+        ("serial(); report()", ["kernel 0 1", "loop 0 0"]),
+        ("parallel(); serial(); report()", ["kernel 1 0", "loop 0 1"]),
+        ("parallel(); report()", ["kernel 1 0", "loop 1 0"]),
     ]
     for code, expected in runs:
         assert python(CASE + code, NUMBA_CACHE_DIR=cache).splitlines() == expected
@@ -176,11 +176,11 @@ def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
-    assert misses()[0] == "_work 0 1"
-    assert misses()[0] == "_work 1 0"
+    assert misses()[0] == "kernel 0 1"
+    assert misses()[0] == "kernel 1 0"
     helper = copy / "backends" / "numba" / "simd.py"
     helper.write_text(helper.read_text() + "# edited\n")
-    assert misses()[0] == "_work 0 1"
+    assert misses()[0] == "kernel 0 1"
 
 
 @of_numba
@@ -191,7 +191,7 @@ def test_portable_code_is_forced_by_a_setting(tmp_path: Path) -> None:
         + """
 import platform, sparsecore
 serial()
-assembly = "".join(embedding._gather_csr._work.inspect_asm().values())
+assembly = "".join(embedding._gather_csr._compiled.inspect_asm().values())
 print("zmm" in assembly, sparsecore.SparseLinear(50, 40, density=0.5).encoding)
 report()
 """
@@ -199,7 +199,7 @@ report()
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("forces another x86 processor")
     lines = python(code, NUMBA_CACHE_DIR=str(tmp_path), SPARSECORE_SIMD="portable").splitlines()
-    assert lines == ["False csr", "_work 0 1", "_parallel 0 0"]
+    assert lines == ["False csr", "kernel 0 1", "loop 0 0"]
     with pytest.raises(AssertionError, match="SPARSECORE_SIMD must be native or portable, got 'avx'"):
         python(CASE + "serial()", SPARSECORE_SIMD="avx")
 

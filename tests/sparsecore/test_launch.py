@@ -7,13 +7,15 @@ import pytest
 import torch
 from strategies import of_numba
 
-from sparsecore.backends.numba.jit import kernel
+from sparsecore.backends.numba.jit import kernel, share_out
 
 pytestmark = of_numba
 
 
 @kernel
 def _fill(out, table, pair, triple, scale, flag, nothing, wide, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     total = pair[0] + pair[1] + triple[0].shape[0] * triple[1] + np.int64(triple[2])
     for row in range(out.shape[0] * chunk // n_chunks, out.shape[0] * (chunk + 1) // n_chunks):
         out[row] += scale * table[row, 1] + total if flag and nothing is None else -1
@@ -22,7 +24,17 @@ def _fill(out, table, pair, triple, scale, flag, nothing, wide, n_chunks, chunk)
 
 @kernel
 def _divide(out, given, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     out[chunk] = given[chunk] / 0.0
+
+
+def test_a_kernel_that_would_not_share_its_chunks_is_refused():
+    def alone(out, n_chunks, chunk):
+        out[chunk] = 1
+
+    with pytest.raises(TypeError, match="alone does not begin with share_out"):
+        kernel(alone)
 
 
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 64])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import group
-from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.scatter import gradient, sum_groups
 from sparsecore.backends.numba.simd import (
@@ -97,6 +97,8 @@ def _values(values, k, mask):
 
 @kernel
 def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = ids.shape[0], out.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
@@ -152,6 +154,8 @@ def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunk
 
 @kernel
 def _bag_csr(values, crow, col, ids, offsets, weights, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = ids.shape[0], out.shape[1]
     for b in range(split(offsets, n_chunks, chunk), split(offsets, n_chunks, chunk + 1)):
         o = b * d
@@ -170,6 +174,8 @@ def _bag_csr(values, crow, col, ids, offsets, weights, out, lines, n_chunks, chu
 
 @kernel
 def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = ids.shape[0], grad.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
@@ -191,6 +197,8 @@ def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks, chu
 
 @kernel
 def _dot_csr(values, crow, col, ids, bags, grad, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = ids.shape[0], grad.shape[1]
     for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
         prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.multiply import ROWS, multiply
 from sparsecore.backends.numba.panels import pointer
@@ -73,6 +73,8 @@ def _scratch(n_chunks: int, part: int, rows: int, dtype: torch.dtype) -> tuple[n
 
 @kernel
 def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, cols = x.shape
     rows = y.shape[1]
     numbers = x.reshape(-1)
@@ -103,6 +105,8 @@ def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places
 
 @kernel
 def _spmm_t(values, crow, col, dy, dx, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, rows = dy.shape
     cols = dx.shape[1]
     numbers = dy.reshape(-1)
@@ -183,6 +187,8 @@ def _write(results, examples, n, out, p, first):
 
 @kernel
 def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, cols = x.shape
     rows = dy.shape[1]
     left, right = dy.reshape(-1), x.reshape(-1)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sparsecore.backends.numba import small
-from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.processor import INDEX_AHEAD, MOST_ROW_LINES, VALUES_AHEAD, ZEN_5
 from sparsecore.backends.numba.simd import (
@@ -104,6 +104,8 @@ def prefetch_lines(stored, place, lines):
 
 @kernel
 def _gather_bitmap(values, index, masks, ids, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = out.shape
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
@@ -127,6 +129,8 @@ def _gather_bitmap(values, index, masks, ids, out, lines, n_chunks, chunk):
 
 @kernel
 def _gather_csr(values, crow, col, ids, out, lines, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, d = out.shape
     blocks, tail = d // LANES, first_lanes(d % LANES)
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks

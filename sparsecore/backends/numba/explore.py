@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.fill import fill
 from sparsecore.backends.numba.index_set import IndexSet, insert, surviving
-from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, threads
 from sparsecore.backends.numba.overlay import overlay_
 from sparsecore.backends.numba.rewrite import realign_, record_
 from sparsecore.backends.numba.selection import k_largest, k_smallest
@@ -240,6 +240,8 @@ def _candidates(
     chunk,
 ):
     """Places and scores of |gradient| > threshold outside the index; a chunk's begin where its rows' would, at most."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, cols = gradient.shape
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     start = begin + first * cols + 16 * chunk
@@ -276,6 +278,8 @@ def _candidates(
 @kernel
 def _keep(places, scores, threshold, last, starts, counts, n_chunks, chunk):
     """Move the candidates above the threshold, or equal to it up to place ``last``, to the front of their block."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = starts.shape[0]
     numbers = places.view(np.float32)
     least = splat(threshold)

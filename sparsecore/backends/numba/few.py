@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sparsecore.backends.numba import few_csr, few_one, few_spmm
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import TYPES, workspace
 from sparsecore.backends.numba.panels import split_rows
 from sparsecore.backends.numba.simd import (
@@ -84,6 +84,8 @@ def _on_lines(shape, dtype):
 
 @kernel
 def _add_expanded(values, crow, dy, sums, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
     batch, wide = sums.shape[1:]
     rows = dy.shape[1]
@@ -107,6 +109,8 @@ def _add_expanded(values, crow, dy, sums, n_chunks, chunk):
 @kernel
 def _outer(crow, dy, x, tiles, out, n_chunks, chunk):
     """out = sum over examples of dy[row] * x[columns], 64 columns at a time, for up to 16 examples."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     masks, words = crow.view(np.uint16).reshape(-1), 2 * crow.shape[1]
     batch, wide = x.shape
     rows = dy.shape[1]

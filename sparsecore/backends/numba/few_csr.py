@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import kernel
+from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panel_spmm_t import add_and_unpack
 from sparsecore.backends.numba.panels import packed, split_rows
@@ -41,6 +41,8 @@ def sddmm(crow, col, dy, x, out, n_chunks):
 @kernel
 def _add_rows(values, crow, col, panel, cols, sums, n_chunks, chunk):
     """sums[chunk, 16 * column + e] += value * dy[e, row]; ``panel`` holds dy[:, row] from 16 * row on."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     total = sums[chunk]
     total[: 16 * cols] = 0
     for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
@@ -52,6 +54,8 @@ def _add_rows(values, crow, col, panel, cols, sums, n_chunks, chunk):
 
 @kernel
 def _add_one(values, crow, col, dy, sums, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     total = sums[chunk]
     for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
         y = dy[row]
@@ -62,6 +66,8 @@ def _add_one(values, crow, col, dy, sums, n_chunks, chunk):
 
 @kernel
 def _outer_one(crow, col, dy, x, out, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):
         for k in range(np.intp(crow[row]), np.intp(crow[row + 1])):
             out[k] = dy[row] * at(x, np.intp(at(col, k)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import overload
 
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import TYPES, workspace
 from sparsecore.backends.numba.panels import split_rows
 from sparsecore.backends.numba.simd import (
@@ -53,6 +53,8 @@ def spmm(values, crow, x, y, n_chunks):
 
 @kernel
 def _dot_rows(values, crow, x, y, form, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     words, wide, rows = crow.reshape(-1), crow.shape[1], crow.shape[0] - 1
     inner = rows  # up to here the vectors that begin in a row lie within the values
     while inner > 0 and np.intp(crow[inner, 0]) + 64 > len(values):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from sparsecore.backends.numba.jit import device_function, kernel, serial_kernel
+from sparsecore.backends.numba.jit import device_function, kernel, serial_kernel, share_out
 from sparsecore.backends.numba.memory import TYPES, workspace
 from sparsecore.backends.numba.panels import pointer, split_rows
 from sparsecore.backends.numba.simd import (
@@ -77,6 +77,8 @@ def _pack(x, panel, examples):
 
 @kernel
 def _sum_rows(values, crow, col, panel, examples, tiles, locals_, crowded, y, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, rows = y.shape
     w = len(examples)
     out = y.reshape(-1)

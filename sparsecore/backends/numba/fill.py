@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from sparsecore.backends.numba.index_set import IndexSet
-from sparsecore.backends.numba.jit import device_function, kernel, threads
+from sparsecore.backends.numba.jit import device_function, kernel, share_out, threads
 from sparsecore.backends.numba.simd import at, count, has_avx512, lowest, put
 from sparsecore.ops.explore import Index
 from sparsecore.sampling import BLOCK, GOLDEN, LEVELS, MIX, plan_draw
@@ -58,6 +58,8 @@ def _fill(
     pointers, col, words, stride, cols, skip, key, free, counts, before, edges, new_pointers, new_col, n_chunks, chunk
 ):  # fmt: skip
     """Of a bitmap the words themselves are filled, and ``pointers`` are ``new_pointers``."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     blocks, width = counts.shape[0], (cols + 63) // 64
     first, last = edges[chunk], edges[chunk + 1]
     drawn = np.zeros(BLOCK // 64 + 1, np.uint64)

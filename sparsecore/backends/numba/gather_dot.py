@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
-from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -93,6 +93,8 @@ def _bitmap(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, None
 def _dot_bitmaps(
     values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks, chunk
 ):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = ids_a.shape[0]
     words, half_words = index_a.shape[1], masks_a.shape[1]  # both tables have the same columns
     blocks = d // LANES + (d % LANES > 0)
@@ -150,6 +152,8 @@ def _bits32(index, word):
 def _dot_shared(
     values_a, index_a, masks_a, values_b, index_b, masks_b, ids_a, ids_b, d, lines, out, n_chunks, chunk
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = ids_a.shape[0]
     words, half_words = index_a.shape[1], masks_a.shape[1]  # both tables have the same columns
     used = d // 32 + (d % 32 > 0)
@@ -198,6 +202,8 @@ def _dot_shared(
 def _dot_csr(
     values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines, out, n_chunks, chunk
 ):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = ids_a.shape[0]
     row = np.zeros(d, values_a.dtype)
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     add,
     at,
@@ -113,6 +113,8 @@ def _take(total, factor, out, masks, block, k):
 def _propagate(
     crow, col, weight, x, base, plus_base, values, index, masks, plus_table, scale, take, out, n_chunks, chunk
 ):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     # No helper function with a branch in it, here and below: references to arrays would be counted row by row.
     d, words = x.shape[1], index.shape[1]
     end = col.shape[0] - 1

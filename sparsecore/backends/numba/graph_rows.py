@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.graph import propagate
-from sparsecore.backends.numba.jit import array, kernel, serial_kernel, split, threads
+from sparsecore.backends.numba.jit import array, kernel, serial_kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     at,
     first_lanes,
@@ -62,6 +62,8 @@ def propagate_from(crow: Tensor, col: Tensor, weight: Tensor, x: Tensor, ids: Te
 
 @kernel
 def _copy_edges(crow, col, weight, ids, starts, columns, weights, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = ids.shape[0]
     for i in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
         source, target = np.int64(at(crow, np.int64(at(ids, i)))), np.int64(at(starts, i))
@@ -90,6 +92,8 @@ def _collect(ids, x, rows, place):
 
 @kernel
 def _propagate_from(crow, col, weight, x, place, out, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = x.shape[1]
     end = col.shape[0] - 1
     zero = zeros(x)

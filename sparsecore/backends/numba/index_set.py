@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import array, kernel, split, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     absolute,
     at,
@@ -147,6 +147,8 @@ def _union(index: IndexSet, counts: np.ndarray, added: np.ndarray) -> IndexSet:
 def _surviving(
     values, pointers, col, masks, stride, blocks, threshold, last, edges, out_pointers, out, n_chunks, chunk
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     begin = pointers[edges[chunk]]
     end = begin
     least = splat(threshold)
@@ -181,6 +183,8 @@ def _surviving(
 @kernel
 def _mark(places, starts, counts, ids, height, cols, added, masks, stride, n_chunks, chunk):
     """Set the bits of these places; or count them by row, and replace them by their columns."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = starts.shape[0]
     for block in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
         i, begin = block * height, 0
@@ -201,6 +205,8 @@ def _mark(places, starts, counts, ids, height, cols, added, masks, stride, n_chu
 
 @kernel
 def _count_rows(masks, stride, blocks, edges, pointers, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     total = 0
     for r in range(edges[chunk], edges[chunk + 1]):
         for b in range(r * stride + 2, r * stride + 2 + blocks):
@@ -211,6 +217,8 @@ def _count_rows(masks, stride, blocks, edges, pointers, n_chunks, chunk):
 @kernel
 def _merge(crow, col, added_crow, added, out_crow, out, n_chunks, chunk):
     """Columns of two index sets without common members, as one."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     for r in range(split(out_crow, n_chunks, chunk), split(out_crow, n_chunks, chunk + 1)):
         i, i_end, j, j_end = crow[r], crow[r + 1], added_crow[r], added_crow[r + 1]
         k = out_crow[r]

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.launch import call_chunk, launcher
+from sparsecore.backends.numba.launch import address_of, call_chunk, share_out
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "split", "threads"]
+__all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "share_out", "split", "threads"]
 
 # Sums may be reassociated (a vectorised dot product needs it), but NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -108,44 +108,45 @@ class kernel:
     calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's: numba's own
     setting is never touched (changing it would change torch's).
 
-    The work is compiled once. What hands out the chunks is another function, which calls it; the parallel loop in
-    that is the same for all kernels, because numba takes long to compile one (`launch`).
+    A kernel is compiled once, for one thread and for several, and so begins with
+
+        if chunk < 0:
+            return share_out(chunk, n_chunks)
+
+    where a negative number is the address of what hands out chunks (`launch`).
     """
 
     def __init__(self, function: Any) -> None:
-        self._work = _compiled(function, parallel=False)
-        code = function.__code__
-        names = ", ".join(code.co_varnames[: code.co_argcount - 1])
-        name = f"{function.__name__}_parallel"
-        # It is said to lie in the function's file, by which numba knows where to keep it.
-        scope = {"launch": launcher(self._work, _share), "__name__": function.__module__}
-        exec(compile(f"def {name}({names}):\n launch(({names}))", code.co_filename, "exec"), scope)
-        self._parallel = _compiled(scope[name], parallel=False)
+        if "share_out" not in function.__code__.co_names:
+            raise TypeError(f"{function.__qualname__} does not begin with share_out")
+        self._compiled = _compiled(function, parallel=False)
 
     def __call__(self, *arguments: Any) -> Any:
         if arguments[-1] == 1:
-            return self._work(*arguments, 0)
-        if _start_pool():
-            return self._parallel(*arguments)
+            return self._compiled(*arguments, 0)
+        share, alone = _pool()
+        if not alone:
+            return self._compiled(*arguments, -share)
         with _alone:
-            return self._parallel(*arguments)
+            return self._compiled(*arguments, -share)
 
 
 _alone = threading.Lock()
 
 
 @cache
-def _start_pool() -> bool:
+def _pool() -> tuple[int, bool]:
     """Start numba's threads. It sets the number of OpenMP threads, which is torch's too: put that back.
 
     Returns:
-        Whether they serve several of Python's threads at once: where numba finds neither OpenMP nor TBB, the process
-        would be aborted.
+        The address of what shares out chunks, and whether it serves one of Python's threads at a time: where numba
+        finds neither OpenMP nor TBB, the process would be aborted.
     """
     before = torch.get_num_threads()
     numba.get_num_threads()
     torch.set_num_threads(before)
-    return numba.threading_layer() != "workqueue"
+    share = address_of(_share, numba.types.uintp, numba.types.uintp, numba.types.intp)
+    return share, numba.threading_layer() == "workqueue"
 
 
 def threads(work: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
-from sparsecore.backends.numba.jit import device_function, kernel, operand, serial_kernel
+from sparsecore.backends.numba.jit import device_function, kernel, operand, serial_kernel, share_out
 from sparsecore.backends.numba.lanes_rows import add_row, dots_of_row, spread_row
 from sparsecore.backends.numba.memory import MOST_KEPT, result_of, scratch_tensor
 from sparsecore.encoding import has_expand
@@ -139,6 +139,8 @@ def _sum_rows(
     n_chunks,
     chunk,
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     w = len(examples)
     first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size
@@ -179,6 +181,8 @@ def _dots(
     n_chunks,
     chunk,
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     w = len(examples)
     first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size
@@ -216,6 +220,8 @@ def _spread(
     chunk,
 ):
     """The sums of a chunk's rows: for 16 (or w) examples after the other, w of each column."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     w = len(examples)
     first, last = _rows_of(index, kind, rows, n_chunks, chunk)
     tile = chunk * size

@@ -1,12 +1,12 @@
 """Handing the chunks of a compiled function to threads, at an address: what shares them out is then the same for all.
 
-numba takes long to compile a parallel loop, around whatever it calls. Here there is one such loop,
-which calls an address with a number; a kernel adds a function of its own, which reads the arguments from memory.
+numba takes long to compile a parallel loop, around whatever it calls, and a kernel twice, for one thread and for
+several. Here there is one such loop, which calls an address with a number, and a kernel is one function, which has
+itself called by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,10 +14,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["call_chunk", "launcher"]
+__all__ = ["address_of", "call_chunk", "share_out"]
 
 # void chunk(void* arguments, intp number)
 _CHUNK = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, cgutils.intp_t])
+# void share(uintp chunk, uintp arguments, intp how many)
+_SHARE = ir.FunctionType(ir.VoidType(), [cgutils.intp_t] * 3)
 
 
 @intrinsic
@@ -33,47 +35,42 @@ def call_chunk(typing, chunk, arguments, number):
     return types.void(types.uintp, types.uintp, types.intp), code
 
 
-def launcher(work: Any, share: Any) -> Callable[..., None]:
-    """An intrinsic of one tuple, the arguments of `work` without the last: `work` is called for every chunk's number.
+@intrinsic
+def share_out(typing, chunk, n_chunks):
+    """Call the kernel in which this stands for the number of every chunk, by what lies at the address ``-chunk``.
 
-    The last in the tuple is how many there are. share(chunk, arguments, n) calls an address that many times. Both are
-    dispatchers. Arrays are borrowed from the caller, who waits. As in numba's own loops, an exception in a chunk ends
-    that chunk and is not told.
+    The kernel's other arguments are those that it was called with, borrowed: whoever called it waits. As in numba's own
+    loops, an exception in a chunk ends that chunk and is not told.
     """
 
-    @intrinsic
-    def launch(typing, given):
-        kinds = tuple(given)
-        called = _signature(typing, work, (*kinds, types.intp))
-        shared = _signature(typing, share, (types.uintp, types.uintp, types.intp))
+    def code(context, builder, signature, given):
+        address, n_chunks = builder.neg(given[0]), given[1]
+        # numba's functions have two arguments first, for their result and exception; each call gets its own.
+        kernel = builder.function
+        passed = kernel.args[2:-1]
+        memory = cgutils.alloca_once(builder, ir.LiteralStructType([argument.type for argument in passed]))
+        for place, argument in enumerate(passed):
+            builder.store(argument, cgutils.gep_inbounds(builder, memory, 0, place))
 
-        def code(context, builder, signature, arguments):
-            callee, sharer = work.overloads[called.args], share.overloads[shared.args]
-            context.add_linking_libs((callee.library, sharer.library))
-            values = cgutils.unpack_tuple(builder, arguments[0], len(kinds))
-            memory = cgutils.alloca_once(builder, ir.LiteralStructType([v.type for v in values]))
-            for place, value in enumerate(values):
-                builder.store(value, cgutils.gep_inbounds(builder, memory, 0, place))
+        name = builder.module.get_unique_name(f"{kernel.name}.chunk")
+        one = ir.Function(builder.module, _CHUNK, name)
+        one.linkage = "internal"
+        inner = ir.IRBuilder(one.append_basic_block())
+        own = [inner.alloca(argument.type.pointee) for argument in kernel.args[:2]]
+        there = inner.bitcast(one.args[0], memory.type)
+        read = [inner.load(cgutils.gep_inbounds(inner, there, 0, place)) for place in range(len(passed))]
+        inner.call(kernel, [*own, *read, one.args[1]])
+        inner.ret_void()
 
-            name = builder.module.get_unique_name(f"{builder.function.name}.chunk")
-            chunk = ir.Function(builder.module, _CHUNK, name)
-            chunk.linkage = "internal"
-            inner = ir.IRBuilder(chunk.append_basic_block())
-            there = inner.bitcast(chunk.args[0], memory.type)
-            read = [inner.load(cgutils.gep_inbounds(inner, there, 0, place)) for place in range(len(kinds))]
-            context.call_internal_no_propagate(inner, callee.fndesc, called, [*read, chunk.args[1]])
-            inner.ret_void()
+        share = builder.inttoptr(address, _SHARE.as_pointer())
+        builder.call(share, [*(builder.ptrtoint(start, cgutils.intp_t) for start in (one, memory)), n_chunks])
+        return context.get_dummy_value()
 
-            addresses = [builder.ptrtoint(one, cgutils.intp_t) for one in (chunk, memory)]
-            n_chunks = context.cast(builder, values[-1], kinds[-1], types.intp)
-            context.call_internal_no_propagate(builder, sharer.fndesc, shared, [*addresses, n_chunks])
-            return context.get_dummy_value()
-
-        return types.void(given), code
-
-    return launch
+    return types.void(types.intp, types.intp), code
 
 
-def _signature(typing: Any, dispatcher: Any, arguments: tuple[Any, ...]) -> Any:
-    """That of a dispatcher for these types, for which it is compiled."""
-    return types.Dispatcher(dispatcher).get_call_type(typing, arguments, {})
+def address_of(dispatcher: Any, *kinds: Any) -> int:
+    """Where C finds a function that is compiled for arguments of these types."""
+    dispatcher.compile(kinds)
+    found = dispatcher.overloads[kinds]
+    return found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name)

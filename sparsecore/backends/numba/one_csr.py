@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
-from sparsecore.backends.numba.jit import kernel, operand
+from sparsecore.backends.numba.jit import kernel, operand, share_out
 from sparsecore.backends.numba.memory import result_of
 from sparsecore.encoding import has_expand
 
@@ -46,6 +46,8 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) ->
 
 @kernel
 def _dot_rows(index, kind, columns, column, values, zero, x, y, rows, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     first, last = (
         split_at(index, kind, rows, n_chunks, chunk),
         split_at(index, kind, rows, n_chunks, chunk + 1),

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     LANES,
     absolute,
@@ -179,6 +179,8 @@ def _adam_rule(x, g, m, v, c1, c2, constants):
 
 @kernel
 def _adam(values, grad, exp_avg, exp_avg_sq, constants, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n = grad.shape[0]
     c = splats(constants)
     c1, c2 = splat(at(constants, 10)), splat(at(constants, 11))
@@ -248,6 +250,8 @@ def prefetch_span(values, exp_avg, exp_avg_sq, begin, last, line):
 def _adam_at(
     begins, offsets, values, grad, exp_avg, exp_avg_sq, counts, first, second, constants, n_chunks, chunk
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     c = splats(constants)
     line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
     for u in range(split(offsets, n_chunks, chunk), last):
@@ -261,6 +265,8 @@ def _adam_at(
 
 @kernel
 def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     heavy = buffer.shape[0] > 0
     rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
     take, decay = splat(at(constants, 2)), splat(at(constants, 3))
@@ -305,6 +311,8 @@ def _adagrad_rule(x, g, s, rate, decay, eps):
 
 @kernel
 def _adagrad(begins, offsets, values, grad, total, constants, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
     line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
     for u in range(split(offsets, n_chunks, chunk), last):

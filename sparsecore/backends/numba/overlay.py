@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from sparsecore.backends.numba.index_set import IndexSet
-from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, threads
 from sparsecore.backends.numba.simd import (
     at,
     bits,
@@ -33,6 +33,8 @@ def overlay_(block: Tensor, values: Tensor, tensors: Index, rows: Tensor | slice
 
 @kernel
 def _overlay(values, ids, pointers, col, masks, stride, block, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     rows, cols = block.shape
     flat = block.reshape(-1)
     for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):

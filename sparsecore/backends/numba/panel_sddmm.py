@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparsecore.backends.numba.dots import dot_4, load_4, rows_of, store_4
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, block_of
 from sparsecore.backends.numba.panel_spmm_t import tile_of
@@ -43,6 +43,8 @@ def sddmm(crow, col, dy, x, out, n_chunks):
 
 @kernel
 def _sddmm(crow, col, dy, panels, cols, block, height, tiles, locals_, segments, out, more, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch = dy.shape[0]
     blocks = -(-cols // block)
     local, segment, tile = locals_[chunk], segments[chunk], tiles[chunk]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import kernel
+from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panels import (
     index_space,
@@ -57,6 +57,8 @@ def block_of(width: int, density: float, cols: int) -> int:
 
 @kernel
 def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segments, y, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, rows = y.shape
     out = y.reshape(-1)
     blocks = -(-cols // block)

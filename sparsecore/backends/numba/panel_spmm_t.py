@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, block_of
 from sparsecore.backends.numba.panels import (
@@ -44,6 +44,8 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 @kernel
 def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments, sums, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch = dy.shape[0]
     blocks = -(-cols // block)
     local, segment = locals_[chunk], segments[chunk]
@@ -149,6 +151,8 @@ def _add_16(values, start, ahead, local, first, last, tile, t, total, base):
 
 @kernel
 def add_and_unpack(sums, dx, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, cols = dx.shape
     parts, size = sums.shape
     out, flat = dx.reshape(-1), sums.reshape(-1)

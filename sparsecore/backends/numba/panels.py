@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from sparsecore.backends.numba.jit import device_function, kernel
+from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.simd import (
     add,
@@ -76,6 +76,8 @@ def lanes_of(batch):
 @kernel
 def pack(x, panels, n_chunks, chunk):
     """x (batch, cols) -> its panels one after the other, each (cols, lanes); lanes beyond the batch are 0."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch, n = x.shape
     flat = x.reshape(-1)
     groups = -(-n // 16)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.index_set import IndexSet, chunk_edges
-from sparsecore.backends.numba.jit import kernel, threads
+from sparsecore.backends.numba.jit import kernel, share_out, threads
 from sparsecore.backends.numba.simd import (
     add,
     at,
@@ -94,6 +94,8 @@ def _realign(
     tensors, fresh, pointers, col, masks, new_pointers, new_col, new_masks, stride, cols, height, edges, begin, end,
     left, aside_at, aside, kept, n_chunks, chunk,
 ):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     first, last, lower, upper = edges[chunk], edges[chunk + 1], begin[chunk], end[chunk]
     buffer = np.empty(height * cols + 16, fresh.dtype)
     origin = np.empty(height * cols, np.int32)  # of every number of a range: where it was, or -1
@@ -167,6 +169,8 @@ def _realign(
 
 @kernel
 def _record(history, pointers, col, masks, stride, cols, edges, unseen, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     found = 0
     for r in range(edges[chunk], edges[chunk + 1]):
         if col is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.embedding import masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import digits_of, sort_keys
-from sparsecore.backends.numba.jit import array, kernel, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, threads
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.optimizer import adam_parts, adam_span, flat, prefetch_span, splats
 from sparsecore.backends.numba.processor import VALUES_AHEAD
@@ -107,6 +107,8 @@ def _adam_rows(
     index, columns, ids, bags, scales, weighted, grad, values, exp_avg, exp_avg_sq,
     counts, first, second, constants, scratch, shift, passes, digits, n_chunks, chunk,
 ):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d, line = grad.shape[1], LINE // grad.itemsize
     lines = min(MOST_LINES, -(-d // line))
     c = splats(constants)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsecore.backends.numba import small
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import Groups, group, grouped_in
-from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
 from sparsecore.backends.numba.memory import is_kept, result_of, workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
@@ -194,6 +194,8 @@ def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out
 def _sum_bitmap(
     index, masks, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = grad.shape[1]
     width, half_words = index.shape[1], masks.shape[1]
     grad_lines = min(8, -(-d * grad.itemsize // 64))
@@ -224,6 +226,8 @@ def _sum_bitmap(
 def _sum_csr(
     crow, col, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
 ):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = grad.shape[1]
     first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
     for u in range(first, min(last, first + INDEX_AHEAD)):
@@ -250,6 +254,8 @@ def _sum_csr(
 
 @kernel
 def _sum_dense(starts, order, grad, out, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = grad.shape[1]
     for u in range(split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)):
         for b in range(0, d, LANES):

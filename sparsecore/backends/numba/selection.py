@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsecore.backends.numba.jit import kernel, threads
+from sparsecore.backends.numba.jit import kernel, share_out, threads
 from sparsecore.backends.numba.simd import (
     absolute,
     at_least,
@@ -149,6 +149,8 @@ def _by_digits(numbers: np.ndarray, rank: int) -> tuple[float, int, int]:
 @kernel
 def _collect(numbers, low, high, found, counts, n_chunks, chunk):
     """Magnitudes below, at the low end, strictly inside (collected too) and at the high end; -1: not all are finite."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, capacity = numbers.shape[0], found.shape[0] // n_chunks
     first, last = n * chunk // n_chunks // 16 * 16, n * (chunk + 1) // n_chunks // 16 * 16
     if chunk == n_chunks - 1:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, split, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     at,
     bits,
@@ -115,6 +115,8 @@ def next_values(values, k, mask):
 @kernel
 def _strip_of_csr(crow, col, values, begin, cursor, strip, n_chunks, chunk):
     """32 columns of E from ``begin`` on, dense; the cursor of each row moves on to the next 32."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
         for c in range(_STRIP):
             put(strip, i * _STRIP + c, strip.dtype.type(0))
@@ -128,6 +130,8 @@ def _strip_of_csr(crow, col, values, begin, cursor, strip, n_chunks, chunk):
 @kernel
 def _strip_of_bitmap(index, masks, values, begin, strip, n_chunks, chunk):
     """32 columns of E from ``begin`` on, dense."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     rows, words = index.shape[0] - 1, index.shape[1]
     for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
         k = np.int64(at(index, i * words))
@@ -144,6 +148,8 @@ def _strip_of_bitmap(index, masks, values, begin, strip, n_chunks, chunk):
 @kernel
 def _propagate_strip(crow, col, weight, strip, plus, scale, begin, out, n_chunks, chunk):
     """Columns of the product that belong to a strip of E."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = out.shape[1]
     end = col.shape[0] - 1
     zero, factor = zeros(strip), splat(scale)
@@ -168,6 +174,8 @@ def _propagate_strip(crow, col, weight, strip, plus, scale, begin, out, n_chunks
 
 @kernel
 def _add_csr(crow, col, values, scale, x, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = x.shape[1]
     for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
         for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
@@ -177,6 +185,8 @@ def _add_csr(crow, col, values, scale, x, n_chunks, chunk):
 
 @kernel
 def _sample_csr(crow, col, x, out, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     d = x.shape[1]
     for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
         for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
@@ -185,6 +195,8 @@ def _sample_csr(crow, col, x, out, n_chunks, chunk):
 
 @kernel
 def _add_bitmap(index, masks, values, scale, x, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     rows, d = x.shape
     words, factor = index.shape[1], splat(scale)
     whole, rest = d // 16 * 16, first_lanes(d % 16)
@@ -204,6 +216,8 @@ def _add_bitmap(index, masks, values, scale, x, n_chunks, chunk):
 
 @kernel
 def _sample_bitmap(index, masks, x, out, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     rows, d = x.shape
     words = index.shape[1]
     for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):

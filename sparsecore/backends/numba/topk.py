@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, threads
+from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.simd import (
     at,
     bits,
@@ -169,6 +169,8 @@ def _scan(
     panel, places, values, crow, col, seen_crow, seen_col, begin, d, found_scores, found_rows, n_chunks, chunk
 ):  # fmt: skip
     """The best of each chunk of rows, best first."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n_parts, n, k = found_scores.shape
     lanes, words = 16 * len(places), crow.size // crow.shape[0]
     n_groups = n_chunks // n_parts
@@ -247,6 +249,8 @@ def _scan_few(
     queries, values, crow, masks, seen_crow, seen_col, d, found_scores, found_rows, n_chunks, chunk
 ):  # fmt: skip
     """For one or two queries and a bitmap: lanes are columns, and the sums of 16 rows at a time."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     n, k = found_scores.shape[1:]
     words, width = crow.shape[1], queries.shape[1]
     zero = zeros(queries)
@@ -291,6 +295,8 @@ def _scan_few(
 @kernel
 def _merge(found_scores, found_rows, begin, scores, rows, n_chunks, chunk):
     """The best of all chunks."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     parts, n, kept = found_scores.shape
     k = scores.shape[1]
     nexts = np.empty(parts, np.int64)

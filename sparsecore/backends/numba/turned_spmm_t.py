@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsecore.backends.numba.jit import kernel
+from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.panel_spmm import block_of
 from sparsecore.backends.numba.panel_spmm_t import add_and_unpack, tile_of
@@ -51,6 +51,8 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
 
 @kernel
 def _spmm_t(values, crow, col, dy, cols, height, tiles, scratch, sums, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
     batch = dy.shape[0]
     lists, rows, ends = scratch.values[chunk], scratch.rows[chunk], scratch.ends[chunk]
     local, segment = scratch.local[chunk], scratch.segment[chunk]
