@@ -203,7 +203,9 @@ def _stored(label: str, revision: str, store: Path, fill: Callable[[Path], None]
 def _begin_with_compiled(kernels: Path, content: str) -> None:
     """Copy what is compiled of the installed package's kernels, and those files' times, if they are the same."""
     spec = importlib.util.find_spec(PACKAGES[0])
-    home = Path(spec.origin).parents[1] if spec is not None and spec.origin else kernels
+    if spec is None or spec.origin is None:
+        return
+    home = Path(spec.origin).parents[1]
     own = home / _KERNELS
     if not own.is_dir() or _digest(own, _imported(own, home)) != content:
         return

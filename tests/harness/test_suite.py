@@ -18,7 +18,7 @@ from harness.suite.workload import METRICS, Form, Missing, Workload, density_of,
 from sparsecore.measure import Timing
 
 # The slower models' quality is left to pull requests.
-QUICK = [w.name for w in choose("^(?!(neumf|convncf|ultragcn)-quality)", quick=True) if w.group != "device"]
+QUICK = [w.name for w in choose("^(?!(neumf|convncf|ultragcn)-quality)", quick=True)]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparsecore.encoding import decode
 
-__all__ = ["Product", "csr", "entries", "indices", "parts", "product"]
+__all__ = ["PART", "Product", "csr", "entries", "indices", "parts", "product"]
 
-_PART = 1 << 16  # nonzeros whose places, columns and products exist at a time, on a CPU
+PART = 1 << 16  # nonzeros whose places, columns and products exist at a time, on a CPU
 
 
 def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
@@ -22,12 +22,7 @@ def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tens
 
 
 def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64.
-
-    ``crow`` may be a bitmap index: its first column is the row pointers.
-    """
-    if crow.dim() == 2:
-        crow = crow[:, 0]
+    """Every nonzero of the rows ``ids``: which of the ids it belongs to, and its place in the values. Both int64."""
     start = crow[ids].to(torch.int64)
     length = crow[ids + 1].to(torch.int64) - start
     which = torch.repeat_interleave(length)
@@ -40,15 +35,14 @@ def parts(crow: Tensor, ids: Tensor, n_cols: int) -> Iterator[tuple[slice, Tenso
     """`entries` of the ids in turn, so many at a time that what is computed of them stays small: which ids (a slice),
     whose each nonzero is among these, its place. On a GPU all at once: to count them first would be to wait for it.
     """
-    pointers = crow[:, 0] if crow.dim() == 2 else crow
     bounds = [0, ids.numel()]
-    if ids.is_cpu and ids.numel() * n_cols > _PART:
-        ends = (pointers[ids + 1] - pointers[ids]).cumsum(0, dtype=torch.int64)
-        steps = torch.arange(_PART, max(_PART, int(ends[-1])), _PART)
+    if ids.is_cpu and ids.numel() * n_cols > PART:
+        ends = (crow[ids + 1] - crow[ids]).cumsum(0, dtype=torch.int64)
+        steps = torch.arange(PART, max(PART, int(ends[-1])), PART)
         bounds[1:1] = torch.searchsorted(ends, steps, right=True).tolist()
     for first, last in pairwise(bounds):
         if first < last:
-            yield slice(first, last), *entries(pointers, ids[first:last])
+            yield slice(first, last), *entries(crow, ids[first:last])
 
 
 def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:

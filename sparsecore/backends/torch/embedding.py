@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import entries, indices, parts
+from sparsecore.backends.torch.csr import PART, entries, indices, parts
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "scatter_grad", "touched"]
 
@@ -79,10 +79,16 @@ def gather_dot(
 ) -> Tensor:
     """``a[ids_a[e]] . b[ids_b[e, j]]`` for ids_a (n,) and ids_b (n,) or (n, m): of the shape of ids_b."""
     left = gather(values_a, crow_a, col_a, ids_a, n_cols)
+    crow_b, col_b = indices(crow_b, col_b, n_cols)
     rows = torch.arange(ids_a.numel(), device=ids_a.device)
     if ids_b.dim() == 2:
         rows = rows.repeat_interleave(ids_b.shape[1], output_size=ids_b.numel())
-    return bag_dot(values_b, crow_b, col_b, ids_b.reshape(-1), rows, left).view(ids_b.shape)
+    # Some rows at a time on a CPU. Not `bag_dot`: on a GPU the order of its additions changes from run to run.
+    ids = ids_b.reshape(-1)
+    step = max(1, PART // max(1, n_cols) if ids.is_cpu else ids.numel())
+    pairs = zip(rows.split(step), ids.split(step), strict=True)
+    products = [(left[a] * gather(values_b, crow_b, col_b, b, n_cols)).sum(-1) for a, b in pairs]
+    return torch.cat(products).view(ids_b.shape)
 
 
 def bag_grad(
