@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,18 @@ def test_a_kernel_that_would_not_share_its_chunks_is_refused():
 
     with pytest.raises(TypeError, match="alone does not begin with share_out"):
         kernel(alone)
+
+
+def test_a_kernel_that_allocates_is_refused():
+    """Without references to count, no thread waits for another one to count them."""
+
+    def allocating(out, n_chunks, chunk):
+        if chunk < 0:
+            return share_out(chunk, n_chunks)
+        out[chunk] = np.ones(3)[1]
+
+    with pytest.raises(numba.TypingError):
+        kernel(allocating)(np.zeros(2), 2)
 
 
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 64])

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsecore.backends.numba.fill import fill
 from sparsecore.backends.numba.index_set import IndexSet, insert, surviving
 from sparsecore.backends.numba.jit import array, kernel, share_out, threads
+from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.overlay import overlay_
 from sparsecore.backends.numba.rewrite import realign_, record_
 from sparsecore.backends.numba.selection import k_largest, k_smallest
@@ -171,9 +172,10 @@ def _append(
     end, (n, cols) = found.end, gradient.shape
     skip = -1 if skip_row is None else skip_row
     counts, finite = np.zeros((2, n_chunks), np.int64)
+    lines = workspace("candidates", n_chunks, cols // 16 + 1, torch.int16).view(np.uint16)
     _candidates(
         gradient, ids, *index.arrays(), skip, gradient.dtype.type(threshold), found.places.view(np.float32),
-        found.scores, end, counts, finite, n_chunks,
+        found.scores, end, counts, finite, lines, n_chunks,
     )  # fmt: skip
     if not finite.all():
         raise FloatingPointError
@@ -236,6 +238,7 @@ def _candidates(
     begin,
     counts,
     finite,
+    lines,
     n_chunks,
     chunk,
 ):
@@ -246,7 +249,9 @@ def _candidates(
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     start = begin + first * cols + 16 * chunk
     end, zero, least, check = start, zeros(gradient), splat(threshold), zeros(gradient)
-    line = np.zeros(cols // 16 + 1, np.uint16)
+    line = lines[chunk]
+    for j in range(cols // 16 + 1):
+        line[j] = 0
     for i in range(first, last):
         r = ids[i]
         free = np.uint16(0) if r == skip else np.uint16(0xFFFF)

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from sparsecore.backends.numba.index_set import IndexSet
 from sparsecore.backends.numba.jit import device_function, kernel, share_out, threads
+from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.simd import at, count, has_avx512, lowest, put
 from sparsecore.ops.explore import Index
 from sparsecore.sampling import BLOCK, GOLDEN, LEVELS, MIX, plan_draw
@@ -45,9 +46,11 @@ def fill(
     n_chunks = threads(rows * cols)
     edges = rows * np.arange(n_chunks + 1) // n_chunks
     before = np.concatenate((np.zeros(1, np.int64), draw.counts.cumsum()))
+    size = BLOCK // 64 + 1 + -(-cols // 64)
+    scratch = workspace("fill", n_chunks, size, torch.int64).view(np.uint64)
     _fill(
         index.pointers, index.columns, words, out.stride // 2, cols, skip, np.uint64(draw.key), free, draw.counts,
-        before, edges, out.pointers, out.columns, n_chunks,
+        before, edges, out.pointers, out.columns, scratch, n_chunks,
     )  # fmt: skip
     out.pointers[rows] = nnz
     return out.index
@@ -55,15 +58,17 @@ def fill(
 
 @kernel
 def _fill(
-    pointers, col, words, stride, cols, skip, key, free, counts, before, edges, new_pointers, new_col, n_chunks, chunk
+    pointers, col, words, stride, cols, skip, key, free, counts, before, edges, new_pointers, new_col, scratch,
+    n_chunks, chunk,
 ):  # fmt: skip
     """Of a bitmap the words themselves are filled, and ``pointers`` are ``new_pointers``."""
     if chunk < 0:
         return share_out(chunk, n_chunks)
     blocks, width = counts.shape[0], (cols + 63) // 64
     first, last = edges[chunk], edges[chunk + 1]
-    drawn = np.zeros(BLOCK // 64 + 1, np.uint64)
-    line = np.zeros(width, np.uint64)
+    for w in range(BLOCK // 64 + 1 + width):
+        scratch[chunk, w] = 0
+    drawn, line = scratch[chunk, : BLOCK // 64 + 1], scratch[chunk, BLOCK // 64 + 1 :]
     rank = (first - (skip < first)) * cols - np.int64(pointers[first])
     block, place = rank // BLOCK, rank % BLOCK
     added = np.int64(0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
+from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -74,7 +75,8 @@ def gather_dot(
             _dot_bitmaps(*tables, left, right, n_cols, lines, target, n)
     else:
         tables = (array(values_a), array(crow_a), array(col_a), array(values_b), array(crow_b), array(col_b))
-        _dot_csr(*tables, array(ids_a), array(ids_b).reshape(-1), each, n_cols, lines, target, n)
+        ids = (array(ids_a), array(ids_b).reshape(-1))
+        _dot_csr(*tables, *ids, each, n_cols, lines, target, workspace("dot", n, n_cols, values_a.dtype), n)
     return out
 
 
@@ -200,12 +202,14 @@ def _dot_shared(
 
 @kernel
 def _dot_csr(
-    values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines, out, n_chunks, chunk
+    values_a, crow_a, col_a, values_b, crow_b, col_b, ids_a, ids_b, each, d, lines, out, scratch, n_chunks, chunk
 ):  # fmt: skip
     if chunk < 0:
         return share_out(chunk, n_chunks)
     n = ids_a.shape[0]
-    row = np.zeros(d, values_a.dtype)
+    row = scratch[chunk]
+    for j in range(d):
+        row[j] = 0
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     for e in range(first, last):
         if e + INDEX_AHEAD < last:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.index_set import IndexSet, chunk_edges
 from sparsecore.backends.numba.jit import kernel, share_out, threads
+from sparsecore.backends.numba.memory import TYPES, workspace
 from sparsecore.backends.numba.simd import (
     add,
     at,
@@ -63,12 +64,13 @@ def _move(tensors: tuple[np.ndarray, ...], fresh: list[float], source: IndexSet,
     left = np.minimum(np.maximum(begin - first, 0), last - first)
     right = np.minimum(np.maximum(last - end, 0), last - first)
     ends = (left + right).cumsum()
-    aside = np.empty((len(tensors), ends[-1]), dtype)
+    aside, height = np.empty((len(tensors), ends[-1]), dtype), max(1, _TILE // cols)
     kept = np.zeros(n_chunks, np.int64)
     _realign(
         tensors, np.repeat(np.array(fresh, dtype), 16), source.pointers, source.columns, source.masks, target.pointers,
-        target.columns, target.masks, source.stride, cols, max(1, _TILE // cols), edges, begin, end, left,
-        ends - right - left, aside, kept, n_chunks,
+        target.columns, target.masks, source.stride, cols, height, edges, begin, end, left,
+        ends - right - left, aside, kept, workspace("rewritten", n_chunks, height * cols + 16, TYPES[dtype]),
+        workspace("origins", n_chunks, height * cols, torch.int32), n_chunks,
     )  # fmt: skip
     for chunk in range(n_chunks):
         middle = ends[chunk] - right[chunk]
@@ -92,13 +94,12 @@ def record_(history: Tensor, tensors: Index, shape: tuple[int, int]) -> int:
 @kernel
 def _realign(
     tensors, fresh, pointers, col, masks, new_pointers, new_col, new_masks, stride, cols, height, edges, begin, end,
-    left, aside_at, aside, kept, n_chunks, chunk,
+    left, aside_at, aside, kept, buffers, origins, n_chunks, chunk,
 ):  # fmt: skip
     if chunk < 0:
         return share_out(chunk, n_chunks)
     first, last, lower, upper = edges[chunk], edges[chunk + 1], begin[chunk], end[chunk]
-    buffer = np.empty(height * cols + 16, fresh.dtype)
-    origin = np.empty(height * cols, np.int32)  # of every number of a range: where it was, or -1
+    buffer, origin = buffers[chunk], origins[chunk]  # of every number of a range: where it was, or -1
     start = np.int64(new_pointers[first])
     aside_left = aside_at[chunk]
     aside_right = aside_left + left[chunk]

@@ -1,6 +1,6 @@
 """Adam on the rows that a batch looked up, straight from their gradients: no gradient of the values is made.
 
-One parallel region: every thread takes the rows with its remainder, sorts their entries, and then sums and updates
+One parallel region: every thread takes its share of the rows, sorts their entries, and then sums and updates
 row after row. Rows are computed by themselves and entries in their order, so results do not depend on the number
 of threads, and are those of `scatter.touched_spans` and `optimizer.adam_` to the bit.
 """
@@ -8,6 +8,7 @@ of threads, and are those of `scatter.touched_spans` and `optimizer.adam_` to th
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba.extending import overload
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD
 __all__ = ["adam_rows_"]
 
 _NONE = np.zeros(1, np.int64)
+_SCATTERED = (
+    0x9E3779B1  # times a row, bits 16 to 31: a number that shares rows out evenly, whatever their order
+)
 _ROWS = 1024  # whose sums stand in scratch at a time: of 64 numbers at density 0.5, 128 KiB
 
 
@@ -54,10 +58,12 @@ def adam_rows_(
         bags, scales, weighted = array(sources), array(weights), 1
     columns = masks_of(index) if col is None else array(col)
     rest = (entries, bags, scales, weighted, summands, flat(values), flat(exp_avg), flat(exp_avg_sq), *parts)
-    sort = (entries.shape[0].bit_length(), *digits_of(crow.shape[0] - 1))
-    n = threads(grad.numel())
-    scratch = workspace("rows", n, _ROWS * summands.shape[1] + LANES, grad.dtype)
-    _adam_rows(index, columns, *rest, scratch, *sort, n)
+    entered, n = entries.shape[0], threads(grad.numel())
+    passes, digits = digits_of(crow.shape[0] - 1)
+    sums = workspace("row sums", n, _ROWS * summands.shape[1] + LANES, grad.dtype)
+    scaled = workspace("row weights", n, entered * weighted + 1, grad.dtype)
+    lists = workspace("row lists", n, 7 * entered + 2 + (1 << digits), torch.int64)
+    _adam_rows(index, columns, *rest, sums, scaled, lists, entered.bit_length(), passes, digits, n)
 
 
 def row_begin(index, row):
@@ -105,34 +111,35 @@ def _sum_row(index, columns, row, source, weights, step, begin, end, grad, d, ou
 @kernel
 def _adam_rows(
     index, columns, ids, bags, scales, weighted, grad, values, exp_avg, exp_avg_sq,
-    counts, first, second, constants, scratch, shift, passes, digits, n_chunks, chunk,
+    counts, first, second, constants, sums, scaled, lists, shift, passes, digits, n_chunks, chunk,
 ):  # fmt: skip
     if chunk < 0:
         return share_out(chunk, n_chunks)
     d, line = grad.shape[1], LINE // grad.itemsize
     lines = min(MOST_LINES, -(-d // line))
     c = splats(constants)
-    keys, spare = np.empty(ids.shape[0], np.int64), np.empty(ids.shape[0], np.int64)
+    entered, own = ids.shape[0], lists[chunk]
+    keys, spare, digit_counts = own[:entered], own[entered : 2 * entered], own[7 * entered + 2 :]
     n = 0
-    for e in range(ids.shape[0]):
+    for e in range(entered):
         row = np.int64(at(ids, e))
-        if n_chunks == 1 or row % n_chunks == chunk:
-            put(keys, n, (row << shift) | e)
-            ask_for_row(index, row)
-            n += 1
-    keys, spare = sort_keys(keys, spare, n, shift, passes, digits)
-    source, weights = np.empty(n, np.int32), np.empty(n * weighted + 1, grad.dtype)
+        put(keys, n, (row << shift) | e)
+        # No branch: it would be foreseen half the time.
+        n += ((row * _SCATTERED >> 16 & 0xFFFF) * n_chunks >> 16) == chunk
+        ask_for_row(index, at(keys, max(n - 1, 0)) >> shift)
+    keys = sort_keys(keys, spare, digit_counts, n, shift, passes, digits)
+    rows, begins, source = own[2 * entered : 3 * entered], own[3 * entered : 4 * entered], own[4 * entered :]
+    starts, places = own[5 * entered : 6 * entered + 1], own[6 * entered + 1 : 7 * entered + 2]
+    weights, sums = scaled[chunk], sums[chunk]
     weights[0] = 1
-    rows, begins = np.empty(n, np.int64), np.empty(n, np.int64)
-    starts, places = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
     found, total, before = 0, 0, np.int64(-1)
     for e in range(n):
         row, entry = at(keys, e) >> shift, at(keys, e) & ((1 << shift) - 1)
         if weighted:
-            put(source, e, np.int32(at(bags, entry)))
+            put(source, e, np.int64(at(bags, entry)))
             put(weights, e, at(scales, entry))
         else:
-            put(source, e, np.int32(entry))
+            put(source, e, entry)
         if row != before:
             before = row
             put(rows, found, row)
@@ -145,12 +152,11 @@ def _adam_rows(
     put(starts, found, n)
     put(places, found, total)
     # Sums of a part of the rows, then their updates: in turns, an update would wait for its row's sums.
-    sums = scratch[chunk]
     for top in range(0, found, _ROWS):
         bottom, base = min(top + _ROWS, found), at(places, top)
         for u in range(top, bottom):
             if u + VALUES_AHEAD < found:
-                prefetch_lines(grad, np.int64(at(source, at(starts, u + VALUES_AHEAD))) * d, lines)
+                prefetch_lines(grad, at(source, at(starts, u + VALUES_AHEAD)) * d, lines)
             row, o, begin, end = at(rows, u), at(places, u) - base, at(starts, u), at(starts, u + 1)
             sum_row(index, columns, row, source, weights, weighted, begin, end, grad, d, sums, o)
         for u in range(top, bottom):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
+from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.simd import (
     at,
     bits,
@@ -46,6 +47,7 @@ _ROWS, _NONZEROS = 1024, 8192  # of the table, whose columns are spread out at a
 _FEW = 2  # queries from a bitmap: for so few, expanded rows are faster than lanes that stay empty
 _AHEAD = 1024  # values that are asked for early: without it, one query takes three times as long
 _PANEL_BYTES = 1 << 15  # of 128 queries, to stay in the nearest cache; wider ones are taken by 64
+_NO_ROW = np.iinfo(np.int64).max  # behind every other in the order of equal scores
 _HEAP_BYTES = 1 << 22  # of the queries that one pass over the table serves
 
 
@@ -74,8 +76,9 @@ def score_topk(
         padded = queries.new_zeros(n, -(-n_cols // 16) * 16)
         padded[:, :n_cols] = queries
         found = np.empty((n_chunks, n, kept), padded.numpy().dtype), np.empty((n_chunks, n, kept), np.int64)
-        _scan_few(array(padded), array(values), index, columns, *seen, n_cols, *found, n_chunks)
-        _merge(*found, 0, scores.numpy(), ids.numpy(), 1)
+        scratch = _heaps(n_chunks, n, kept, 256 + 16, padded.dtype)
+        _scan_few(array(padded), array(values), index, columns, *seen, n_cols, *scratch, *found, n_chunks)
+        _merge(*found, 0, _nexts(1, n_chunks), scores.numpy(), ids.numpy(), 1)
         return scores, ids
     step = max(1, _HEAP_BYTES // (lanes * max(kept, 1) * (item + 8))) * lanes
     for begin in range(0, n, step):
@@ -87,15 +90,37 @@ def score_topk(
         # Panels are shared out where that comes out even: heaps of half the rows let twice as many in.
         parts = n_chunks // math.gcd(n_chunks, panels)
         found = np.empty((parts, size, kept), panel.dtype), np.empty((parts, size, kept), np.int64)
+        served = panels // (n_chunks // parts) * lanes
+        offsets = workspace("offsets", n_chunks, _NONZEROS + 2 * n_cols + 32, torch.int32)
         _scan(
-            panel.reshape(-1), tuple(range(0, lanes, 16)), array(values), index, columns, *seen, begin, n_cols, *found,
-            n_chunks,
+            panel.reshape(-1), tuple(range(0, lanes, 16)), array(values), index, columns, *seen, begin, n_cols,
+            *_heaps(n_chunks, served, kept, lanes, padded.dtype), offsets, *found, n_chunks,
         )  # fmt: skip
-        _merge(*found, begin, scores.numpy(), ids.numpy(), n_chunks if size > n_chunks else 1)
+        chunks = n_chunks if size > n_chunks else 1
+        _merge(*found, begin, _nexts(chunks, parts), scores.numpy(), ids.numpy(), chunks)
     return scores, ids
 
 
+def _heaps(n_chunks: int, n: int, k: int, more: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Scratch for a chunk's heaps: scores, the worst of each and ``more`` numbers; ids."""
+    scores = workspace("heap scores", n_chunks, n * (k + 1) + more, dtype)
+    return scores, workspace("heap ids", n_chunks, n * k, torch.int64)
+
+
+def _nexts(n_chunks: int, parts: int) -> np.ndarray:
+    return workspace("nexts", n_chunks, parts, torch.int64)
+
+
 # ---------------------------------------------------------------- heaps of the k best, the worst of them first
+
+
+@device_function
+def _begin_heaps(scores, rows, worst):
+    for i in range(scores.shape[0]):
+        put(scores, i, scores.dtype.type(-np.inf))
+        put(rows, i, np.int64(_NO_ROW))
+    for query in range(worst.shape[0]):
+        put(worst, query, worst.dtype.type(-np.inf))
 
 
 @device_function
@@ -166,7 +191,8 @@ def _first_row(crow, words, n_chunks, chunk):
 
 @kernel
 def _scan(
-    panel, places, values, crow, col, seen_crow, seen_col, begin, d, found_scores, found_rows, n_chunks, chunk
+    panel, places, values, crow, col, seen_crow, seen_col, begin, d, heap_scores, heap_ids, offsets, found_scores,
+    found_rows, n_chunks, chunk,
 ):  # fmt: skip
     """The best of each chunk of rows, best first."""
     if chunk < 0:
@@ -177,15 +203,18 @@ def _scan(
     n_panels = panel.size // (d * lanes) // n_groups
     part, skipped = chunk % n_parts, chunk // n_parts * n_panels * lanes  # queries of the groups before
     here = min(n - skipped, n_panels * lanes)
-    scores = np.full(n_panels * lanes * k, -np.inf, panel.dtype)
-    rows = np.full(n_panels * lanes * k, np.iinfo(np.int64).max)
-    worst = np.full(n_panels * lanes, np.inf, panel.dtype)  # lanes without a query let nothing in
-    worst[:here] = -np.inf
-    row_scores = np.empty(lanes, panel.dtype)
-    offsets = np.empty(_NONZEROS + d + 16, np.int32)
+    held, end = n_panels * lanes * k, n_panels * lanes * (k + 1)
+    scores, rows = heap_scores[chunk, :held], heap_ids[chunk, :held]
+    worst, row_scores = heap_scores[chunk, held:end], heap_scores[chunk, end:]
+    _begin_heaps(scores, rows, worst)
+    for query in range(here, n_panels * lanes):
+        put(worst, query, panel.dtype.type(np.inf))  # lanes without a query let nothing in
+    offsets = offsets[chunk]
+    starts = offsets[_NONZEROS + d + 16 :]
+    for c in range((d + 15) // 16 * 16):
+        put(starts, c, np.int32(c * lanes))
     # Numbers of columns move as the bits of floats.
-    as_floats = offsets.view(np.float32)
-    starts = (np.arange((d + 15) // 16 * 16) * lanes).astype(np.int32).view(np.float32)
+    as_floats, starts = offsets.view(np.float32), starts.view(np.float32)
     row, last_row = _first_row(crow, words, n_parts, part), _first_row(crow, words, n_parts, part + 1)
     while row < last_row:
         # Columns of the next rows, as places in a panel.
@@ -246,7 +275,8 @@ def _scan(
 
 @kernel
 def _scan_few(
-    queries, values, crow, masks, seen_crow, seen_col, d, found_scores, found_rows, n_chunks, chunk
+    queries, values, crow, masks, seen_crow, seen_col, d, heap_scores, heap_ids, found_scores, found_rows,
+    n_chunks, chunk,
 ):  # fmt: skip
     """For one or two queries and a bitmap: lanes are columns, and the sums of 16 rows at a time."""
     if chunk < 0:
@@ -254,9 +284,12 @@ def _scan_few(
     n, k = found_scores.shape[1:]
     words, width = crow.shape[1], queries.shape[1]
     zero = zeros(queries)
-    scores, rows = np.full(n * k, -np.inf, queries.dtype), np.full(n * k, np.iinfo(np.int64).max)
-    worst = np.full(n, -np.inf, queries.dtype)
-    sums, row_scores = np.zeros(256, queries.dtype), np.empty(16, queries.dtype)
+    scores, rows = heap_scores[chunk, : n * k], heap_ids[chunk, : n * k]
+    worst, sums = heap_scores[chunk, n * k : n * (k + 1)], heap_scores[chunk, n * (k + 1) :]
+    _begin_heaps(scores, rows, worst)
+    for i in range(256):
+        put(sums, i, queries.dtype.type(0))
+    row_scores = sums[256:]
     last_row = _first_row(crow, words, n_chunks, chunk + 1)
     for first in range(_first_row(crow, words, n_chunks, chunk), last_row, 16):
         height = min(16, last_row - first)
@@ -293,15 +326,16 @@ def _scan_few(
 
 
 @kernel
-def _merge(found_scores, found_rows, begin, scores, rows, n_chunks, chunk):
+def _merge(found_scores, found_rows, begin, scratch, scores, rows, n_chunks, chunk):
     """The best of all chunks."""
     if chunk < 0:
         return share_out(chunk, n_chunks)
     parts, n, kept = found_scores.shape
     k = scores.shape[1]
-    nexts = np.empty(parts, np.int64)
+    nexts = scratch[chunk]
     for query in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-        nexts[:] = 0
+        for part in range(parts):
+            nexts[part] = 0
         for j in range(k):
             score, r, best = scores.dtype.type(-np.inf), np.int64(-1), -1
             for part in range(parts):
