@@ -40,17 +40,14 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
-# 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 4, whose limits hold for processors that were not measured. Those of
-# Zen 5, where panels are faster than MKL, are from when MKL did what blockwise does.
-_BLOCKWISE = {"spmm": 128, "spmm_t": 128 if ZEN_5 else 32, "sddmm": 128}
+# 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 5 and on Zen 4, whose limits hold for processors that were not measured.
+_BLOCKWISE = {"spmm": 128, "spmm_t": 32, "sddmm": 128}
 _DENSE = {
-    "Zen 5": {"spmm": (1.1, 1.1), "spmm_t": (1.1, 0.75), "sddmm": (1.1, 1.1)},
+    "Zen 5": {"spmm": (0.9, 0.9), "spmm_t": (0.85, 0.5), "sddmm": (1.1, 0.9)},
     "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
     "portable": {"spmm": (0.6, 0.35), "spmm_t": (0.5, 0.3), "sddmm": (0.55, 0.32)},
 }
-# Batch from which ``spmm_t`` turns W, in blocks and value by value: Zen 4 stores half a vector a cycle, Zen 5 a whole
-# one.
-_TURN = (512, 512) if ZEN_5 else (33, 128)
+_TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:

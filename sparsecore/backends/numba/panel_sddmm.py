@@ -25,7 +25,7 @@ from sparsecore.backends.numba.panels import (
     split_rows,
     width_of,
 )
-from sparsecore.backends.numba.simd import add, at, hidden
+from sparsecore.backends.numba.simd import add, at, hidden, prefetch
 
 
 def sddmm(crow, col, dy, x, out, n_chunks):
@@ -57,20 +57,27 @@ def _sddmm(crow, col, dy, panels, cols, block, height, tiles, locals_, segments,
         for p in range(0, batch, 128):
             lanes = lanes_of(batch - p)
             tile_of(dy, p, first, last, tile, lanes)
+            again = more or p > 0
             for b in range(blocks):
                 base = p * cols + b * block * lanes
                 for i in range(n):
                     k0 = np.intp(at(segment, b * height + i))
                     k1 = np.intp(at(segment, (b + 1) * height + i))
                     t = i * lanes
+                    if (
+                        again and i + 1 < n
+                    ):  # the next row's sums: the processor would not foresee where they lie
+                        ahead = np.intp(at(segment, (b + 1) * height + i + 1))
+                        for k in range(np.intp(at(segment, b * height + i + 1)), ahead, 16):
+                            prefetch(out, start + k)
                     if lanes == 128:
-                        _dots(_EIGHT, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                        _dots(_EIGHT, tile, t, local, k0, k1, panels, base, out, start, again)
                     elif lanes == 64:
-                        _dots(_FOUR, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                        _dots(_FOUR, tile, t, local, k0, k1, panels, base, out, start, again)
                     elif lanes == 32:
-                        _dots(_TWO, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                        _dots(_TWO, tile, t, local, k0, k1, panels, base, out, start, again)
                     else:
-                        _dots(_ONE, tile, t, local, k0, k1, panels, base, out, start, more or p > 0)
+                        _dots(_ONE, tile, t, local, k0, k1, panels, base, out, start, again)
 
 
 _ONE, _TWO, _FOUR, _EIGHT = (0,), (0,) * 2, (0,) * 4, (0,) * 8  # vectors of a panel row

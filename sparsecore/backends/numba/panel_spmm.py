@@ -28,6 +28,9 @@ from sparsecore.backends.numba.simd import at, transpose_part
 
 _HEIGHT = 128  # rows of W that are decoded at a time
 WIDE = 4096  # columns of a W that is wide: a panel does not stay in the second-level cache
+ROWS_AHEAD = (
+    2  # whose values in a block of a wide W are asked for: a whole range of rows would not stay there either
+)
 _LOCAL = 1 << 22  # ... fewer where a row is so long that their columns would take more positions than this
 
 
@@ -70,7 +73,7 @@ def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segmen
         last = min(first + height, end)
         n = last - first
         localise(crow, col, first, last, cols, block, height, local, segment)
-        start, ahead = pointer(crow, first), pointer(crow, last)
+        start, ahead, wide = pointer(crow, first), pointer(crow, last), cols > WIDE
         for p in range(0, batch, 128):
             lanes = lanes_of(batch - p)
             for b in range(blocks):
@@ -81,6 +84,8 @@ def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segmen
                         np.intp(at(segment, (b + 1) * height + i)),
                     )
                     t = i * lanes
+                    if wide:
+                        ahead = start + np.intp(at(segment, b * height + min(i + ROWS_AHEAD, n - 1))) - k0
                     if lanes == 128:
                         row_of_128(values, start, ahead, local, k0, k1, panels, base, zero, tile, t, b > 0)
                     elif lanes == 64:

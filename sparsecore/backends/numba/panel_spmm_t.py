@@ -13,7 +13,7 @@ import torch
 
 from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
-from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, block_of
+from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, ROWS_AHEAD, WIDE, block_of
 from sparsecore.backends.numba.panels import (
     index_space,
     lanes_of,
@@ -56,7 +56,7 @@ def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments
         last = min(first + height, end)
         n = last - first
         localise(crow, col, first, last, cols, block, height, local, segment)
-        start, ahead = pointer(crow, first), pointer(crow, last)
+        start, ahead, wide = pointer(crow, first), pointer(crow, last), cols > WIDE
         for p in range(0, batch, 128):
             lanes = lanes_of(batch - p)
             tile_of(dy, p, first, last, tile, lanes)
@@ -68,6 +68,8 @@ def _spmm_t(values, crow, col, dy, cols, block, height, tiles, locals_, segments
                         np.intp(at(segment, (b + 1) * height + i)),
                     )
                     t = i * lanes
+                    if wide:
+                        ahead = start + np.intp(at(segment, b * height + min(i + ROWS_AHEAD, n - 1))) - k0
                     if lanes == 128:
                         _add_128(values, start, ahead, local, k0, k1, tile, t, total, base)
                     elif lanes == 64:
