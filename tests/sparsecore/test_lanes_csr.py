@@ -105,13 +105,19 @@ NNZ, ROWS = 8000, 40
         (2, False, {"_LEAST_WORK": (4 * NNZ + 40, 0)}, False),
         (2, False, {"_LEAST_WORK": (4 * NNZ + 39, 0)}, True),
         (2, False, {"_MOST_NONZEROS": NNZ - 1}, False),
-        (2, True, {"_SMALL": NNZ - 1}, False),
+        (2, True, {"_SMALL": NNZ - 1}, True),
+        (48, True, {"_SMALL": 0}, True),
+        (49, True, {"_SMALL": 0}, False),
+        (2, True, {"_SMALL": 0, "_MOST_NONZEROS": NNZ - 1}, False),
+        (2, True, {"_SMALL": 0, "_LONG_ROW": 201}, False),
+        (4, True, {"_SMALL": 0, "_WIDE": 399}, True),
+        (5, True, {"_SMALL": 0, "_WIDE": 399}, False),
+        (20, True, {"_SMALL": 0, "_MOST_NUMBERS": 799}, False),
         (20, False, {"_MOST_NUMBERS": 799}, False),
         (17, False, {"_MOST_NONZEROS": 0}, True),
         (48, False, {"_MOST_NONZEROS": 0}, True),
         (16, False, {"_MOST_NONZEROS": 0}, False),
         (49, False, {"_MOST_NONZEROS": 0}, False),
-        (17, True, {"_SMALL": 0}, False),
         (17, False, {"_MOST_NONZEROS": 0, "_LONG_ROW": 201}, False),
     ],
 )
@@ -126,28 +132,36 @@ def test_where_it_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("examples", "wide_vectors", "changed", "taken"),
+    ("examples", "wide_vectors", "changed", "taken"),  # spmm_t, sddmm
     [
-        (1, False, {}, False),
-        (2, True, {}, True),
-        (48, True, {}, True),
-        (49, False, {}, False),
-        (48, False, {"_MOST_EXAMPLES": 47}, False),
-        (2, False, {"_LEAST_WORK": (0, 4 * NNZ + ROWS)}, False),
-        (2, True, {"_SMALL": NNZ - 1}, False),
-        (8, False, {"_SMALL": NNZ - 1}, True),
-        (9, False, {"_SMALL": NNZ - 1}, False),
-        (9, False, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, True),
+        (1, False, {}, (False, False)),
+        (2, True, {}, (True, True)),
+        (48, True, {}, (True, True)),
+        (49, False, {}, (False, False)),
+        (48, False, {"_MOST_EXAMPLES": 47}, (False, False)),
+        (2, False, {"_LEAST_WORK": (0, 4 * NNZ + ROWS)}, (False, False)),
+        (8, True, {"_SMALL": NNZ - 1}, (True, True)),
+        (9, True, {"_SMALL": NNZ - 1}, (False, False)),
+        (16, True, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (False, True)),
+        (17, True, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (False, False)),
+        (8, False, {"_SMALL": NNZ - 1}, (True, True)),
+        (9, False, {"_SMALL": NNZ - 1}, (False, False)),
+        (9, False, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (True, True)),
     ],
 )
 def test_where_gradients_are_taken(
-    examples: int, wide_vectors: bool, changed: dict[str, Any], taken: bool, monkeypatch: pytest.MonkeyPatch
+    examples: int,
+    wide_vectors: bool,
+    changed: dict[str, Any],
+    taken: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lanes_csr, "has_expand", lambda: wide_vectors)
     for name, limit in changed.items():
         monkeypatch.setattr(lanes_csr, name, limit)
     for dtype in DTYPES:
-        assert lanes_csr.suits_gradient(examples, NNZ, (ROWS, 2000), dtype) is taken
+        for operation, expected in zip(("spmm_t", "sddmm"), taken, strict=True):
+            assert lanes_csr.suits_gradient(operation, examples, NNZ, (ROWS, 2000), dtype) is expected
 
 
 def test_scratch_of_all_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +169,8 @@ def test_scratch_of_all_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     for dtype, width in ((torch.float32, 1 << 14), (torch.float64, 1 << 13)):
         assert lanes_csr.suits(2, NNZ, (ROWS, width), dtype)
         assert not lanes_csr.suits(2, NNZ, (ROWS, width + 1), dtype)
-        assert lanes_csr.suits_gradient(2, NNZ, (ROWS, width // 3), dtype)
-        assert not lanes_csr.suits_gradient(2, NNZ, (ROWS, width // 3 + 1), dtype)
+        assert lanes_csr.suits_gradient("sddmm", 2, NNZ, (ROWS, width // 3), dtype)
+        assert not lanes_csr.suits_gradient("sddmm", 2, NNZ, (ROWS, width // 3 + 1), dtype)
 
 
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])

@@ -5,9 +5,9 @@ time. Operands are handed over by address, as in `one_csr`: where a weight is sm
 numpy arrays of them. Each thread packs the activations for itself; results of ``spmm_t`` alone depend on the number of
 threads.
 
-Limits were chosen on Zen 3, without AVX-512, from batches of 2 to 256 with weights from 16 x 16 to 20000 x 600: where
-this was faster than what `linear` chooses otherwise. With AVX-512 nothing was measured: there, only weights that are so
-small that a call takes longest but for its arithmetic.
+Limits were chosen where this was faster than what `linear` chooses otherwise: without AVX-512 on Zen 3, from batches of
+2 to 256 with weights from 16 x 16 to 20000 x 600; with it on Zen 5, from batches of 2 to 96 with weights from 256 x 256
+to 20000 x 600 and 600 x 20000.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
-from sparsecore.backends.numba.jit import device_function, kernel, operand, serial_kernel, share_out
+from sparsecore.backends.numba.jit import device_function, kernel, operand, share_out
 from sparsecore.backends.numba.lanes_rows import add_row, dots_of_row, spread_row
 from sparsecore.backends.numba.memory import MOST_KEPT, result_of, scratch_tensor
 from sparsecore.encoding import has_expand
@@ -32,6 +32,11 @@ _MOST_NUMBERS = 1 << 18  # of a result that is written 16 examples at a time
 # Panels of 32 and 64 examples are hardly filled; and a row (and a column) has enough nonzeros to be worth its vectors.
 _HARDLY_FILLED, _LONG_ROW = (17, 48), 8
 _FEW = 8  # examples whose gradients are computed so however few a row has
+_MOST_DOTS = 16  # examples of ``sddmm`` with AVX-512, where rows are long
+_WIDE, _FEW_WIDE = (
+    4096,
+    4,
+)  # inputs whose packed activations leave the nearest caches, and examples that are few then
 _ROWS = 16  # whose sums are written together
 _PACKED = 64  # columns that are packed at a time, into a few pages that stay in the cache
 _EXAMPLES = {w: (np.int8(0),) * w for w in (4, 8, 16)}
@@ -47,13 +52,18 @@ def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> b
         or not _fits(shape[1], dtype)
     ):
         return False
-    if nnz <= (_SMALL if has_expand() else _MOST_NONZEROS):
+    if has_expand() and nnz > _SMALL:
+        fits = nnz <= _MOST_NONZEROS and (shape[1] <= _WIDE or batch <= _FEW_WIDE)
+        return (
+            fits and batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows and batch * rows <= _MOST_NUMBERS
+        )
+    if nnz <= _MOST_NONZEROS:
         return batch * rows <= _MOST_NUMBERS
-    return not has_expand() and _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows
+    return _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows
 
 
-def suits_gradient(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Whether this is the way to ``spmm_t`` and ``sddmm``."""
+def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether this is the way to ``spmm_t`` or ``sddmm``."""
     most = min(_MOST_EXAMPLES, _HARDLY_FILLED[1])
     if (
         not 2 <= batch <= most
@@ -61,9 +71,10 @@ def suits_gradient(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dt
         or not _fits(3 * shape[1], dtype)
     ):
         return False
-    if has_expand() or nnz <= _SMALL:
-        return nnz <= _SMALL
-    return batch <= _FEW or nnz >= _LONG_ROW * max(shape)
+    if batch <= _FEW or nnz <= _SMALL:
+        return True
+    most = most if not has_expand() else _MOST_DOTS if operation == "sddmm" else 0
+    return batch <= most and nnz >= _LONG_ROW * max(shape)
 
 
 def _fits(columns: int, dtype: torch.dtype) -> bool:
@@ -102,7 +113,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int, n
     scratch = scratch_tensor("lanes", n_chunks * size, dy.dtype)
     data = (values.data_ptr(), zero, dy.data_ptr(), scratch.data_ptr(), size)
     _spread(index, kind, columns, column, *data, batch, rows, n_cols, examples, n_chunks)
-    _add_up(scratch.data_ptr(), zero, size, w, batch, n_cols, n_chunks, dx.data_ptr())
+    _add_up(scratch.data_ptr(), zero, size, w, batch, n_cols, n_chunks, dx.data_ptr(), n_chunks)
     return dx
 
 
@@ -240,17 +251,20 @@ def _spread(
                 begin = end
 
 
-@serial_kernel
-def _add_up(scratch, zero, size, w, batch, cols, n_chunks, dx):
+@kernel
+def _add_up(scratch, zero, size, w, batch, cols, parts, dx, n_chunks, chunk):
     """Add the chunks' sums up, in their order, and unpack them."""
-    for begin in range(0, cols, _PACKED):
-        end = min(begin + _PACKED, cols)
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
+    first, last = cols * chunk // n_chunks, cols * (chunk + 1) // n_chunks
+    for begin in range(first, last, _PACKED):
+        end = min(begin + _PACKED, last)
         for e in range(batch):
             source = _ROWS * w + e // w * w * cols + e % w
             for j in range(begin, end):
                 total = peek(scratch, source + w * j, zero)
-                for chunk in range(1, n_chunks):
-                    total += peek(scratch, chunk * size + source + w * j, zero)
+                for part in range(1, parts):
+                    total += peek(scratch, part * size + source + w * j, zero)
                 poke(dx, e * cols + j, total)
 
 

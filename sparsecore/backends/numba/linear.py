@@ -72,7 +72,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     (batch, rows), nnz = dy.shape, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype, device="cpu")
-    if col is not None and lanes_csr.suits_gradient(batch, nnz, (rows, n_cols), dy.dtype):
+    if col is not None and lanes_csr.suits_gradient("spmm_t", batch, nnz, (rows, n_cols), dy.dtype):
         return lanes_csr.spmm_t(values, crow, col, dy, n_cols, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
@@ -88,7 +88,7 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     (batch, cols), rows = x.shape, dy.shape[1]
     if not batch or not nnz:
         return torch.zeros(nnz, dtype=x.dtype, device="cpu")
-    if col is not None and lanes_csr.suits_gradient(batch, nnz, (rows, cols), x.dtype):
+    if col is not None and lanes_csr.suits_gradient("sddmm", batch, nnz, (rows, cols), x.dtype):
         return lanes_csr.sddmm(crow, col, dy, x, nnz, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.sddmm(crow, col, dy, x, nnz)

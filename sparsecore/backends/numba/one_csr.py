@@ -2,7 +2,7 @@
 
 A small call takes less time than one whose operands become numpy arrays first, and the plain loop, which the compiler
 vectorises, is as fast as `few_spmm`'s vectors where these are 8 wide and rows are long. Results do not depend on the
-number of threads. Limits were chosen on Zen 3, without AVX-512.
+number of threads. Limits were chosen on Zen 3, without AVX-512, and on Zen 5.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sparsecore.encoding import has_expand
 
 __all__ = ["spmm", "suits"]
 
-_MOST_NONZEROS = 65536  # up to here what surrounds the loop counts most
-# Nonzeros of a row, on average, from which the loop is no slower than vectors without AVX-512; rows of 60 are slower.
+_MOST_NONZEROS = (1 << 16, 1 << 17)  # up to here what surrounds the loop counts most; with AVX-512
+# Nonzeros of a row, on average, from which the loop is no slower than vectors; rows of 60 are slower without AVX-512.
 _LONG_ROW = 80
 _FLOATING = (torch.float32, torch.float64)
 
@@ -28,7 +28,7 @@ def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
     """Whether this is the way to a product of so many examples with a weight in CSR."""
     if batch != 1 or dtype not in _FLOATING:
         return False
-    return nnz <= _MOST_NONZEROS or (nnz >= _LONG_ROW * rows and not has_expand())
+    return nnz <= _MOST_NONZEROS[has_expand()] or nnz >= _LONG_ROW * rows
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) -> Tensor:
