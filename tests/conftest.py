@@ -36,9 +36,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call is large enough for numba's vector kernels: tests are small, and would run the small kernels alone."""
-    for limit in ("small._MOST_NUMBERS", "small._MOST_WORK"):
+    for limit in ("small._MOST_NUMBERS", "small._MOST_WORK", "one_csr._MOST_NONZEROS"):
         monkeypatch.setattr(f"sparsecore.backends.numba.{limit}", -1)
-    monkeypatch.setattr("sparsecore.backends.numba.one_csr._MOST_NONZEROS", (-1, -1))
     monkeypatch.setattr("sparsecore.backends.numba.one_csr._LONG_ROW", 1 << 40)
     monkeypatch.setattr("sparsecore.backends.numba.lanes_csr._MOST_EXAMPLES", -1)
 

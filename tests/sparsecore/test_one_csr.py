@@ -62,21 +62,18 @@ def test_infinity_where_nothing_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "dtype", "wide_vectors", "most", "long", "taken"),
+    ("examples", "dtype", "most", "long", "taken"),
     [
-        (1, torch.float32, True, 0, 0, True),
-        (1, torch.float64, True, 0, 0, True),
-        (2, torch.float32, True, 0, 0, False),
-        (1, torch.float32, True, -1, 0, True),
-        (1, torch.float32, True, -1, 1, False),
-        (1, torch.float32, False, -1, 0, True),
-        (1, torch.float32, False, -1, 1, False),
+        (1, torch.float32, 0, 0, True),
+        (1, torch.float64, 0, 0, True),
+        (2, torch.float32, 0, 0, False),
+        (1, torch.float32, -1, 0, True),
+        (1, torch.float32, -1, 1, False),
     ],
 )
 def test_where_it_is_taken(
     examples: int,
     dtype: torch.dtype,
-    wide_vectors: bool,
     most: int,
     long: int,
     taken: bool,
@@ -87,9 +84,7 @@ def test_where_it_is_taken(
     run = one_csr.spmm
     monkeypatch.setattr(one_csr, "spmm", lambda *args: (used.append(1), run(*args))[1])
     pattern = Pattern.random((30, 400), 0.5, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(one_csr, "has_expand", lambda: wide_vectors)
-    limits = (pattern.nnz + most, -1) if not wide_vectors else (-1, pattern.nnz + most)
-    monkeypatch.setattr(one_csr, "_MOST_NONZEROS", limits)
+    monkeypatch.setattr(one_csr, "_MOST_NONZEROS", pattern.nnz + most)
     monkeypatch.setattr(one_csr, "_LONG_ROW", pattern.nnz // 30 + long)
     values = values_for(pattern, dtype=dtype)
     x = torch.randn(examples, 400, generator=torch.Generator().manual_seed(0), dtype=dtype)

@@ -14,11 +14,10 @@ from torch import Tensor
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
 from sparsecore.backends.numba.jit import kernel, operand, share_out
 from sparsecore.backends.numba.memory import result_of
-from sparsecore.encoding import has_expand
 
 __all__ = ["spmm", "suits"]
 
-_MOST_NONZEROS = (1 << 16, 1 << 17)  # up to here what surrounds the loop counts most; with AVX-512
+_MOST_NONZEROS = 65536  # up to here what surrounds the loop counts most
 # Nonzeros of a row, on average, from which the loop is no slower than vectors; rows of 60 are slower without AVX-512.
 _LONG_ROW = 80
 _FLOATING = (torch.float32, torch.float64)
@@ -28,7 +27,7 @@ def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
     """Whether this is the way to a product of so many examples with a weight in CSR."""
     if batch != 1 or dtype not in _FLOATING:
         return False
-    return nnz <= _MOST_NONZEROS[has_expand()] or nnz >= _LONG_ROW * rows
+    return nnz <= _MOST_NONZEROS or nnz >= _LONG_ROW * rows
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) -> Tensor:
