@@ -192,6 +192,7 @@ def adam(density: float, rows: int, cols: int, batch: int, encoding: str | None 
     a, b, c, d = (random_ids(rows, batch) for _ in range(4))
 
     def run() -> None:
+        ours.zero_grad()  # as in training: the gradient's memory serves again
         values.grad = ops.scatter_grad(*weight.index, a(), grad, weight.nnz)
         ours.step()
 
