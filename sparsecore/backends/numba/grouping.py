@@ -48,8 +48,8 @@ def _grouped(ids: Tensor, n_rows: int, index: np.ndarray, stride: int) -> tuple[
 
 @device_function
 def sort_keys(keys, spare, counts, n, shift, passes, digits):
-    """The first n keys by their bits from ``shift`` on, otherwise in their order. What is given beside them is scratch,
-    of at least as many numbers, and of ``2**digits``.
+    """The first n keys by their bits from ``shift`` on, otherwise in their order; and the other array, free again. What
+    is given beside keys is scratch, of at least as many numbers, and of ``2**digits``.
     """
     low = (1 << digits) - 1
     for p in range(passes):
@@ -66,7 +66,7 @@ def sort_keys(keys, spare, counts, n, shift, passes, digits):
             spare[counts[c]] = keys[e]
             counts[c] += 1
         keys, spare = spare, keys
-    return keys
+    return keys, spare
 
 
 @serial_kernel
@@ -77,7 +77,7 @@ def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begin
         keys[e] = (ids[e] << shift) | e
         if stride:  # the index arrives while the keys are sorted
             prefetch(index, ids[e] * stride)
-    keys = sort_keys(keys, spare, np.empty(1 << digits, np.int64), n, shift, passes, digits)
+    keys, spare = sort_keys(keys, spare, np.empty(1 << digits, np.int64), n, shift, passes, digits)
     found, before = 0, np.int64(-1)
     for e in range(n):
         key = keys[e]

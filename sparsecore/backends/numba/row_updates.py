@@ -62,7 +62,7 @@ def adam_rows_(
     passes, digits = digits_of(crow.shape[0] - 1)
     sums = workspace("row sums", n, _ROWS * summands.shape[1] + LANES, grad.dtype)
     scaled = workspace("row weights", n, entered * weighted + 1, grad.dtype)
-    lists = workspace("row lists", n, 7 * entered + 2 + (1 << digits), torch.int64)
+    lists = workspace("row lists", n, 6 * entered + 2 + (1 << digits), torch.int64)
     _adam_rows(index, columns, *rest, sums, scaled, lists, entered.bit_length(), passes, digits, n)
 
 
@@ -119,7 +119,7 @@ def _adam_rows(
     lines = min(MOST_LINES, -(-d // line))
     c = splats(constants)
     entered, own = ids.shape[0], lists[chunk]
-    keys, spare, digit_counts = own[:entered], own[entered : 2 * entered], own[7 * entered + 2 :]
+    keys, spare, digit_counts = own[:entered], own[entered : 2 * entered], own[6 * entered + 2 :]
     n = 0
     for e in range(entered):
         row = np.int64(at(ids, e))
@@ -127,9 +127,9 @@ def _adam_rows(
         # No branch: it would be foreseen half the time.
         n += ((row * _SCATTERED >> 16 & 0xFFFF) * n_chunks >> 16) == chunk
         ask_for_row(index, at(keys, max(n - 1, 0)) >> shift)
-    keys = sort_keys(keys, spare, digit_counts, n, shift, passes, digits)
-    rows, begins, source = own[2 * entered : 3 * entered], own[3 * entered : 4 * entered], own[4 * entered :]
-    starts, places = own[5 * entered : 6 * entered + 1], own[6 * entered + 1 : 7 * entered + 2]
+    keys, source = sort_keys(keys, spare, digit_counts, n, shift, passes, digits)
+    rows, begins = own[2 * entered : 3 * entered], own[3 * entered : 4 * entered]
+    starts, places = own[4 * entered : 5 * entered + 1], own[5 * entered + 1 : 6 * entered + 2]
     weights, sums = scaled[chunk], sums[chunk]
     weights[0] = 1
     found, total, before = 0, 0, np.int64(-1)
