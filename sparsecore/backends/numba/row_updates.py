@@ -25,9 +25,7 @@ from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD
 __all__ = ["adam_rows_"]
 
 _NONE = np.zeros(1, np.int64)
-_SCATTERED = (
-    0x9E3779B1  # times a row, bits 16 to 31: a number that shares rows out evenly, whatever their order
-)
+_SCATTERED = 0x9E3779B1  # bits 16 to 31 of its product with a row share rows out evenly, whatever their order
 _ROWS = 1024  # whose sums stand in scratch at a time: of 64 numbers at density 0.5, 128 KiB
 
 
