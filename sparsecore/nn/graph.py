@@ -182,7 +182,7 @@ def propagate_mean(
     """
     if hops < 1:
         raise SparsecoreError(f"hops must be at least 1, got {hops}")
-    if not isinstance(table, nn.Embedding | SparseEmbedding):
+    if not isinstance(table, (nn.Embedding, SparseEmbedding)):  # torch.compile of torch 2.6 refuses a union
         raise SparsecoreError(
             f"propagate_mean needs a SparseEmbedding or an nn.Embedding, got {type(table).__name__}"
         )
