@@ -151,6 +151,21 @@ def test_torch_keeps_its_number_of_threads(cache: str, threads: int) -> None:
     assert python(code, NUMBA_CACHE_DIR=cache).split() == [str(threads)]
 
 
+@of_numba
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_as_many_threads_run_as_torch_says_however_many_processors_numba_counts(cache: str) -> None:
+    code = CASE + (
+        "import os\ntorch.set_num_threads(2); lookup(2000); parallel()\n"
+        "import numba; print(len(os.listdir('/proc/self/task')), numba.get_num_threads())"
+    )
+    few, many = (
+        python(code, NUMBA_CACHE_DIR=cache, NUMBA_NUM_THREADS=n, NUMBA_THREADING_LAYER="omp").split()
+        for n in ("2", "24")
+    )
+    assert few[0] == many[0]
+    assert many[1] == "24"  # numba's setting is the user's
+
+
 def test_environment_chooses_the_backend() -> None:
     code = """
 import sys, torch, sparsecore

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.launch import address_of, call_chunk, share_out
+from sparsecore.backends.numba.launch import address_of, call_chunk, limit_threads, set_threads, share_out
 from sparsecore.errors import SparsecoreError
 
 __all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "share_out", "split", "threads"]
@@ -94,8 +94,10 @@ def serial_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _share(chunk, arguments, n_chunks):
+    before = limit_threads(n_chunks)
     for number in numba.prange(n_chunks):
         call_chunk(chunk, arguments, np.intp(number))  # its own type would be unsigned
+    set_threads(before)
 
 
 _share = _compiled(_share, parallel=True)
@@ -105,8 +107,8 @@ class kernel:
     """Decorator: the work of one chunk, to be shared by threads or done by one.
 
     The last two arguments of the function are the number of chunks and the number of the chunk that it is to do; who
-    calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's: numba's own
-    setting is never touched (changing it would change torch's).
+    calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's, however many
+    numba would start (one for each CPU): its own setting is as before after the call.
 
     A kernel is compiled once, for one thread and for several, and so begins with
 
@@ -140,7 +142,8 @@ _alone = threading.Lock()
 
 @cache
 def _pool() -> tuple[int, bool]:
-    """Start numba's threads. It sets the number of OpenMP threads, which is torch's too: put that back.
+    """Start numba's threads. It sets the number of OpenMP threads, which may be torch's too (one library for both):
+    put that back.
 
     Returns:
         The address of what shares out chunks, and whether it serves one of Python's threads at a time: where numba
@@ -185,11 +188,22 @@ def operand(tensor: Tensor) -> Tensor:
         ) from error
 
 
+def _checked_numpy(tensor: Tensor) -> np.ndarray:
+    return operand(tensor).numpy()
+
+
+try:
+    torch._efficientzerotensor(1).numpy()
+    _numpy = _checked_numpy  # torch 2.6 reads where such a tensor has no memory
+except RuntimeError:
+    _numpy = Tensor.numpy
+
+
 def array(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as a C-contiguous numpy array (copied only where it is not contiguous)."""
     # To ask a tensor all that could be in the way takes as long as the conversion, which refuses most of it.
     try:
-        found = tensor.numpy()
+        found = _numpy(tensor)
     except (RuntimeError, TypeError):
         return _converted(tensor)
     return found if found.flags.c_contiguous and found.dtype.char != "e" else _converted(tensor)

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["address_of", "call_chunk", "share_out"]
+__all__ = ["address_of", "call_chunk", "limit_threads", "set_threads", "share_out"]
 
 # void chunk(void* arguments, intp number)
 _CHUNK = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, cgutils.intp_t])
@@ -33,6 +33,42 @@ def call_chunk(typing, chunk, arguments, number):
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uintp, types.intp), code
+
+
+def _setting(builder: Any, name: str, kind: Any) -> Any:
+    """A function of numba's pool (its threads have been started: they exist then). numba's own get_num_threads and
+    set_num_threads cannot be cached, and the latter compares with a number of the process that compiled it.
+    """
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+@intrinsic
+def set_threads(typing, n):
+    """Have this many threads share the parallel loops of this Python thread: numba.set_num_threads, unchecked."""
+
+    def code(context, builder, signature, given):
+        change = _setting(builder, "set_num_threads", ir.FunctionType(ir.VoidType(), [cgutils.int32_t]))
+        builder.call(change, [builder.trunc(given[0], cgutils.int32_t)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), code
+
+
+@intrinsic
+def limit_threads(typing, most):
+    """As `set_threads`, but no more than there are, and at least one; how many there were."""
+
+    def code(context, builder, signature, given):
+        # As numba's own loops declare it. It is an int: the upper half of the register means nothing.
+        ask = _setting(builder, "get_num_threads", ir.FunctionType(cgutils.intp_t, []))
+        change = _setting(builder, "set_num_threads", ir.FunctionType(ir.VoidType(), [cgutils.int32_t]))
+        before = builder.trunc(builder.call(ask, []), cgutils.int32_t)
+        most, one = builder.trunc(given[0], cgutils.int32_t), ir.Constant(cgutils.int32_t, 1)
+        fewer = builder.select(builder.icmp_signed("<", most, before), most, before)
+        builder.call(change, [builder.select(builder.icmp_signed(">", fewer, one), fewer, one)])
+        return builder.sext(before, cgutils.intp_t)
+
+    return types.intp(types.intp), code
 
 
 @intrinsic
