@@ -291,6 +291,26 @@ def test_blockwise_does_not_depend_on_the_number_of_threads(encoding, monkeypatc
         assert all(torch.equal(a, b) for a, b in zip(one, results(n), strict=True))
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("shape", "density", "batch"),
+    [((24, 600), 0.95, 256), ((300, 400), 0.95, 140), ((300, 50_000), 0.01, 8), ((300, 90_000), 0.01, 4)],
+)
+def test_the_way_a_product_goes_does_not_depend_on_the_number_of_threads(encoding, shape, density, batch):
+    """Neither does its rounding then (but that of ``spmm_t``)."""
+    pattern = random_pattern(shape, density, seed=7)
+    values, index = values_for(pattern, dtype=torch.float32), index_of(pattern, encoding)
+    x, dy = torch.randn(batch, shape[1]), torch.randn(batch, shape[0])
+
+    def results(n):
+        torch.set_num_threads(n)  # put back by the fixture of conftest.py
+        return linear.spmm(values, *index, x).clone(), linear.sddmm(*index, dy, x, pattern.nnz).clone()
+
+    one = results(1)
+    for n in (2, 9, 25):
+        assert all(torch.equal(a, b) for a, b in zip(one, results(n), strict=True))
+
+
 def test_blockwise_spreads_out_the_same_few_blocks_whatever_the_weight(monkeypatch):
     sizes = {}
     workspace = blockwise.workspace

@@ -78,8 +78,11 @@ def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int],
 
 
 def _fits(columns: int, dtype: torch.dtype) -> bool:
-    """Whether every thread's 16 numbers of so many columns are scratch that is kept for the next call."""
-    return dtype in _FLOATING and torch.get_num_threads() * 16 * columns * dtype.itemsize <= MOST_KEPT
+    """Whether a thread's 16 numbers of so many columns are little enough: of eight threads, kept for the next call.
+
+    The number of threads there are does not matter: rounding depends on which way a product goes.
+    """
+    return dtype in _FLOATING and 16 * columns * dtype.itemsize <= MOST_KEPT // 8
 
 
 def _examples(batch: int) -> tuple[np.int8, ...]:

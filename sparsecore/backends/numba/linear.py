@@ -47,6 +47,7 @@ _DENSE = {
     "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
     "portable": {"spmm": (0.6, 0.35), "spmm_t": (0.5, 0.3), "sddmm": (0.55, 0.32)},
 }
+_LEAST_SLABS = 2  # of a result's 16 columns, or of sddmm's rows, in products of blocks
 _TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value
 
 
@@ -106,8 +107,8 @@ def _algorithm(
     limit = _DENSE[_processor()][operation][shape[1] > panel_spmm.WIDE]
     if batch < _BLOCKWISE[operation] or nnz < limit * shape[0] * shape[1]:
         return panels
-    # Threads share out whole slabs.
-    return blockwise if shape[operation == "spmm_t"] >= 16 * torch.get_num_threads() else panels
+    # Threads share out whole slabs; more of them than slabs change nothing of the choice, and so of the rounding.
+    return blockwise if shape[operation == "spmm_t"] >= _LEAST_SLABS * 16 else panels
 
 
 def _turns(batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None, dtype: torch.dtype) -> bool:
