@@ -31,7 +31,8 @@ from sparsecore.backends.numba.simd import (
     put,
     zeros,
 )
-from sparsecore.encoding import encode
+from sparsecore.encoding import words
+from sparsecore.errors import SparsecoreError
 
 __all__ = ["gather_dot"]
 
@@ -57,19 +58,19 @@ def gather_dot(
     each = ids_b.shape[1] if ids_b.dim() == 2 else 1
     # One number for both: fewer kernels.
     lines = max(row_of(values_a, crow_a, n_cols), row_of(values_b, crow_b, n_cols))
-    target = out.view(-1).numpy()
-    if (col_a is None) != (
-        col_b is None
-    ):  # one kernel reads both: the smaller index is made like the other one
-        crow_a, col_a = _bitmap(crow_a, col_a, n_cols)
-        crow_b, col_b = _bitmap(crow_b, col_b, n_cols)
+    target, few = out.view(-1).numpy(), _share_few(values_a, crow_a, values_b, crow_b, n_cols)
+    # One kernel reads both tables: of a CSR beside a bitmap, the rows that are looked up become a bitmap.
+    if col_b is None and col_a is not None:
+        crow_a, col_a, ids_a = _bitmap(crow_a, col_a, ids_a, n_cols, n)
+    elif col_a is None and col_b is not None:
+        crow_b, col_b, ids_b = _bitmap(crow_b, col_b, ids_b, n_cols, n)
     if col_a is None or col_b is None:
         a, b = array(crow_a), array(crow_b)
         tables = (array(values_a), a, masks_of(a), array(values_b), b, masks_of(b))
         # Pairs one by one: an inner loop over the rows of b took 1.2 to 1.4 times as long for single ones.
         left = array(ids_a if each == 1 else ids_a.repeat_interleave(each))
         right = array(ids_b).reshape(-1)
-        if _share_few(values_a, crow_a, values_b, crow_b, n_cols):
+        if few:
             _dot_shared(*tables, left, right, n_cols, lines, target, n)
         else:
             _dot_bitmaps(*tables, left, right, n_cols, lines, target, n)
@@ -87,8 +88,32 @@ def _share_few(values_a: Tensor, crow_a: Tensor, values_b: Tensor, crow_b: Tenso
     return size > _CACHED and values_a.numel() * values_b.numel() <= _FEW * rows * n_cols
 
 
-def _bitmap(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, None]:
-    return (crow if col is None else encode(crow, col, n_cols)), None
+def _bitmap(
+    crow: Tensor, col: Tensor, ids: Tensor, n_cols: int, n_chunks: int
+) -> tuple[Tensor, None, Tensor]:
+    """Index of the rows with these ids, which points to the table's own values, and the ids in it."""
+    if col.shape[0] >= 2**31:
+        raise SparsecoreError(
+            f"a bitmap beside a CSR of 2^31 nonzeros or more, which its pointers cannot count, got {col.shape[0]}: "
+            "give both tables the csr encoding"
+        )
+    rows = torch.empty((ids.numel() + 1, words(n_cols)), dtype=torch.int32, device="cpu")
+    _encode_rows(array(crow), array(col), array(ids).reshape(-1), rows.numpy(), n_chunks)
+    return rows, None, torch.arange(ids.numel(), device="cpu").view(ids.shape)
+
+
+@kernel
+def _encode_rows(crow, col, ids, rows, n_chunks, chunk):
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
+    n = ids.shape[0]
+    for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+        rows[e] = 0
+        first, last = crow[ids[e]], crow[ids[e] + 1]
+        rows[e, 0] = first
+        for k in range(first, last):
+            j = np.int64(col[k])
+            rows[e, 1 + (j >> 5)] |= np.int32(np.uint32(1) << np.uint32(j & 31))
 
 
 @kernel
