@@ -20,9 +20,10 @@ class Adagrad(ElementwiseOptimizer):
 
     Args: as in torch, and
         in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
+        torchs: torch's ``foreach`` and ``fused``, which change nothing, and options left at their False.
 
     Raises:
-        SparsecoreError: for an argument out of range.
+        SparsecoreError: for an argument out of range or an option that is not supported (``maximize=True``).
     """
 
     _state_names = ("sum",)
@@ -37,7 +38,9 @@ class Adagrad(ElementwiseOptimizer):
         eps: float = 1e-10,
         *,
         in_backward: bool = False,
+        **torchs: Any,
     ) -> None:
+        self._take(torchs)
         options = {
             "lr": lr,
             "lr_decay": lr_decay,

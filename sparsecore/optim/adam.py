@@ -25,9 +25,11 @@ class Adam(ElementwiseOptimizer):
         per_weight_step: correct every weight's bias by the number of its own steps (state ``step_per_weight``), so that
             regrown weights start anew.
         in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
+        torchs: torch's ``foreach`` and ``fused``, which change nothing, and options left at their False.
 
     Raises:
-        SparsecoreError: for an argument out of range; at a step, for per_weight_step with 16-bit parameters.
+        SparsecoreError: for an argument out of range or an option that is not supported (``amsgrad=True``); at a step,
+            for per_weight_step with 16-bit parameters.
     """
 
     _state_names = ("exp_avg", "exp_avg_sq", "step_per_weight")
@@ -43,7 +45,9 @@ class Adam(ElementwiseOptimizer):
         *,
         per_weight_step: bool = False,
         in_backward: bool = False,
+        **torchs: Any,
     ) -> None:
+        self._take(torchs)
         if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
             raise SparsecoreError(
                 f"lr, eps and weight_decay must not be negative, got {lr}, {eps} and {weight_decay}"
@@ -172,6 +176,7 @@ class AdamW(Adam):
         *,
         per_weight_step: bool = False,
         in_backward: bool = False,
+        **torchs: Any,
     ) -> None:
-        options = {"per_weight_step": per_weight_step, "in_backward": in_backward}
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        options: State = {"per_weight_step": per_weight_step, "in_backward": in_backward}
+        super().__init__(params, lr, betas, eps, weight_decay, **options, **torchs)

@@ -20,6 +20,7 @@ State = dict[str, Any]
 
 # Options of torch's optimizers that have no counterpart here, and the value under which they do nothing.
 _NEUTRAL: State = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False}
+_IMPLEMENTATIONS = {"foreach", "fused"}  # which of torch's implementations is to run: here there is one
 
 
 def step_tensor() -> Tensor:
@@ -86,6 +87,17 @@ class ElementwiseOptimizer(Optimizer):
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._watch(self.param_groups[-1])
+
+    def _take(self, torchs: State) -> None:
+        """Arguments of torch's optimizers that have no counterpart here: nothing, or refused.
+
+        Raises:
+            SparsecoreError: for one that would change the rule.
+            TypeError: for one that torch has not.
+        """
+        for option in torchs.keys() - _NEUTRAL.keys() - _IMPLEMENTATIONS:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {option!r}")
+        self._check({"weight_decay": 0.0, **torchs})
 
     def _watch(self, group: State) -> None:
         change = in_backward.register if group["in_backward"] else in_backward.forget

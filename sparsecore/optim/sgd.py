@@ -20,9 +20,11 @@ class SGD(ElementwiseOptimizer):
 
     Args: as in torch, and
         in_backward: update tables with sparse gradients during the backward pass (see `sparsecore.optim`).
+        torchs: torch's ``foreach`` and ``fused``, which change nothing, and options left at their False.
 
     Raises:
-        SparsecoreError: for an argument out of range, or Nesterov momentum with dampening or without momentum.
+        SparsecoreError: for an argument out of range, an option that is not supported (``maximize=True``), or Nesterov
+            momentum with dampening or without momentum.
     """
 
     _state_names = ("momentum_buffer",)
@@ -37,7 +39,9 @@ class SGD(ElementwiseOptimizer):
         nesterov: bool = False,
         *,
         in_backward: bool = False,
+        **torchs: Any,
     ) -> None:
+        self._take(torchs)
         if not (lr >= 0 and momentum >= 0 and weight_decay >= 0):
             raise SparsecoreError(
                 f"lr, momentum and weight_decay must not be negative, got {lr}, {momentum} and {weight_decay}"

@@ -460,6 +460,21 @@ def test_moments_do_not_become_subnormal(dtype: torch.dtype) -> None:
     assert not optimizer.state[p]["exp_avg"].any()
     assert not optimizer.state[p]["exp_avg_sq"].any()
     assert torch.isfinite(p).all()
+    optimizer = optim.SGD([p], lr=0.1, momentum=0.9)
+    optimizer.step()
+    optimizer.state[p]["momentum_buffer"].fill_(-tiny)
+    optimizer.step()
+    assert not optimizer.state[p]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad])
+def test_torchs_arguments(kind: type[torch.optim.Optimizer]) -> None:
+    p = nn.Parameter(torch.ones(3))
+    kind([p], lr=0.1, foreach=False, fused=True, maximize=False, differentiable=False)
+    with pytest.raises(SparsecoreError, match="does not support maximize=True"):
+        kind([p], maximize=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
+        kind([p], momentun=0.9)
 
 
 @every_dtype

@@ -107,7 +107,7 @@ def sgd_(
 ) -> None:
     """``torch.optim.SGD``'s rule, in place; without a buffer there is no momentum."""
     x = flat(values)
-    constants = np.array([-lr, momentum, 1 - dampening, weight_decay], x.dtype)
+    constants = np.array([-lr, momentum, 1 - dampening, weight_decay, _TINY[x.dtype]], x.dtype)
     buffer = x[:0] if momentum_buffer is None else flat(momentum_buffer)
     _sgd(*_spans(spans, grad), x, flat(grad), buffer, constants, nesterov, _chunks(grad))
 
@@ -270,6 +270,7 @@ def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, c
     heavy = buffer.shape[0] > 0
     rate, momentum = splat(at(constants, 0)), splat(at(constants, 1))
     take, decay = splat(at(constants, 2)), splat(at(constants, 3))
+    tiny, zero = splat(at(constants, 4)), splat(values.dtype.type(0))
     line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
     for u in range(split(offsets, n_chunks, chunk), last):
         if u + SPANS_AHEAD < last:
@@ -286,6 +287,7 @@ def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, c
             g = fma(decay, load(values, p), load(grad, i))
             if heavy:
                 b = fma(momentum, load(buffer, p), mul(take, g))
+                b = where(greater(tiny, absolute(b)), zero, b)
                 g = fma(momentum, b, g) if nesterov else b
                 store(buffer, p, b)
             store(values, p, fma(rate, g, load(values, p)))
@@ -296,6 +298,7 @@ def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, c
             g = fma(decay, x, load_masked(grad, i, mask))
             if heavy:
                 b = fma(momentum, load_masked(buffer, p, mask), mul(take, g))
+                b = where(greater(tiny, absolute(b)), zero, b)
                 g = fma(momentum, b, g) if nesterov else b
                 store_masked(buffer, p, b, mask)
             store_masked(values, p, fma(rate, g, x), mask)
