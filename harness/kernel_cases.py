@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness import kernel_forms as forms
 from harness import lazy_forms
@@ -28,8 +29,8 @@ class Case:
 
     name: str
     build: Callable[..., Forms]
-    size: Mapping[str, int]
-    quick: Mapping[str, int]
+    size: Mapping[str, Any]
+    quick: Mapping[str, Any]
     targets: Mapping[float, float] = field(default_factory=dict)
     bound: str = "fma"
     needs: str | None = None
@@ -160,6 +161,8 @@ CASES: tuple[Case, ...] = (
     ),
 )
 
+_LOOKUPS = (("gather", forms.gather, "random rows"), ("gather_dot", forms.gather_dot, "pairs"))
+
 LOSING: tuple[Case, ...] = (
     *(
         Case(
@@ -173,11 +176,12 @@ LOSING: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"spmm 1024 x 1024, B = {batch}",
-            forms.spmm,
+            f"{name} 1024 x 1024, B = {batch}",
+            build,
             {"rows": 1024, "cols": 1024, "batch": batch},
             _SMALL_LAYER | {"batch": 4},
         )
+        for name, build in (("spmm", forms.spmm), ("spmm_t", forms.spmm_t), ("sddmm", forms.sddmm))
         for batch in (1, 4)
     ),
     Case(
@@ -188,25 +192,43 @@ LOSING: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"gather 1M x {cols}, 16384 random rows",
-            forms.gather,
+            f"{name} 1M x {cols}, 16384 {what}",
+            build,
             {"rows": 1_000_000, "cols": cols, "batch": 16384},
             {"rows": 300, "cols": cols, "batch": 7},
             {},
             "rows",
         )
+        for name, build, what in _LOOKUPS
         for cols in (10, 50, 200)
     ),
     *(
         Case(
-            f"gather 1M x 64, {batch} random rows",
-            forms.gather,
+            f"{name} 1M x 64, {batch} {what}",
+            build,
             _TABLE | {"batch": batch},
             _SMALL_TABLE | {"batch": batch},
             {},
             "rows",
         )
+        for name, build, what in _LOOKUPS
         for batch in (1, 4)
+    ),
+    Case(
+        "gather_dot 1M x 64, 16384 pairs, csr beside bitmap",
+        forms.gather_dot,
+        _TABLE | {"batch": 16384, "encoding": "csr", "other": "bitmap"},
+        _SMALL_TABLE | {"batch": 7, "encoding": "csr", "other": "bitmap"},
+        {},
+        "rows",
+    ),
+    Case(
+        "embedding gradient + lazy Adam, 1M x 64, B = 16",
+        lazy_forms.lazy_adam,
+        _TABLE | {"batch": 16},
+        _SMALL_TABLE | {"batch": 7},
+        {},
+        "rows",
     ),
     *(
         Case(
@@ -239,6 +261,6 @@ def densities_of(case: Case) -> tuple[float, ...]:
         return (0.5,)
     if case in LOSING:
         return (0.5, 0.1)
-    return (
-        (0.9, 0.5, 0.25, 0.1) if case.build in (forms.spmm, forms.spmm_t, forms.sddmm) else (0.5, 0.25, 0.1)
-    )
+    # An exploration exchanges what is not stored for what is; hops read embeddings, whatever the table's density.
+    few = (forms.explore, forms.propagate_mean)
+    return (0.5, 0.25, 0.1) if case.build in few else (0.9, 0.5, 0.25, 0.1)

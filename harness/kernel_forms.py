@@ -57,11 +57,13 @@ def gather(density: float, rows: int, cols: int, batch: int, encoding: str | Non
     )
 
 
-def gather_dot(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
-    """Scores of pairs from two tables."""
+def gather_dot(
+    density: float, rows: int, cols: int, batch: int, encoding: str | None = None, other: str | None = None
+) -> Forms:
+    """Scores of pairs from two tables, the second in an encoding of its own if ``other`` is given."""
     users, items = (
         Weight(rows, cols, density, encoding=encoding),
-        Weight(rows, cols, density, encoding=encoding),
+        Weight(rows, cols, density, encoding=other or encoding),
     )
     left, right = users.dense(), items.dense()
     huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()

@@ -41,7 +41,7 @@ __all__ = [
 
 ENCODINGS = ("csr", "bitmap")
 
-# From here on the bitmap is not much larger than uint8 columns, and reading it is faster (results/kernels.md).
+# From here on the bitmap is not much larger than uint8 columns, and reading it is faster (results/encodings.md).
 _BITMAP_DENSITY = 1 / 16
 _GPU_BYTES = 2.4
 _BLOCK = 1 << 22  # positions that are spread out as bytes at a time
