@@ -242,3 +242,30 @@ def test_errors() -> None:
         gather_dot(a, ids, table(5, 6, 1, sparse=True), ids)
     with pytest.raises(IndexError, match=r"ids must be in 0 .. 4, got 5"):
         gather_dot(a, ids, a, torch.tensor([0, 5]))
+
+
+@every_backend
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_strided_and_misaligned_values_and_ids(backend: str, encoding: str) -> None:
+    a = table(300, 65, 3, encoding).float()
+    ids = torch.randint(300, (400, 2), generator=torch.Generator().manual_seed(0))
+    values = a.values.detach()
+    moved = torch.empty(values.numel() + 1)[1:].copy_(values)
+    spread = torch.empty(2 * values.numel())[::2].copy_(values)
+    with sparsecore.backend(backend):
+        want = ops.gather_dot(
+            values, *a.index, ids[:, 0].contiguous(), values, *a.index, ids[:, 1].clone(), 65
+        )
+        for v in (moved, spread):
+            found = ops.gather_dot(v, *a.index, ids[:, 0], v, *a.index, ids[:, 1], 65)
+            assert torch.equal(found, want)
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("cols", [65_535, 65_536, 65_537])
+def test_widths_around_65536(encoding: str, cols: int) -> None:
+    a = table(6, cols, 3, encoding)
+    ids = torch.tensor([0, 5, 3])
+    found = gather_dot(a, ids, a, ids.flip(0))
+    torch.testing.assert_close(found, (a(ids) * a(ids.flip(0))).sum(1), rtol=1e-11, atol=1e-11)

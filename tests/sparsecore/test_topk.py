@@ -205,3 +205,27 @@ def test_seen_must_be_a_scipy_matrix() -> None:
     table = sparsecore.SparseEmbedding(7, 4, density=0.5)
     with pytest.raises(sparsecore.SparsecoreError, match=r"seen must be a scipy\.sparse matrix, got Tensor"):
         sparsecore.score_topk(torch.randn(2, 4), table, 3, seen=torch.zeros(2, 7))  # type: ignore[arg-type]
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("n", [1, 20, 130])
+def test_strided_and_misaligned_queries_and_weights(encoding: str, n: int) -> None:
+    pattern = Pattern.random((90, 33), 0.4, generator=torch.Generator().manual_seed(0))
+    queries, values = coarse((n, 33), 1, torch.float32), coarse((pattern.nnz,), 2, torch.float32)
+    want = run(queries, values, pattern, encoding, 5, (None, None))
+    turned = queries.t().contiguous().t()
+    shifted = torch.empty(queries.numel() + 1)[1:].view(n, 33).copy_(queries)
+    moved = torch.empty(values.numel() + 1)[1:].copy_(values)
+    spread = torch.empty(2 * values.numel())[::2].copy_(values)
+    for q, v in ((turned, values), (shifted, moved), (queries, spread)):
+        found = run(q, v, pattern, encoding, 5, (None, None))
+        assert torch.equal(found[0], want[0])
+        assert torch.equal(found[1], want[1])
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_widths_around_65536(encoding: str) -> None:
+    for cols in (65_535, 65_536, 65_537):
+        check(3, Pattern.random((5, cols), 0.001), 3, 0.0, torch.float32, encoding)
