@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsecore.encoding import decode
 
-__all__ = ["PART", "Product", "csr", "entries", "indices", "parts", "product"]
+__all__ = ["PART", "Part", "Product", "csr", "entries", "indices", "kept", "parts", "product"]
 
 PART = 1 << 16  # nonzeros whose places, columns and products exist at a time, on a CPU
+_PADDED = 1 << 22  # positions, stored or not, elsewhere
 
 
 def indices(crow: Tensor, col: Tensor | None, n_cols: int) -> tuple[Tensor, Tensor]:
@@ -31,18 +32,59 @@ def entries(crow: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return which, place
 
 
-def parts(crow: Tensor, ids: Tensor, n_cols: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """`entries` of the ids in turn, so many at a time that what is computed of them stays small: which ids (a slice),
-    whose each nonzero is among these, its place. On a GPU all at once: to count them first would be to wait for it.
-    """
+class Part(NamedTuple):
+    """Nonzeros of some of the ids that are looked up, in the ids' order."""
+
+    ids: slice  # which of the ids
+    which: Tensor  # among these, whose each nonzero is
+    place: Tensor  # of each nonzero in the values
+    padding: Tensor | None  # where there is no nonzero: what is computed there must count as 0 (`kept`)
+
+
+def parts(crow: Tensor, ids: Tensor, n_cols: int, nnz: int) -> Iterator[Part]:
+    """The nonzeros of the rows ``ids``, so many at a time that what is computed of them stays small."""
+    return _exact(crow, ids, n_cols) if _counts(ids) else _padded(crow, ids, n_cols, nnz)
+
+
+def kept(computed: Tensor, padding: Tensor | None) -> Tensor:
+    """What was computed of a part's places, 0 where there is no nonzero; may write into it."""
+    return computed if padding is None else computed.masked_fill_(padding, 0)
+
+
+def _counts(ids: Tensor) -> bool:
+    """Whether to ask how many nonzeros rows have is free: on a CPU. A GPU would have to be waited for."""
+    return ids.is_cpu
+
+
+def _exact(crow: Tensor, ids: Tensor, n_cols: int) -> Iterator[Part]:
     bounds = [0, ids.numel()]
-    if ids.is_cpu and ids.numel() * n_cols > PART:
+    if ids.numel() * n_cols > PART:
         ends = (crow[ids + 1] - crow[ids]).cumsum(0, dtype=torch.int64)
         steps = torch.arange(PART, max(PART, int(ends[-1])), PART)
         bounds[1:1] = torch.searchsorted(ends, steps, right=True).tolist()
     for first, last in pairwise(bounds):
         if first < last:
-            yield slice(first, last), *entries(crow, ids[first:last])
+            yield Part(slice(first, last), *entries(crow, ids[first:last]), None)
+
+
+def _padded(crow: Tensor, ids: Tensor, n_cols: int, nnz: int) -> Iterator[Part]:
+    """Rows filled up to ``n_cols`` places, which no row exceeds: shapes that the index set does not decide.
+
+    On a CPU it would take as long for few nonzeros as for many.
+    """
+    if nnz == 0:
+        return
+    step = torch.arange(n_cols, device=ids.device)
+    height = max(1, _PADDED // max(1, n_cols))
+    for first in range(0, ids.numel(), height):
+        rows = ids[first : first + height]
+        start, end = (crow[row].to(torch.int64).unsqueeze(1) for row in (rows, rows + 1))
+        place = start + step
+        which = torch.arange(rows.numel(), device=ids.device).unsqueeze(1).expand(-1, n_cols)
+        padding = (place >= end).view(-1)
+        # The padding's places lie in later rows, or behind the last one.
+        place = place.clamp_(max=nnz - 1).view(-1)
+        yield Part(slice(first, first + height), which.reshape(-1), place, padding)
 
 
 def csr(values: Tensor, crow: Tensor, col: Tensor, n_cols: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsecore.backends.torch.csr import PART, entries, indices, parts
+from sparsecore.backends.torch.csr import PART, entries, indices, kept, parts
 
 __all__ = ["bag", "bag_dot", "bag_grad", "gather", "gather_dot", "id_range", "scatter_grad", "touched"]
 
@@ -14,8 +14,9 @@ def gather(values: Tensor, crow: Tensor, col: Tensor | None, ids: Tensor, n_cols
     """Rows ``ids`` (n,) of the table as a dense (n, cols) tensor."""
     crow, col = indices(crow, col, n_cols)
     out = values.new_zeros(ids.numel(), n_cols)
-    for part, which, place in parts(crow, ids, n_cols):
-        out[part].view(-1)[which * n_cols + col[place]] = values[place]
+    for part, which, place, padding in parts(crow, ids, n_cols, col.numel()):
+        # Added to 0, not written: padding may name a nonzero's column.
+        out[part].view(-1).index_add_(0, which * n_cols + col[place], kept(values[place], padding))
     return out
 
 
@@ -32,8 +33,9 @@ def bag(
     crow, col = indices(crow, col, n_cols)
     bags = torch.repeat_interleave(offsets[1:] - offsets[:-1], output_size=ids.numel())
     out = values.new_zeros((offsets.numel() - 1) * n_cols)
-    for part, which, place in parts(crow, ids, n_cols):
-        out.index_add_(0, bags[part][which] * n_cols + col[place], weights[part][which] * values[place])
+    for part, which, place, padding in parts(crow, ids, n_cols, col.numel()):
+        weighted = kept(weights[part][which] * values[place], padding)
+        out.index_add_(0, bags[part][which] * n_cols + col[place], weighted)
     return out.view(-1, n_cols)
 
 
@@ -97,9 +99,9 @@ def bag_grad(
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
     crow, col = indices(crow, col, grad.shape[1])
     out, flat = grad.new_zeros(nnz), grad.reshape(-1)
-    for part, which, place in parts(crow, ids, grad.shape[1]):
+    for part, which, place, padding in parts(crow, ids, grad.shape[1], nnz):
         picked = flat[bags[part][which] * grad.shape[1] + col[place]]
-        out.index_add_(0, place, weights[part][which] * picked)
+        out.index_add_(0, place, kept(weights[part][which] * picked, padding))
     return out
 
 
@@ -109,9 +111,9 @@ def bag_dot(
     """``out[e] = table[ids[e]] . grad[bags[e]]``: gradient of the entries' weights."""
     crow, col = indices(crow, col, grad.shape[1])
     out, flat = values.new_zeros(ids.numel()), grad.reshape(-1)
-    for part, which, place in parts(crow, ids, grad.shape[1]):
+    for part, which, place, padding in parts(crow, ids, grad.shape[1], col.numel()):
         picked = flat[bags[part][which] * grad.shape[1] + col[place]]
-        out[part].index_add_(0, which, values[place] * picked)
+        out[part].index_add_(0, which, kept(values[place] * picked, padding))
     return out
 
 
