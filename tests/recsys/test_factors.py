@@ -261,10 +261,29 @@ def test_products_are_dot_products_and_counted() -> None:
     chosen = torch.randn(5, 3, 7, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(factors.products(rows, chosen), torch.einsum("bd,bmd->bm", rows, chosen))
     assert torch.autograd.gradcheck(factors.products, (rows, chosen))
-    torch.library.opcheck(torch.ops.recsys.dense_products.default, (rows.detach(), chosen.detach()))
     counter = sparsecore.MacCounter()
     with counter.phase("forward"):
         out = factors.products(rows, chosen)
     with counter.phase("backward"):
         out.sum().backward()
     assert counter.macs == {"forward": 5 * 3 * 7, "backward": 2 * 5 * 3 * 7}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck_of_products(dtype: torch.dtype) -> None:
+    rows = torch.randn(5, 7, dtype=dtype, generator=generator(), requires_grad=True)
+    chosen = torch.randn(5, 3, 7, dtype=dtype, generator=generator(1), requires_grad=True)
+    operators = torch.ops.recsys
+    torch.library.opcheck(operators.dense_products.default, (rows, chosen))
+    given = (torch.ones(5, 3, dtype=dtype), rows.detach(), chosen.detach())
+    torch.library.opcheck(operators.dense_products_grad.default, given)
+
+
+@pytest.mark.parametrize("each", [4, 30], ids=["sampled products", "more than the table has"])
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["on a CPU", "as on a GPU"])
+def test_opcheck_of_pair_scores(each: int, on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "_on_cpu", lambda tensor: on_cpu)
+    rows = torch.randn(6, 5, generator=generator())
+    table = torch.randn(11, 5, generator=generator(1))
+    ids = torch.randint(11, (6, each), generator=generator(2))
+    torch.library.opcheck(torch.ops.recsys.dense_pair_scores.default, (rows, table, ids))
