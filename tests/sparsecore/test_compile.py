@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 
 import sparsecore
-from sparsecore import DynamicSparsity, SparseConv2d, SparseEmbedding, SparseEmbeddingBag, SparseLinear
+from sparsecore import (
+    DynamicSparsity,
+    SparseConv2d,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    SparseModule,
+)
 
 pytestmark = pytest.mark.feature("torch.compile, whole graphs, exploring")
 
@@ -29,6 +37,33 @@ def _linear() -> nn.Module:
     return SparseLinear(20, 300, density=0.3, generator=_seeded())
 
 
+class Hops(nn.Module):
+    """The mean of some hops over a graph, at the nodes that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        matrix = scipy.sparse.random_array((20, 30), density=0.2, rng=0)
+        self.graph = sparsecore.normalized_bipartite(scipy.sparse.csr_array(matrix))
+        self.table = SparseEmbedding(50, 20, density=0.3, generator=_seeded())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        whole = sparsecore.propagate_mean(self.graph, self.table, 2)
+        return whole[ids] + sparsecore.propagate_mean(self.graph, self.table, 2, ids)
+
+
+class Bags(nn.Module):
+    """Bags of several sizes, one of them empty, with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = SparseEmbeddingBag(50, 20, density=0.3, generator=_seeded())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        offsets = torch.tensor([0, 5, 5, 6], device=ids.device)
+        weights = ids.to(torch.float32) / 50
+        return self.bag(ids, offsets) + self.bag(ids, offsets, per_sample_weights=weights)
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "linear": (_linear, X),
     "embedding": (lambda: SparseEmbedding(50, 20, density=0.3, padding_idx=3, generator=_seeded()), IDS),
@@ -37,6 +72,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         IDS,
     ),
     "bag": (lambda: SparseEmbeddingBag(50, 20, density=0.3, generator=_seeded()), IDS.view(4, 3)),
+    "bags with offsets": (Bags, IDS),
+    "mean of hops": (Hops, IDS),
     "conv": (lambda: SparseConv2d(4, 6, 3, padding=1, density=0.3, generator=_seeded()), PICTURES),
 }
 
@@ -82,7 +119,9 @@ def test_layers_are_one_graph_that_outlives_explorations(kind: str, encoding: st
 
     def encoded() -> nn.Module:
         module = make()
-        module.set_encoding(encoding)  # type: ignore[operator]
+        for part in module.modules():
+            if isinstance(part, SparseModule):
+                part.set_encoding(encoding)
         return module
 
     same_as_eager(encoded, x, "aot_eager")
@@ -112,6 +151,33 @@ def test_products_of_rows_compile_too() -> None:
             return sparsecore.gather_dot(self.table, ids, self.table, ids.flip(0))
 
     same_as_eager(Scores, IDS, "aot_eager")
+
+
+@pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+def test_the_best_of_a_catalogue_in_one_graph_that_outlives_explorations(encoding: str) -> None:
+    table = SparseEmbedding(50, 20, density=0.3, generator=_seeded())
+    table.set_encoding(encoding)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def best(queries: Tensor) -> tuple[Tensor, Tensor]:
+        return sparsecore.score_topk(queries, table, 7)
+
+    compiled = torch.compile(best, backend=counter, fullgraph=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.01)
+    explorer = DynamicSparsity(table, optimizer, interval=1, total_steps=9, generator=_seeded())
+    with torch.no_grad():
+        before = compiled(X)
+    torch.testing.assert_close(before, best(X))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (table(IDS) - 1).square().sum().backward()
+        optimizer.step()
+        explorer.step()
+    with torch.no_grad():
+        after = compiled(X)
+    torch.testing.assert_close(after, best(X))
+    assert not torch.equal(after[0], before[0])
+    assert counter.frame_count == 1
 
 
 def test_a_frozen_table_whose_gradient_would_be_sparse() -> None:
