@@ -24,11 +24,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_readme_code_runs() -> None:
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ``python`` blocks in one namespace, in order, as a reader would type them."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)  # where it writes a file
     namespace: dict[str, object] = {"__name__": "readme"}
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

@@ -193,15 +193,6 @@ def test_recomputed_activations(kind: str) -> None:
         assert torch.equal(parameter.grad, expected[name]), name  # type: ignore[arg-type]
 
 
-@every_layer
-@pytest.mark.feature("torch.export")
-def test_export(kind: str) -> None:
-    make, x = LAYERS[kind]
-    module = make().eval()
-    program = torch.export.export(module, (x,))
-    assert torch.equal(program.module()(x), module(x))
-
-
 @pytest.mark.feature("gradient accumulation, clipping")
 def test_micro_batches_with_clipping_explore_like_one_batch() -> None:
     def train(parts: int) -> dict[str, Tensor]:
