@@ -69,6 +69,7 @@ def test_workloads_of_a_device_are_missing_without_one() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.11, at its first profile
+@pytest.mark.feature("measurements on a GPU")
 def test_workloads_of_a_device_are_timed_on_it() -> None:
     for workload in device_workloads(quick=True):
         figures = measure(workload, Effort(counts=True, seconds=0.2))

@@ -101,6 +101,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(no_gpu, reason="no CUDA device")
+@pytest.mark.feature("models on a GPU")
 def test_a_run_goes_on_and_serves_on_another_device(make_config, tiny, tmp_path) -> None:
     config = make_config("dsl", "train.device=cuda", "train.epochs=4", "train.stop_epoch=2")
     session.train(config, tmp_path / "run", dataset=tiny, quiet=True)

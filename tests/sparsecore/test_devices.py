@@ -29,6 +29,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize(("device", "backend"), CASES)
+@pytest.mark.feature("training and exploring equals masked dense training, on a device")
 def test_training_equals_masked_dense(device: str, backend: str) -> None:
     """All operations, gradients, explorations and optimizer state on the device, in float64, against dense tensors."""
     ids = torch.randint(0, 30, (6, 3), generator=torch.Generator().manual_seed(2)).to(device)
@@ -65,6 +66,7 @@ def test_training_equals_masked_dense(device: str, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.feature("models moved to a GPU")
 def test_devices_agree_and_numba_is_refused_on_cuda() -> None:
     model = Model()
     ids = torch.randint(0, 30, (6, 3))
@@ -78,6 +80,7 @@ def test_devices_agree_and_numba_is_refused_on_cuda() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+@pytest.mark.feature("CUDA graphs, exploring between replays")
 def test_steps_of_a_cuda_graph_between_explorations(encoding: str) -> None:
     """Steps are replayed, those that explore are not: the graph reads the index sets that they have rewritten."""
     batches = [

@@ -23,6 +23,8 @@ import sparsecore
 from sparsecore import Pattern, SparsecoreError, backends, ops, optional, sampling
 from sparsecore.encoding import ENCODINGS, encode
 
+pytestmark = pytest.mark.feature("triton's kernels")
+
 every_device = pytest.mark.parametrize("device", devices("triton"))
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
