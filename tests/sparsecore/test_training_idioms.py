@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -272,6 +273,26 @@ def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
 def test_shared_memory() -> None:
     layer = SparseLinear(20, 30, density=0.3).share_memory()
     assert all(tensor.is_shared() for tensor in layer.state_dict().values())
+
+
+def _train_elsewhere(layer: SparseLinear, x: Tensor, seen: Any) -> None:
+    seen.put(layer(x).detach().numpy())  # not a tensor, whose memory would go with this process
+    with torch.no_grad():
+        layer.values.mul_(2)
+
+
+@pytest.mark.feature("share_memory")
+def test_another_process_reads_and_writes_shared_values() -> None:
+    layer, x = SparseLinear(20, 30, bias=False, density=0.3).share_memory(), torch.randn(4, 20)
+    before = layer(x).detach()
+    context = torch.multiprocessing.get_context("spawn")
+    seen = context.SimpleQueue()
+    other = context.Process(target=_train_elsewhere, args=(layer, x, seen), daemon=True)
+    other.start()
+    other.join(timeout=300)  # kernels may have to be compiled
+    assert other.exitcode == 0
+    torch.testing.assert_close(torch.from_numpy(seen.get()), before)
+    torch.testing.assert_close(layer(x).detach(), 2 * before)
 
 
 @pytest.mark.feature("torch.func.grad, first and second order")
