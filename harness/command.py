@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+from harness.places import file_refused, results_refused
 
 __all__ = [
     "Interruptible",
@@ -125,30 +126,16 @@ def regular_expression(value: str | None) -> str | None:
 
 def new_results(value: Path | None) -> Path | None:
     """Check of an option OUTPUT, of which OUTPUT.json and OUTPUT.md are made: that they can be. Its folder is made."""
-    if value is not None:
-        try:
-            value.absolute().parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise typer.BadParameter(
-                f"expected files in a folder that can be made, got {value}: {error.strerror}"
-            ) from None
-        for suffix in (".json", ".md"):
-            new_file(value.with_name(value.name + suffix))
+    _refuse(results_refused(value) if value is not None else "")
     return value
 
 
 def new_file(value: Path | None) -> Path | None:
     """Check of an option: a file that can be written, as its folder is there. Measuring comes first, writing last."""
-    if value is not None and (value.is_dir() or not value.absolute().parent.is_dir()):
-        raise typer.BadParameter(
-            f"expected a file in a folder that exists, got {value}; make the folder first"
-        )
-    if value is not None:
-        try:
-            with tempfile.TemporaryFile(dir=value.absolute().parent):
-                pass
-        except OSError as error:
-            raise typer.BadParameter(
-                f"expected a file in a folder that can be written to, got {value}: {error.strerror}"
-            ) from None
+    _refuse(file_refused(value) if value is not None else "")
     return value
+
+
+def _refuse(why: str) -> None:
+    if why:
+        raise typer.BadParameter(why)

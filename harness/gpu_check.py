@@ -6,33 +6,32 @@ writes ``OUTPUT.json`` and ``OUTPUT.md``, anew after every measurement, within `
 runs all of it on tiny shapes, through the same code (torch.sparse), and judges nothing. Measurements are made in a
 process of their own (`harness.gpu_worker`): what fails there has its error in its row.
 
-Beside what sparsecore itself depends on (``pip install .``) the tests need pytest and hypothesis; with
-``--no-tests`` nothing.
+A bare machine needs torch, numba, scipy and, for the tests, pytest, hence no typer here. The tests in files that
+import hypothesis, most of triton's among them, need that too: the others run, and what is missing is in the page.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich.console import Console
 
 import sparsecore
-from harness.command import new_results, run_main
 from harness.gpu_forms import OPERATIONS
 from harness.gpu_operands import Operation, Run, only_csr
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, launch_times, run_jobs, time_calls, watch
+from harness.places import results_refused
 from recsys.results import save_results
 
 __all__ = ["jobs", "main", "measure", "run_tests"]
@@ -301,31 +300,39 @@ def _progress(row: Row) -> str:
     return f"{head}: {', '.join(found)}"
 
 
-def main(
-    output: Annotated[
-        Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option(help="Tiny shapes: everything runs once, nothing is judged.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Where to measure.")] = "cuda",
-    tests: Annotated[bool, typer.Option(help="Run the tests marked gpu first; never with --quick.")] = True,
-    seconds: Annotated[
-        float, typer.Option(help="Of all together; what is left then is not measured.")
-    ] = 330.0,
-) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the GPU tests, then measure operations, training steps and memory against dense."""
-    deadline, console = (
-        time.monotonic() + seconds,
-        Console(markup=False, stderr=True, highlight=False, soft_wrap=True),
+    parser = argparse.ArgumentParser(prog="python -m harness.gpu_check", description=main.__doc__)
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--output", type=Path, help="Write OUTPUT.json and OUTPUT.md.")
+    parser.add_argument(
+        "--quick", action=switch, default=False, help="Tiny shapes: everything runs once, nothing is judged."
     )
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("no CUDA device here; --device cpu --quick runs everything on the CPU")
+    parser.add_argument("--device", default="cuda", help="Where to measure [default: cuda].")
+    parser.add_argument(
+        "--tests", action=switch, default=True, help="Run the tests marked gpu first; never with --quick."
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=330.0,
+        help="Of all together; what is left then is not measured [default: 330].",
+    )
+    given = parser.parse_args(arguments)
+    if why := "" if given.output is None else results_refused(given.output):
+        parser.error(f"--output: {why}")
+    if torch.device(given.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here; --device cpu --quick runs everything on the CPU")
+    _check(given.output, given.quick, given.device, given.tests, given.seconds)
+
+
+def _check(output: Path | None, quick: bool, device: str, tests: bool, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     document: dict[str, Any] = {"quick": quick, "seconds": 0.0, "device": {}, "tests": None}
     document |= {section: [] for section in SECTIONS} | {"warnings": {}}
     if tests and not quick:
         document["tests"] = run_tests(min(_TESTS_SECONDS, seconds))
-        console.print(f"tests: {document['tests']['counts']}")
+        _tell(f"tests: {document['tests']['counts']}")
         _save(output, document)
     listed = jobs()
     section_of = {job: section for section, group in listed.items() for job in group}
@@ -335,12 +342,16 @@ def main(
         for text in reply.warnings:
             document["warnings"].setdefault(text, job.name)
         for row in reply.rows:
-            console.print(_progress(row))
+            _tell(_progress(row))
         document["seconds"] = round(seconds - (deadline - time.monotonic()), 1)
         _save(output, document)
     if output is None:
         print("\n".join(_page(document)))
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

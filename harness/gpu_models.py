@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from recsys.data import load
+from recsys.data.synthetic import synthetic
 from recsys.models.base import Interactions
 from recsys.models.losses import multinomial_nll
 from recsys.models.multvae import MultVAE
@@ -116,8 +116,7 @@ def _drawn(draw: Callable[[int], Any]) -> Batches:
 
 @functools.cache
 def _history(users: int, items: int, interactions: int) -> Any:
-    options = {"users": users, "items": items, "interactions": interactions}
-    return load("synthetic", data_dir=None, seed=0, **options).train
+    return synthetic(users, items, interactions, seed=0).train
 
 
 def _adam(model: nn.Module, captured: bool = False) -> torch.optim.Adam:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys.errors import RecsysError
@@ -35,8 +33,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    # torch.save tells of a full disk by RuntimeError.
-    except (OSError, RuntimeError, SafetensorError) as error:
+    # torch.save and save_tensors tell of a full disk by RuntimeError.
+    except (OSError, RuntimeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         free = shutil.disk_usage(_nearest(path.parent)).free
         raise RecsysError(
@@ -87,9 +85,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions that any other new file would get."""
+    """Write a safetensors file with the permissions that any other new file would get.
+
+    Raises:
+        RuntimeError: it cannot be written.
+    """
+    # Imported here: who writes no tensors needs no safetensors (harness.gpu_check, on a bare machine).
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     # safetensors makes its file readable by the owner only; an existing file keeps its mode.
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise RuntimeError(str(error)) from error
     path.chmod(mode)

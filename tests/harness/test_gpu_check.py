@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,13 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 import sparsecore
 from harness import gpu_check, gpu_operands, gpu_steps, gpu_worker
 from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
 from sparsecore.backends import backend_name
+
+ROOT = Path(__file__).parents[2]
 
 
 def ends(jobs: Sequence[Job], device: str, quick: bool, results: Connection) -> None:
@@ -44,10 +46,7 @@ def never_begins(jobs: Sequence[Job], device: str, quick: bool, results: Connect
 def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--quick", "--device", "cpu", "--output", str(tmp_path / "gpu")]
     monkeypatch.setattr("sys.argv", ["gpu_check", *arguments])
-    app = typer.Typer()
-    app.command()(gpu_check.main)
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    gpu_check.main()
     document = json.loads((tmp_path / "gpu.json").read_text())
     rows = [row for section in gpu_check.SECTIONS for row in document[section]]
     assert not [row for row in rows if "error" in row or row.get("failed forms")]
@@ -200,8 +199,54 @@ def test_results_are_kept_where_the_machine_cannot_be_described(
     assert "beta (first in: spmm)" in (tmp_path / "there" / "gpu.md").read_text()
 
 
-def test_no_device_is_said_at_once() -> None:
+def test_no_device_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(typer.BadParameter, match="--device cpu --quick"):
-        gpu_check.main()
+    with pytest.raises(SystemExit) as exit_:
+        gpu_check.main([])
+    assert exit_.value.code == 2
+    assert "--device cpu --quick" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        gpu_check.main(["--output", "/proc/x/y"])
+    assert exit_.value.code == 2
+    assert "can be made" in capsys.readouterr().err
+
+
+def test_it_starts_on_a_bare_machine(tmp_path: Path) -> None:
+    """With torch, numba, scipy and pytest alone; so do the tests' fixtures."""
+    absent = ["typer", "click", "rich", "pyarrow", "pydantic", "safetensors", "tomli_w"]
+    absent += ["hypothesis", "matplotlib", "psutil"]
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+sys.path.insert(0, {str(Path(gpu_check.__file__).parents[1])!r})
+import pytest
+from harness import gpu_check, gpu_steps
+document = dict(quick=True, seconds=1.0, device={{}}, tests=None, warnings={{}})
+gpu_check._save(gpu_check.Path("gpu"), document | {{section: [] for section in gpu_check.SECTIONS}})
+rows = gpu_steps.measure(gpu_check.Job("", next(iter(gpu_steps.WORKLOADS))), "cpu", True)
+assert all("error" not in row for row in rows), rows
+tests = [{str(ROOT / "tests" / "sparsecore" / "test_devices.py")!r}, "-k", "numba_is_refused"]
+options = ["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-W", "ignore:Module already"]
+sys.exit(pytest.main(options + tests))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Machine: " in (tmp_path / "gpu.md").read_text()
