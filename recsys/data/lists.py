@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.data.spelling import spelled
 from recsys.data.tables import Table
 from recsys.data.text import opened
 from recsys.errors import DataError
@@ -25,10 +26,13 @@ def read_lists(path: Path) -> Table:
     interaction.
 
     Raises:
-        DataError: with the line where something else is written, or no interaction in the file.
+        DataError: with the line where something else is written; no interaction in the file; or lines that look like
+            columns of user, item and rating.
     """
     users: list[NDArray[np.int64]] = []
     items: list[NDArray[np.int64]] = []
+    fields: set[int] = set()
+    lines = 0
     line, rest, start = 1, b"", True
     with opened(path) as file:
         while True:
@@ -42,7 +46,9 @@ def read_lists(path: Path) -> Table:
             if len(rest) > LONGEST_LINE:
                 raise DataError(f"{path}:{line}: a line is longer than {LONGEST_LINE >> 20} MiB")
             if whole:
-                user, item = _pairs(path, whole, line)
+                user, item, counts = _pairs(path, whole, line)
+                fields.update(np.unique(counts).tolist())
+                lines += len(counts)
                 users.append(user)
                 items.append(item)
                 line += whole.count(b"\n")
@@ -51,12 +57,22 @@ def read_lists(path: Path) -> Table:
     if not sum(map(len, users)):
         raise DataError(f"{path}: the file is empty: expected lines of a user and his or her items")
     user_ids, rows = np.unique(np.concatenate(users), return_inverse=True)
+    # Ratings would be taken for items, in silence: `user item rating [timestamp]` is as good a list of two or three.
+    if fields in ({3}, {4}) and len(user_ids) < lines:
+        raise DataError(
+            f"{path}: expected lists, all items of a user on one line; every line has {fields.pop()} fields and some "
+            "users begin several, so it looks like columns of user, item, rating and perhaps timestamp. Columns are "
+            f"read from a file named {path.name.removesuffix('.gz').removesuffix('.txt')}.data, separated by tabs or "
+            f"by what {spelled('separator')} says; if they are lists, put those of a user on one line"
+        )
     item_ids, cols = np.unique(np.concatenate(items), return_inverse=True)
     return Table(rows.astype(np.int32), cols.astype(np.int32), user_ids, item_ids, None, 0)
 
 
-def _pairs(path: Path, text: bytes, first_line: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(user, item) of whole lines, the first of which is line `first_line`."""
+def _pairs(
+    path: Path, text: bytes, first_line: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(user, item) of whole lines, the first of which is line `first_line`, and the fields of each but blank ones."""
     characters = np.frombuffer(text, dtype=np.uint8)
     digit = (characters >= ord("0")) & (characters <= ord("9"))
     blank = (characters == ord(" ")) | (characters == ord("\t")) | (characters == ord("\r"))
@@ -74,7 +90,7 @@ def _pairs(path: Path, text: bytes, first_line: int) -> tuple[NDArray[np.int64],
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     lengths = ends - starts
     if not len(starts):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     if lengths.max() > DIGITS_OF_INT64:
         raise refuse(int(starts[np.argmax(lengths)]), f"an id of more than {DIGITS_OF_INT64} digits")
     value = np.zeros(len(starts), dtype=np.int64)
@@ -84,4 +100,4 @@ def _pairs(path: Path, text: bytes, first_line: int) -> tuple[NDArray[np.int64],
     line_of = np.searchsorted(np.flatnonzero(newline), starts)
     first = np.concatenate([[True], line_of[1:] != line_of[:-1]])
     owner = value[first][np.cumsum(first) - 1]
-    return owner[~first], value[~first]
+    return owner[~first], value[~first], np.diff(np.flatnonzero(first), append=len(first))

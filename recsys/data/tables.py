@@ -10,6 +10,7 @@ that is not negative, has at most 18 digits and no leading zero: only then does 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,12 @@ def _cast(column: pa.Array, kind: pa.DataType) -> NDArray[np.float64] | None:
         return None
 
 
+def _other_separator(names: list[str]) -> str | None:
+    """What seems to separate the fields of a first line that was read as a single one."""
+    found = [one for one in (";", "\t", "|", "::", ",", " ") if len(names) == 1 and one in names[0].strip()]
+    return found[0] if found else None
+
+
 def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions) -> dict[str, int]:
     """Which column holds which field; user and item must be there, and what was asked for by name."""
     found: dict[str, int] = {}
@@ -222,6 +229,13 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
             if asked is not None and field not in ("user", "item"):
                 columns = asked
             where = "the first line must name the columns" if header else "there must be columns of"
+            other = _other_separator(names) if path.suffix != ".parquet" else None
+            if other is not None:
+                raise DataError(
+                    f"{path}: {where} {columns} once each; it reads {names[0][:120]!r}, which looks separated by "
+                    f"{other!r}: say so by separator={other!r} (--separator {other!r}, "
+                    f"'data.options.separator={json.dumps(other)}')"
+                )
             without = (
                 "; a file without a header line is read with header=False (--no-header, data.options.header=false)"
                 if header and path.suffix != ".parquet"

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from recsys.config import parse_value
 from recsys.data import available, load
 from recsys.data.dataset import binary_csr
 from recsys.data.formats import read_interactions
@@ -109,6 +110,45 @@ def test_a_file_without_a_header_is_told_how_to_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"it reads '1, 10'.*\(--no-header, data\.options\.header=false\)"):
         read_interactions(path)
     assert read_interactions(path, ReadOptions(header=False)).matrix.nnz == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("own.csv", ";"), ("own.csv", "\t"), ("own.tsv", "|"), ("own.dat", "\t"), ("own.data", " ")],
+)
+def test_another_separator_is_named_and_works(tmp_path: Path, name: str, separator: str) -> None:
+    header = "user,item,rating\n" if name.endswith("sv") else ""
+    path = write(tmp_path / name, (header + "1,10,4\n1,11,2\n").replace(",", separator))
+    with pytest.raises(DataError) as caught:
+        read_interactions(path)
+    told = f"separator={separator!r} (--separator {separator!r}, 'data.options.separator={json.dumps(separator)}')"
+    assert told in str(caught.value)
+    assert parse_value(json.dumps(separator)) == separator
+    assert read_interactions(path, ReadOptions(separator=separator)).matrix.nnz == 2
+
+
+def test_a_single_column_is_not_told_of_separators(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Other names are given by"):
+        read_interactions(write(tmp_path / "own.csv", "user\n1\n"))
+
+
+@pytest.mark.parametrize("fields", [3, 4])
+@pytest.mark.parametrize("block", [1 << 22, 9])
+def test_columns_in_a_text_file_are_not_taken_for_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: int, block: int
+) -> None:
+    monkeypatch.setattr("recsys.data.lists.BLOCK", block)
+    rows = [(0, 10, 4, 90), (0, 11, 1, 91), (2, 10, 5, 92)]
+    text = "".join("\t".join(map(str, row[:fields])) + "\n" for row in rows)
+    with pytest.raises(DataError, match=rf"own\.txt: .*every line has {fields} fields.*own\.data"):
+        read_interactions(write(tmp_path / "own.txt", text))
+    found = read_interactions(write(tmp_path / "own.data", text))
+    assert found.item_ids.tolist() == [10, 11]
+    # Lists: a user a line, or lines of different lengths.
+    assert read_interactions(write(tmp_path / "a.txt", text.replace("0\t11", "1\t11"))).matrix.nnz == 3 * (
+        fields - 1
+    )
+    assert read_interactions(write(tmp_path / "b.txt", text + "2 12\n")).matrix.nnz == 3 * (fields - 1) + 1
 
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:
