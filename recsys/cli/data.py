@@ -126,10 +126,15 @@ def _download(
 ) -> Any:
     import difflib
 
-    from recsys.data.download import SOURCES, unpack, verify
+    from recsys.data.download import ORIGINS, SOURCES, unpack, verify
     from recsys.data.prepare import prepare as convert
     from recsys.errors import DataError
 
+    if name in ORIGINS and name not in SOURCES:
+        raise DataError(
+            f"{name!r} cannot be downloaded here and is no file or folder: it is {ORIGINS[name]}; bring the files into "
+            f"DIR/{name} and give --data-dir DIR, or give their folder here to convert it"
+        )
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.0)[0]
         raise DataError(

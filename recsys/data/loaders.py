@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.dataset import Dataset
-from recsys.data.download import ORIGINS
+from recsys.data.download import ORIGINS, SOURCES
 from recsys.data.folders import LOAD_OPTIONS, SPLIT_OPTIONS, is_dataset, load_folder, split_file
 from recsys.data.formats import SUFFIXES, is_supported
 from recsys.data.synthetic import synthetic
@@ -117,16 +117,23 @@ def _folders(root: Path) -> list[str]:
 
 def _unknown(name: str, names: list[str], root: Path | None) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    place = "DIR" if root is None else root
+    if name in SOURCES:
+        known = (
+            f". It can be downloaded: `recsys data prepare {name} -o {place}/{name}`, then --data-dir {place}"
+        )
+    else:
+        known = f". {name} is {ORIGINS[name]}, to be brought into {place}/{name}" if name in ORIGINS else ""
     if root is None:
         meant = ", did you mean 'synthetic'?" if difflib.get_close_matches(name, ["synthetic"]) else "."
         return (
             f"unknown dataset {name!r}{meant} No data directory is set: give one "
             f"by --data-dir or the environment variable {DATA_VARIABLE}, "
             f"or name a file by its path ({', '.join(SUFFIXES)}); `recsys data list` tells what can be downloaded"
+            + known
         )
     return (
         f"unknown dataset {name!r}; nearest: {near!r}. "
         f"In {root} there are: {', '.join(names[1:]) or 'none'}. "
-        f"Another data directory is chosen by --data-dir or the environment variable {DATA_VARIABLE}"
-        + (f". {name} is {ORIGINS[name]}" if name in ORIGINS else "")
+        f"Another data directory is chosen by --data-dir or the environment variable {DATA_VARIABLE}" + known
     )

@@ -371,10 +371,16 @@ def test_unknown_name_names_the_nearest_and_the_way_out(
         load("ml-10k", tmp_path)
     with pytest.raises(DataError, match=r"unknown dataset .gowalla.*gowalla is the split of LightGCN"):
         load("gowalla", tmp_path)
+    with pytest.raises(DataError, match=rf"recsys data prepare ml-1m -o {tmp_path}/ml-1m`"):
+        load("ml-1m", tmp_path)
     with pytest.raises(DataError, match="unknown dataset 'notes'"):
         load("notes", tmp_path)
     monkeypatch.delenv("SPARSECORE_DATA", raising=False)
     assert available() == ["synthetic"]
+    with pytest.raises(DataError, match=r"`recsys data prepare ml-1m -o DIR/ml-1m`, then --data-dir DIR"):
+        load("ml-1m")
+    with pytest.raises(DataError, match=r"gowalla is the split of LightGCN.*DIR/gowalla"):
+        load("gowalla")
     with pytest.raises(
         DataError, match=r"did you mean 'synthetic'\? No data directory is set: .*SPARSECORE_DATA"
     ):

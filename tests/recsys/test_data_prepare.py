@@ -156,6 +156,10 @@ def test_prepare_list_and_stats_commands(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert why in refused.stderr
     assert call(*arguments, "--overwrite").exit_code == 0
+    refused = call("prepare", "gowalla", "-o", tmp_path / "new")
+    assert refused.exit_code == 2
+    assert "it is the split of LightGCN" in refused.stderr
+    assert "nearest" not in refused.stderr
     refused = call("prepare", "ml-1000k", "-o", tmp_path / "new")
     assert refused.exit_code == 2
     assert "nearest is 'ml-100k'" in refused.stderr
