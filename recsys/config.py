@@ -213,15 +213,27 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         valid = _fields(location[:-1], tree)
         table = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the top level"
-        return f"unknown key {key!r}{nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
+        elsewhere = _tables_with(location[-1], tree)
+        meant = f", did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else ""
+        return f"unknown key {key!r}{meant or nearest(location[-1], valid)}; valid in {table}: {', '.join(valid)}"
     if detail["type"] == "union_tag_invalid":
         name, valid = str(tree["model"]["name"]), sorted(MODEL_SETTINGS)
         return f"unknown model {name!r}{nearest(name, valid)}; valid: {', '.join(valid)}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
+    if detail["type"] == "list_type" and isinstance(given, str | int | float):
+        shown += f"; a list is written --set '{key}=[{json.dumps(given)}]'"
     # What is wrong with two tables together has no key, and names them itself.
     return f"{key}: {message}{shown}" if key else message
+
+
+def _tables_with(key: str, tree: Mapping[str, Any]) -> list[str]:
+    """The key as it is spelled in full, in every table that has it."""
+    model = tree.get("model", {"name": MultVAEConfig.model_fields["name"].default})
+    known = isinstance(model, dict) and model.get("name") in MODEL_SETTINGS
+    tables = [table for table in Config.model_fields if table != "model" or known]
+    return [f"{table}.{key}" for table in tables if key in _fields([table], {"model": model})]
 
 
 def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:

@@ -239,3 +239,34 @@ def test_paths_are_taken_from_where_the_run_was_begun(tmp_path, monkeypatch):
     assert made.data.dir == str(tmp_path / "sets")
     assert made.train.pretrained == {"gmf": str(tmp_path / "runs" / "gmf")}
     assert make_config(None, None, "ml-100k", None, None, None).data.name == "ml-100k"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("density", "'sparsity.density'"),
+        ("train.density", "'sparsity.density'"),
+        ("hidden", "'model.hidden'"),
+        ("seed", "'data.seed' or 'train.seed' or 'evaluation.seed'"),
+        ("train.lrr", "'lr'"),
+    ],
+)
+def test_a_key_of_another_table_is_named_in_full(key, meant):
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}', did you mean {meant}\?"):
+        load_config(overrides=[f"{key}=1"])
+
+
+def test_a_wrong_key_beside_an_unknown_model():
+    with pytest.raises(ConfigError, match="unknown model 'multvea'"):
+        load_config(overrides=["model.name=multvea", "density=1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "form"),
+    [("sparsity.include", "output", '["output"]'), ("train.ks", "20", "[20]")],
+)
+def test_a_list_is_told_how_it_is_written(key, value, form):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[f"{key}={value}"])
+    assert f"--set '{key}={form}'" in str(caught.value)
+    load_config(overrides=[f"{key}={form}", "train.metric=ndcg@20"])
