@@ -68,14 +68,25 @@ DataDir = Annotated[
 ]
 DatasetName = Annotated[
     str | None,
-    typer.Option("--dataset", help="synthetic, a name of `recsys data list`, or a file or folder."),
+    typer.Option(
+        "--dataset",
+        help="synthetic, a name of `recsys data list`, or a file or folder. Default: the preset's, else synthetic.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table of epochs.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, max=_MOST_THREADS, help="CPU threads. Default: all cores.")
 ]
-Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in training.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: cpu, cuda or cuda:N. Default: the run's or preset's, else cpu."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="Seed of everything random in training. Default: the preset's, else 0."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting, such as train.lr=0.01."),
@@ -90,14 +101,21 @@ def _preset_names() -> str:
 Model = Annotated[
     str | None,
     typer.Option(
-        help="neumf, convncf, cdae, multvae, lightgcn, ultragcn, bprmf, sasrec, popularity, itemknn or ease."
+        help="neumf, convncf, cdae, multvae, lightgcn, ultragcn, bprmf, sasrec, popularity, itemknn or ease. "
+        "Default: the preset's, else multvae."
     ),
 ]
-Method = Annotated[str | None, typer.Option(help="dense, masked, static or dsl.")]
-DensityOption = Annotated[
-    float | None, typer.Option("--density", help="Fraction of weights kept, in (0, 1].")
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="dense, masked, static or dsl. Default: the preset's, else dsl (dense for popularity, itemknn and ease)."
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Epochs to train at most.")]
+DensityOption = Annotated[
+    float | None,
+    typer.Option("--density", help="Fraction of weights kept, in (0, 1]. Default: the preset's, else 0.25."),
+]
+Epochs = Annotated[int | None, typer.Option(help="Epochs to train at most. Default: the preset's, else 50.")]
 Preset = Annotated[str | None, typer.Option(help=f"Settings that come with recsys: {_preset_names()}.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
@@ -107,7 +125,14 @@ JobThreads = Annotated[
         "--threads", min=1, max=_MOST_THREADS, help="CPU threads of each run. Default: cores / jobs."
     ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the run to.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder to write the run to. Default: of train a new one in runs/; of quickstart none.",
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from recsys.cli import app
+from recsys.config import Config, load_config
 from recsys.quickstart import Row, verdict
 from recsys.quickstart import run as run_quickstart
 from recsys.training import session
@@ -62,6 +63,21 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_tells_the_defaults():
+    shown = " ".join(re.sub(r"[^\w.,';()-]+", " ", call("train", "--help").output).split())
+    defaults, fitted = Config(), load_config(options={"model.name": "ease"})
+    for value in (
+        defaults.data.name,
+        defaults.model.name,
+        f"{defaults.sparsity.method} ({fitted.sparsity.method} for popularity, itemknn and ease)",
+        f"{defaults.sparsity.density:g}",
+        str(defaults.train.epochs),
+        str(defaults.train.seed),
+        defaults.train.device,
+    ):
+        assert f"preset's, else {value}." in shown
 
 
 def test_names_in_brackets_are_printed_as_they_are(tmp_path):
