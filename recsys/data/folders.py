@@ -32,6 +32,7 @@ from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,
     VALIDATION_NAMES,
+    holds_leave_one_out,
     load_heldout,
     load_published,
     published_parts,
@@ -192,6 +193,10 @@ def _heldout(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dat
 
 
 def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    # A preset that asks for this split trains on a folder that `recsys data prepare` divided so, too: its parts
+    # together no longer tell the order that would be needed to do it again.
+    if options == {"split": "loo"} and holds_leave_one_out(folder):
+        options = {}
     if "split" in options:
         source = _interaction_file(folder)
         if source is not None:

@@ -69,7 +69,7 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
         return load_folder(name, root / name, seed, options)
     if path.is_dir():
         return load_folder(name, path, seed, options)
-    raise DataError(_unknown(name, ["synthetic", *names], root))
+    raise DataError(_unknown(name, ["synthetic", *names], root, options.get("split")))
 
 
 def anchored(name: str, data_dir: str | Path | None = None) -> str:
@@ -115,13 +115,12 @@ def _folders(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(".") and "/." not in name)
 
 
-def _unknown(name: str, names: list[str], root: Path | None) -> str:
+def _unknown(name: str, names: list[str], root: Path | None, split: str | None) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
     place = "DIR" if root is None else root
     if name in SOURCES:
-        known = (
-            f". It can be downloaded: `recsys data prepare {name} -o {place}/{name}`, then --data-dir {place}"
-        )
+        how = f"{name} -o {place}/{name}" + (f" --split {split}" if split else "")
+        known = f". It can be downloaded: `recsys data prepare {how}`, then --data-dir {place}"
     else:
         known = f". {name} is {ORIGINS[name]}, to be brought into {place}/{name}" if name in ORIGINS else ""
     if root is None:

@@ -28,6 +28,7 @@ __all__ = [
     "ABOUT_FILE",
     "HELDOUT_FILES",
     "VALIDATION_NAMES",
+    "holds_leave_one_out",
     "load_heldout",
     "load_published",
     "published_parts",
@@ -68,8 +69,14 @@ def _noted(folder: Path) -> tuple[str, ...]:
     return tuple(map(str, _about(folder).get("notes", ())))
 
 
+def holds_leave_one_out(folder: Path) -> bool:
+    """Whether the folder was prepared by split="loo" with all its parts: what that split would make of the source."""
+    options = _about(folder).get("options", {})
+    return options.get("split") == "loo" and not {"validation", "test"} & options.keys()
+
+
 def _about(folder: Path) -> dict[str, Any]:
-    """The notes of a prepared data set, and the name of its split; empty for others."""
+    """The notes of a prepared data set, the name of its split, and all options; empty for others."""
     path = folder / ABOUT_FILE
     if not path.is_file():
         return {}
@@ -78,7 +85,8 @@ def _about(folder: Path) -> dict[str, Any]:
         notes = about["notes"]
         if not isinstance(notes, list):
             raise TypeError(f"notes are {type(notes).__name__}")
-        return {"notes": notes, "split": dict(about.get("options", {})).get("split")}
+        options = dict(about.get("options", {}))
+        return {"notes": notes, "split": options.get("split"), "options": options}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged: expected JSON with a list 'notes': {error}") from error
 

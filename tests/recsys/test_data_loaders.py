@@ -379,6 +379,8 @@ def test_unknown_name_names_the_nearest_and_the_way_out(
     assert available() == ["synthetic"]
     with pytest.raises(DataError, match=r"`recsys data prepare ml-1m -o DIR/ml-1m`, then --data-dir DIR"):
         load("ml-1m")
+    with pytest.raises(DataError, match=r"`recsys data prepare ml-100k -o DIR/ml-100k --split loo`"):
+        load("ml-100k", split="loo")
     with pytest.raises(DataError, match=r"gowalla is the split of LightGCN.*DIR/gowalla"):
         load("gowalla")
     with pytest.raises(

@@ -73,6 +73,16 @@ def test_parts_without_users_read_back(rows: int, options: dict, tmp_path: Path)
     assert read.user_ids.tolist() == written.user_ids.tolist()
 
 
+def test_a_prepared_leave_one_out_split_is_what_the_split_asks_for(tmp_path: Path) -> None:
+    """So the preset sasrec-ml-100k, which asks for it, takes what `recsys data prepare ml-100k --split loo` wrote."""
+    dataset = prepare(table(tmp_path), tmp_path / "mine", split="loo", min_user=3)
+    assert_same(dataset, load("mine", tmp_path, split="loo"))
+    for other in ({"split": "ratio"}, {"split": "loo", "validation": 0}):
+        prepare(table(tmp_path), tmp_path / "mine", overwrite=True, **other)
+        with pytest.raises(DataError, match="'loo' needs the order"):
+            load("mine", tmp_path, split="loo")
+
+
 def test_no_validation_stays_none_and_candidates_are_kept(tmp_path: Path) -> None:
     source = table(tmp_path)
     prepare(source, tmp_path / "mine", split="loo", validation=0)
