@@ -134,11 +134,15 @@ def _line(
     cells = [row["cell"], str(row["seeds"]), *(plus_minus(row["test"].get(name)) for name in metrics)]
     cells += [", ".join(map(str, row["best_epochs"])), f"{row['parameters_stored']:,}"]
     cells += [f"{row['bytes']:,}{ratio(row['bytes'], size)}"]
+    # Where costs were measured, all cells saw one batch; else the first step of each run was counted.
+    macs = {r["cell"]: r.get("macs") for r in rows} | {
+        name: sum(one["macs"].values()) for name, one in cost.items()
+    }
+    mine = macs[row["cell"]]
+    cells.append(f"{mine / 1e6:.1f}{ratio(mine, macs.get(dense or ''))}" if mine else "-")
     found = cost.get(row["cell"])
     if found is None:
-        return "| " + " | ".join([*cells, "-", "-", "-"]) + " |"
-    macs = {name: sum(one["macs"].values()) for name, one in cost.items()}
-    cells.append(f"{macs[row['cell']] / 1e6:.1f}{ratio(macs[row['cell']], macs.get(dense or ''))}")
+        return "| " + " | ".join([*cells, "-", "-"]) + " |"
     for kind, digits in (("step", 2), ("recommend", 3)):
         share = f" ({found[f'{kind}_vs_dense']:.2f}x)" if f"{kind}_vs_dense" in found else ""
         cells.append(f"{found[f'{kind}_ms']:.{digits}f}{share}")

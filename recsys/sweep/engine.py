@@ -32,6 +32,7 @@ KEPT = (
     "resident_bytes",
     "config_hash",
 )
+KEPT_IF_THERE = ("macs_per_step",)  # runs of older versions do without
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def run_cells(
                 raise RecsysError(
                     f"{place} was made by an older version, without {', '.join(missing)}; delete it to train it again"
                 )
-            runs.append({**known, **{key: metrics[key] for key in KEPT}})
+            runs.append({**known, **{key: metrics[key] for key in (*KEPT, *KEPT_IF_THERE) if key in metrics}})
         else:
             failure = failures[place]
             failed.append({**known, "error": failure.reason, "traceback": failure.trace})

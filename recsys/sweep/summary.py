@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from recsys.errors import ConfigError
 
 __all__ = ["best_row", "markdown_table", "plus_minus", "shown_metrics", "summarise", "terminal_tables"]
 
-HEAD = ("best epochs", "weights stored", "bytes in training", "seconds")
+HEAD = ("best epochs", "weights stored", "bytes in training", "M MACs a step", "seconds")
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -21,8 +22,9 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         Rows of cell, settings, seeds (how many), test and validation ({metric: {"mean", "sd"}}; sd is the sample
-        standard deviation, None of one seed), best_epochs, parameters_stored, bytes (resident in training), seconds
-        (mean of training, without evaluation).
+        standard deviation, None of one seed), best_epochs, parameters_stored, bytes (resident in training), macs (of
+        a training step, with its share of an exploration; None where it was not counted), seconds (mean of training,
+        without evaluation). Rows of older files have no macs.
     """
     rows = []
     for name in dict.fromkeys(run["cell"] for run in runs):
@@ -37,6 +39,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "best_epochs": sorted(run["best_epoch"] for run in mine),
                 "parameters_stored": mine[0]["parameters_stored"],
                 "bytes": mine[0]["resident_bytes"]["total"],
+                "macs": math.fsum(mine[0].get("macs_per_step", {}).values()) or None,
                 "seconds": statistics.mean(run["seconds"] for run in mine),
             }
         )
@@ -86,7 +89,7 @@ def shown_metrics(rows: Sequence[dict[str, Any]], chosen: str, asked: Sequence[s
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
-    """Lines of a table; bytes also as a share of the dense row, or the first."""
+    """Lines of a table; bytes and multiply-adds also as a share of the dense row, or the first."""
     reference = _reference(rows)
     head = ["cell", "seeds", *metrics, *HEAD]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -106,11 +109,12 @@ def terminal_tables(rows: Sequence[dict[str, Any]], metrics: Sequence[str], titl
         for name, seeds, *others in words:
             table.add_row(name, seeds, *others[start : start + len(names)])
         tables.append(table)
-    cost = _new_table("cost", None, "best epochs", "weights stored", "MB in training", "seconds")
+    cost = _new_table("cost", None, "best epochs", "weights stored", "MB in training", "M MACs", "seconds")
     for row, (name, _, *others) in zip(rows, words, strict=True):
-        epochs, stored, _, seconds = others[len(metrics) :]
+        epochs, stored, _, _, seconds = others[len(metrics) :]
         size = f"{row['bytes'] / 1e6:,.3g}" if row["bytes"] < 1e8 else f"{row['bytes'] / 1e6:,.0f}"
-        cost.add_row(name, epochs, stored, size, seconds)
+        macs = f"{row['macs'] / 1e6:,.4g}" if row.get("macs") else "-"
+        cost.add_row(name, epochs, stored, size, macs, seconds)
     return [*tables, cost]
 
 
@@ -122,19 +126,21 @@ def _new_table(title: str, caption: str | None, *heads: str) -> Table:
     return table
 
 
-def _reference(rows: Sequence[dict[str, Any]]) -> int:
-    """Bytes of the dense row, or of the first."""
+def _reference(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The dense row, or the first."""
     dense = [row for row in rows if row["settings"].get("sparsity.method") == "dense"]
-    return (dense or rows)[0]["bytes"]
+    return (dense or rows)[0]
 
 
-def _words(row: dict[str, Any], metrics: Sequence[str], reference: int) -> list[str]:
+def _words(row: dict[str, Any], metrics: Sequence[str], reference: dict[str, Any]) -> list[str]:
+    share = f" ({row['macs'] / reference['macs']:.0%})" if row.get("macs") and reference.get("macs") else ""
     return [
         row["cell"],
         str(row["seeds"]),
         *(plus_minus(row["test"].get(name)) for name in metrics),
         ", ".join(map(str, row["best_epochs"])),
         f"{row['parameters_stored']:,}",
-        f"{row['bytes']:,} ({row['bytes'] / reference:.0%})",
+        f"{row['bytes']:,} ({row['bytes'] / reference['bytes']:.0%})",
+        f"{row['macs'] / 1e6:,.1f}{share}" if row.get("macs") else "-",
         f"{row['seconds']:.1f}",
     ]

@@ -17,7 +17,7 @@ from recsys.config import load_config
 from recsys.errors import ConfigError, DataError, OutputExistsError
 from recsys.sweep import heatmap, make_grid, parse_axis, summarise
 from recsys.sweep.engine import Plan, run_cells
-from recsys.sweep.summary import best_row, plus_minus, shown_metrics
+from recsys.sweep.summary import best_row, markdown_table, plus_minus, shown_metrics, terminal_tables
 from recsys.training import session
 from recsys.training.run_folder import RunFolder
 
@@ -152,19 +152,31 @@ def test_sweep_from_the_command_line(tmp_path, in_process):
     metrics = json.loads((out / document["runs"][1]["folder"] / "metrics.json").read_text())
     assert row["parameters_stored"] == metrics["parameters_stored"]
     assert row["bytes"] == metrics["resident_bytes"]["total"]
+    assert row["macs"] == pytest.approx(sum(metrics["macs_per_step"].values()))
     page = (out / "sweep.md").read_text()
     assert plus_minus(row["test"]["ndcg@20"]) in page
+    dense = document["summary"][0]
+    assert f"| {row['macs'] / 1e6:,.1f} ({row['macs'] / dense['macs']:.0%}) |" in page
     assert str(tmp_path) not in page + json.dumps(document)  # nobody's folders
     best = max(document["summary"], key=lambda row: row["validation"]["ndcg@20"]["mean"])
     assert f"Best by validation ndcg@20: {best['cell']} (validation" in result.stdout
     assert plus_minus(row["test"]["recall@20"]) in result.stdout
     ElementTree.parse(tmp_path / "map.svg")
+    # A summary of before multiply-adds were kept still makes tables.
+    older = [{key: value for key, value in one.items() if key != "macs"} for one in document["summary"]]
+    assert all(" | - | " in line for line in markdown_table(older, ["ndcg@20"])[2:])
+    assert terminal_tables(older, ["ndcg@20"], "older")
     # Once more: nothing is trained, and the figures are the same.
     again = call(*command)
     assert again.exit_code == 0
     assert len(in_process) == 6
     assert "6 of 6 runs have ended already" in again.stderr
     assert json.loads((out / "sweep.json").read_text())["summary"] == document["summary"]
+    # Nor does a run of before they were counted keep the others from a table.
+    place = out / document["runs"][1]["folder"] / "metrics.json"
+    place.write_text(json.dumps({key: value for key, value in metrics.items() if key != "macs_per_step"}))
+    assert call(*command).exit_code == 0
+    assert json.loads((out / "sweep.json").read_text())["summary"][1]["macs"] is None
     # One more seed trains what is new.
     command[command.index("--seeds") + 1] = 3
     assert call(*command).exit_code == 0
