@@ -86,8 +86,18 @@ def reproduce(
     if not work:
         why = [f"--only {only!r} is in none of them (such as 'cdae-ml-1m dsl density=0.5')"] if only else []
         raise ConfigError(f"no run of the table {name!r} is left: {'; '.join([*why, *notes])}")
-    for row, cells in work:  # all of them, before hours are spent on the first
-        Plan.of(cells, runs / row.preset)
+    # All of them, before hours are spent on the first.
+    plans = [Plan.of(cells, runs / row.preset) for row, cells in work]
+    if not quiet:
+        total, left = (
+            sum(map(len, lists)) for lists in zip(*((p.cells, p.open) for p in plans), strict=True)
+        )
+        say.print(
+            f"{total} trainings in {len(work)} row{'s' * (len(work) > 1)}, {left} of them to be done; fewer by "
+            f"--only REGEX (such as --only {work[0][0].preset}) and --seeds N, shorter by --epochs N",
+            highlight=False,
+            soft_wrap=True,
+        )
     sections: list[Section] = []
     for row, cells in work:
         if not quiet:

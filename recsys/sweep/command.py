@@ -136,7 +136,7 @@ def train_all(cells: Sequence[Cell], folder: Path, jobs: int, threads: int, quie
     """
     plan = Plan.of(cells, folder)
     try:
-        with Display(len(cells), len(cells) - len(plan.open), quiet) as display:
+        with Display(len(cells), len(cells) - len(plan.open), quiet, jobs=jobs) as display:
             return run_cells(cells, folder, jobs=jobs, threads=threads, on_event=display)
     except KeyboardInterrupt:
         ended = len(cells) - len(plan.open)

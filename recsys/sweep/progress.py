@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from types import TracebackType
 from typing import Self
@@ -21,11 +23,17 @@ class Display:
         total: runs in all.
         ended: how many of them had ended before.
         quiet: show nothing but failures.
+        jobs: runs at a time.
+
+    From the first run that ends on, it says about how long the others will take: the mean so far, times their number.
     """
 
-    def __init__(self, total: int, ended: int, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, total: int, ended: int, quiet: bool = False, console: Console | None = None, jobs: int = 1
+    ) -> None:
         self.console = Console(markup=False, stderr=True) if console is None else console
         self.total, self.ended, self.quiet = total, ended, quiet
+        self._jobs, self._took = jobs, list[float]()
         self._bars = not quiet and self.console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -75,10 +83,26 @@ class Display:
             if event.failure is not None:
                 self._say(f"{name}: failed after {seconds:.0f} s: {event.failure.reason}")
             elif not self.quiet:
-                self._say(f"{name}: ended after {seconds:.0f} s ({self.ended} of {self.total})")
+                self._took.append(seconds)
+                self._say(f"{name}: ended after {seconds:.0f} s ({self.ended} of {self.total}){self._rest()}")
+
+    def _rest(self) -> str:
+        """About how long what is left will take, as if all runs took as long; sparse and dense ones do not."""
+        left = self.total - self.ended
+        if not left:
+            return ""
+        rounds = math.ceil(left / self._jobs)
+        return f"; about {_duration(rounds * statistics.mean(self._took))} for the other {left}"
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _last_epoch(task: Task) -> int:

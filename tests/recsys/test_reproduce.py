@@ -96,6 +96,10 @@ def test_reproduce(table, tmp_path, in_process):
     result = call(*command)
     assert result.exit_code == 0, result.output
     assert len(in_process) == 2 * 5
+    assert (
+        "10 trainings in 1 row, 10 of them to be done; fewer by --only REGEX (such as --only quick"
+        in result.stderr
+    )
     assert "convncf-moon: there is no such preset" in result.stderr
     assert "bprmf-gowalla: the data set gowalla was not found" in result.stderr
     document = json.loads((tmp_path / "out" / "table.json").read_text())

@@ -125,6 +125,32 @@ def test_causes_of_death():
     assert "exit code 3" in _cause_of_death(3)
 
 
+def test_how_long_the_rest_takes(make_config, tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from recsys.sweep import progress
+
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tasks = [Task(make_config("dense"), tmp_path / str(place)) for place in range(3)]
+    console = Console(file=(tmp_path / "out.txt").open("w"), width=120)
+    with console.file, Display(7, 2, console=console, jobs=2) as display:
+        for task in tasks[:2]:
+            display(Event("start", task))
+        clock[0] = 50.0
+        display(Event("done", tasks[0]))
+        clock[0] = 5000.0
+        display(Event("failed", tasks[1], failure=Failure("it broke")))  # says nothing about the others
+        display(Event("start", tasks[2]))
+        clock[0] = 20000.0
+        display(Event("done", tasks[2]))
+    shown = [line for line in (tmp_path / "out.txt").read_text().splitlines() if "ended after" in line]
+    assert shown == [
+        "0: ended after 50 s (3 of 7); about 100 s for the other 4",
+        "2: ended after 15000 s (5 of 7); about 2.1 h for the other 2",
+    ]
+
+
 def test_progress_without_and_with_a_terminal(make_config, tmp_path):
     from rich.console import Console
 
@@ -151,7 +177,7 @@ def test_progress_without_and_with_a_terminal(make_config, tmp_path):
     plain = texts[False, False].splitlines()
     assert plain[0] == "1 of 3 runs have ended already"
     assert plain[1:3] == ["one: begins", "two: begins"]
-    assert re.fullmatch(r"one: ended after \d+ s \(2 of 3\)", plain[3])
+    assert re.fullmatch(r"one: ended after \d+ s \(2 of 3\); about \d+ s for the other 1", plain[3])
     assert re.fullmatch(r"two: failed after \d+ s: it \[broke\]", plain[4])
     assert "ndcg@20 0.2500" in texts[True, False]
     for terminal in (False, True):
