@@ -13,6 +13,7 @@ from rich.console import Console
 from recsys.config import Config, load_config, presets
 from recsys.data import available
 from recsys.errors import ConfigError
+from recsys.models.settings import FittedConfig
 from recsys.reproduce.definition import TableDefinition, TableRow, load_published, load_table
 from recsys.reproduce.measure import measure_cells
 from recsys.reproduce.page import Section, table_page
@@ -187,11 +188,15 @@ def _cells(
         ("sparsity.method", list(table.methods)),
         ("sparsity.density", list(table.densities)),
     ]
-    return make_grid(make_config, axes, table.seeds).cells
+    # What is fitted at once draws nothing at random: further seeds would repeat it.
+    fitted = isinstance(make_config({}).model, FittedConfig)
+    return make_grid(make_config, axes, 1 if fitted else table.seeds).cells
 
 
 def _cost(cells: Sequence[Cell], folder: Path, seconds: float) -> dict[str, Any]:
-    """Of the first seed of each cell that has ended."""
+    """Of the first seed of each cell that has ended; nothing of models that take no steps."""
+    if isinstance(cells[0].config.model, FittedConfig):
+        return {}
     plan = Plan.of(cells, folder)
     first: dict[str, tuple[Config, Path]] = {}
     for cell in cells:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recsys.config import Config
+from recsys.models.settings import FittedConfig
 from recsys.reproduce.definition import Published, PublishedResult, TableDefinition
 from recsys.sweep.summary import plus_minus
 
@@ -55,7 +56,8 @@ def _results(published: Published, section: Section) -> list[PublishedResult]:
 def _means(rows: Sequence[Mapping[str, Any]], metric: str, method: str, density: float | None = None) -> str:
     for row in rows:
         settings = row["settings"]
-        if settings["sparsity.method"] == method and settings.get("sparsity.density") == density:
+        # What is fitted does not read the method, and its only cell does not name it.
+        if settings.get("sparsity.method", "dense") == method and settings.get("sparsity.density") == density:
             return plus_minus(row["test"].get(metric))
     return "-"
 
@@ -67,6 +69,11 @@ def _glance(table: TableDefinition, published: Published, section: Section) -> l
         theirs = ", ".join(f"{value:.4f}" for value in values) or "-"
         dense = _means(section["summary"], metric, "dense")
         sparse = [str(method) for method in table.methods if method != "dense"]
+        if isinstance(section["config"].model, FittedConfig):
+            lines.append(
+                f"| {_label(section)} | {metric} | {theirs} | {dense} | - {'| - ' * len(table.densities)}|"
+            )
+            continue
         for method in sparse or ["dense"]:
             ours = [_means(section["summary"], metric, method, density) for density in table.densities]
             lines.append(
@@ -106,7 +113,9 @@ def _details(published: Published, section: Section) -> list[str]:
         ]
         head += ["ms a step", "ms a recommendation"]
         lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        dense = next((row["cell"] for row in rows if row["settings"]["sparsity.method"] == "dense"), None)
+        dense = next(
+            (row["cell"] for row in rows if row["settings"].get("sparsity.method", "dense") == "dense"), None
+        )
         lines += [_line(row, metrics, cost, dense, rows) for row in rows]
         for result in _results(published, section):
             values = [f"{result.values[name]:.4f}" if name in result.values else "-" for name in metrics]

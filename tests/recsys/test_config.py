@@ -42,6 +42,7 @@ def test_every_preset_is_valid():
         "neumf-citeulike-t",
         "neumf-foursquare",
         "neumf-ml-1m",
+        "popularity-ml-1m",
         "quickstart",
         "sasrec-ml-100k",
         "ultragcn-amazon-book",

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from recsys.cli import app
 from recsys.config import load_config
 from recsys.errors import ConfigError
-from recsys.models.build import MODELS
+from recsys.models.settings import MODEL_SETTINGS
 from recsys.reproduce.definition import load_published, load_table, tables
 
 TABLE = """
@@ -53,7 +53,7 @@ def test_tables_of_the_package(name):
     table = load_table(name)
     for row in table.rows:
         config = load_config(row.preset, options=row.set)
-        assert config.model.name in MODELS
+        assert config.model.name in MODEL_SETTINGS
         assert all(metric.partition("@")[1] for metric in row.metrics or table.metrics)
 
 
@@ -63,7 +63,13 @@ def test_main_table():
     assert (main.seeds, main.densities) == (3, [0.7, 0.5, 0.25, 0.1])
     assert main.methods == ["dense", "static", "masked", "dsl"]
     rows = [row.preset for row in main.rows]
-    assert len(set(rows)) == len(rows) == 12
+    assert len(set(rows)) == len(rows) == 12 + 3
+    assert rows[12:] == ["popularity-ml-1m", "itemknn-ml-1m", "ease-ml-1m"]
+
+
+def test_small_table_has_models_beyond_the_six():
+    rows = [row.preset for row in load_table("small").rows]
+    assert rows[-2:] == ["sasrec-ml-100k", "bprmf-ml-1m"]
 
 
 def test_published_values():
@@ -179,6 +185,37 @@ def test_settings_of_rows(tmp_path, in_process):
     assert call(*command).exit_code == 0
     page = (tmp_path / "t.md").read_text()
     assert "Other settings than the preset's: `train.lr = 0.01`, `train.epochs = 1`, `model.beta_cap" in page
+
+
+def test_yardsticks_are_one_run_each_beside_the_others(tmp_path, in_process):
+    data = '"data.options" = { users = 120, items = 60, interactions = 1800, clusters = 6 }'
+    rows = [
+        f'[[rows]]\npreset = "{preset}"\nmetrics = ["ndcg@20"]\n[rows.set]\n"data.name" = "synthetic"\n{data}\n'
+        for preset in ("ease-ml-1m", "quickstart")
+    ]
+    (tmp_path / "t.toml").write_text(
+        'title = "x"\nmethods = ["dense", "dsl"]\ndensities = [0.5]\nseeds = 2\nepochs = 1\n' + "".join(rows)
+    )
+    command = [
+        "--table",
+        tmp_path / "t.toml",
+        "-o",
+        tmp_path / "t",
+        "--runs",
+        tmp_path / "r",
+        "--timing",
+        0.02,
+    ]
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert len(in_process) == 1 + 2 * 2
+    ease = json.loads((tmp_path / "t.json").read_text())["sections"][0]
+    assert [row["cell"] for row in ease["summary"]] == ["dense"]
+    assert ease["cost"] == {}
+    page = (tmp_path / "t.md").read_text()
+    value = f"{ease['summary'][0]['test']['ndcg@20']['mean']:.4f}"
+    assert f"| ease-ml-1m synthetic | ndcg@20 | - | {value} | - | - |" in page
+    assert f"| dense | 1 | {value} |" in page
 
 
 def test_published_values_stand_beside_ours(table, tmp_path, in_process, monkeypatch):
