@@ -75,7 +75,7 @@ SOURCES = {
 
 # Published splits that presets name, but whose owners offer no archive: by whom, and the files that `load` reads.
 _LIGHTGCN = "the split of LightGCN (gusye1234/LightGCN-PyTorch on GitHub): its train.txt and test.txt"
-_MATRICES = "as scipy matrices, users in rows, by recsys.data.folders:"
+_MATRICES = "as scipy matrices, users in rows, or as tables of user and item (train.csv, ...), by recsys.data.folders:"
 ORIGINS = {
     "amazon-book-kgat": "the split of KGAT (xiangwang1223/knowledge_graph_attention_network): train.txt, test.txt",
     "citeulike-t": "CiteULike (js05212/citeulike-t), users.dat as interactions.npz or interactions.csv",
@@ -84,10 +84,12 @@ ORIGINS = {
     "gowalla": _LIGHTGCN,
     "lastfm": f"the split of gusye1234/LightGCN-PyTorch {_MATRICES} train and test.npz",
     "ml-1m/dsl_multvae": (
-        f"the split of DSL (shuyao-wang/DSL) {_MATRICES} train, {{validation,test}}_{{tr,te}}.npz"
+        "the split of DSL (shuyao-wang/DSL) as MultVAE's code writes it: train.csv, {validation,test}_{tr,te}.csv with "
+        "uid,sid; or as scipy matrices of these names"
     ),
     "ml-1m/ncf_loo": (
-        f"the split of NCF (hexiangnan/neural_collaborative_filtering) {_MATRICES} train, test and test_negatives.npz"
+        "the split of NCF (hexiangnan/neural_collaborative_filtering): its ml-1m.train.rating, ml-1m.test.rating and "
+        "ml-1m.test.negative"
     ),
     "yelp2018": _LIGHTGCN,
 }

@@ -3,10 +3,11 @@
 Layouts, told apart by the files in the folder, first match first:
 
     train.npz, {validation,test}_{tr,te}.npz     held-out users: fold-in (tr) and targets (te)
+    train.*, {validation,test}_{tr,te}.*         the same in tables, see `recsys.data.heldout_tables`
     train.npz, test.npz[, valid.npz]             published split of each user, see `recsys.data.published`
     train_subset.npz, test.npz                   the same, part of train missing
     train.*, test.*[, valid.*]                   given parts in any other kind of `recsys.data.formats`; also
-    NAME.train.*, NAME.test.*[, NAME.valid.*]    as RecBole names them
+    NAME.train.*, NAME.test.*[, NAME.valid.*]    as RecBole and NCF name them, perhaps with NAME.test.negative
     interactions.*                               one file, split here; also
     ratings.dat, u.data, NAME.inter              as MovieLens and RecBole name it (NAME: the folder's)
 
@@ -16,7 +17,7 @@ A folder may hold further ones: `ml-1m/dsl_multvae` is a name of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from recsys.csr import entry_rows
-from recsys.data.dataset import Dataset, binary_csr
+from recsys.data.dataset import Dataset
 from recsys.data.formats import SUFFIXES, is_supported, read_interactions
-from recsys.data.interactions import Interactions, merge_pairs
+from recsys.data.heldout_tables import heldout_tables, load_heldout_tables
+from recsys.data.interactions import Interactions, all_ids, merge_pairs, renumbered
+from recsys.data.ncf import negatives_beside, read_negatives
 from recsys.data.options import ReadOptions
 from recsys.data.published import (
     HELDOUT_FILES,
@@ -48,6 +51,8 @@ __all__ = ["LOAD_OPTIONS", "READ_OPTIONS", "SPLIT_OPTIONS", "is_dataset", "load_
 
 SPLIT_OPTIONS = {"split": "kind", "validation": "validation", "test": "test", "fold_in": "fold_in"}
 READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
+# A k-core would change the parts of a split that is given.
+_READ_OF_PARTS = tuple(name for name in READ_OPTIONS if name not in ("min_user", "min_item"))
 LOAD_OPTIONS = (*SPLIT_OPTIONS, *READ_OPTIONS)
 
 
@@ -87,6 +92,8 @@ Loader = Callable[[str, Path, int, dict[str, Any]], Dataset]
 def _loader(folder: Path) -> Loader | None:
     if all((folder / file).is_file() for file in ("train.npz", *HELDOUT_FILES)):
         return _heldout
+    if heldout_tables(folder) is not None:
+        return _heldout_tables
     if published_train(folder) is not None:
         return _published
     if _part_files(folder) is not None:
@@ -192,6 +199,13 @@ def _heldout(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dat
     return load_heldout(name, folder)
 
 
+def _heldout_tables(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
+    _refuse(name, options, set(_READ_OF_PARTS), "is a published split of held-out users")
+    files = heldout_tables(folder)
+    assert files is not None
+    return load_heldout_tables(name, files, _read_options(options))
+
+
 def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Dataset:
     # A preset that asks for this split trains on a folder that `recsys data prepare` divided so, too: its parts
     # together no longer tell the order that would be needed to do it again.
@@ -227,9 +241,13 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
     if read.min_user or read.min_item:
         raise ConfigError(f"dataset {name} is a given split: min_user and min_item would change its parts")
     parts = {part: read_interactions(path, read) for part, path in files.items()}
-    user_ids = _all_ids([part.user_ids for part in parts.values()])
-    item_ids = _all_ids([part.item_ids for part in parts.values()])
-    parts = {key: _renumbered(part, user_ids, item_ids) for key, part in parts.items()}
+    beside = negatives_beside(files["test"])
+    negatives = None if beside is None or "split" in options else read_negatives(beside)
+    user_ids = all_ids([part.user_ids for part in parts.values()])
+    ids = [part.item_ids for part in parts.values()]
+    # Some items may be in nobody's history, and yet be ranked.
+    item_ids = all_ids(ids if negatives is None else [*ids, negatives.items.ravel()])
+    parts = {key: renumbered(part, user_ids, item_ids) for key, part in parts.items()}
     notes = tuple(note for part in parts.values() for note in part.notes)
     if "split" in options:
         return _split_anew(
@@ -248,13 +266,17 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
         train, validation, note = validation_of(whole, test, order, given, seed)
         notes += note
     order = order_of_part(whole, order, train)
-    return transductive_dataset(name, train, validation, test, user_ids, item_ids, notes=notes, order=order)
-
-
-def _all_ids(ids: list[Any]) -> Any:
-    if len({one.dtype.kind for one in ids}) > 1:
-        ids = [one.astype(np.str_) for one in ids]
-    return np.unique(np.concatenate(ids))
+    return transductive_dataset(
+        name,
+        train,
+        validation,
+        test,
+        user_ids,
+        item_ids,
+        notes=notes,
+        order=order,
+        candidates=None if negatives is None else negatives.candidates(test, user_ids, item_ids),
+    )
 
 
 def _split_anew(
@@ -295,20 +317,3 @@ def _together(
         np.concatenate(times) if len(times) == len(parts) else None,
     )
     return matrix, None if time is None else order, time, repeated
-
-
-def _renumbered(data: Interactions, user_ids: Any, item_ids: Any) -> Interactions:
-    """The same pairs among all users and items."""
-    users = np.searchsorted(user_ids, data.user_ids.astype(user_ids.dtype))
-    items = np.searchsorted(item_ids, data.item_ids.astype(item_ids.dtype))
-    rows, cols = users[entry_rows(data.matrix)], items[data.matrix.indices]
-    shape = len(user_ids), len(item_ids)
-    matrix, _ = binary_csr(rows, cols, shape)
-    # Numbers that become text change their order, and with it that of the entries.
-    by_key = np.argsort(rows * len(item_ids) + cols, kind="stable")
-    return replace(
-        data,
-        matrix=matrix,
-        order=None if data.order is None else data.order[by_key],
-        time=None if data.time is None else data.time[by_key],
-    )

@@ -5,6 +5,7 @@
     .inter (.gz)      RecBole: tabs, fields of the header are name:type
     .dat (.gz)        MovieLens: user::item::rating::timestamp, no header
     .data (.gz)       MovieLens 100K: the same with tabs
+    .rating (.gz)     NCF: as .data
     .txt (.gz)        LightGCN: a user and all of his or her items a line, whole numbers
     .npz              a matrix as scipy.sparse.save_npz writes it
 
@@ -60,6 +61,7 @@ TEXT_STYLES = {
     ".inter": TextStyle("\t", header=True, quotes=False, ids="any", types=True),
     ".dat": TextStyle("::", header=False, quotes=False),
     ".data": TextStyle("\t", header=False, quotes=False),
+    ".rating": TextStyle("\t", header=False, quotes=False),
 }
 SUFFIXES = (
     *(suffix + packed for suffix in (*TEXT_STYLES, ".txt") for packed in ("", ".gz")),

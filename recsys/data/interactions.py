@@ -13,7 +13,7 @@ from recsys.csr import entry_rows, rank_in_rows, stable_argsort
 from recsys.data.dataset import binary_csr
 from recsys.errors import DataError
 
-__all__ = ["Interactions", "k_core", "merge_pairs", "select"]
+__all__ = ["Interactions", "all_ids", "k_core", "merge_pairs", "renumbered", "select"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +101,27 @@ def k_core(data: Interactions, min_user: int, min_item: int) -> Interactions:
         return data
     note = f"{len(rows) - before} pairs left out: at least {min_user} a user and {min_item} an item"
     return select(data, kept, note)
+
+
+def all_ids(ids: list[NDArray[Any]]) -> NDArray[Any]:
+    """Distinct raw ids of several files, ascending; all as text where some are text."""
+    if len({one.dtype.kind for one in ids}) > 1:
+        ids = [one.astype(np.str_) for one in ids]
+    return np.unique(np.concatenate(ids))
+
+
+def renumbered(data: Interactions, user_ids: NDArray[Any], item_ids: NDArray[Any]) -> Interactions:
+    """The same pairs among all users and items."""
+    users = np.searchsorted(user_ids, data.user_ids.astype(user_ids.dtype))
+    items = np.searchsorted(item_ids, data.item_ids.astype(item_ids.dtype))
+    rows, cols = users[entry_rows(data.matrix)], items[data.matrix.indices]
+    shape = len(user_ids), len(item_ids)
+    matrix, _ = binary_csr(rows, cols, shape)
+    # Numbers that become text change their order, and with it that of the entries.
+    by_key = np.argsort(rows * len(item_ids) + cols, kind="stable")
+    return replace(
+        data,
+        matrix=matrix,
+        order=None if data.order is None else data.order[by_key],
+        time=None if data.time is None else data.time[by_key],
+    )

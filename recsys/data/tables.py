@@ -36,6 +36,7 @@ NAMES = {
     "timestamp": ("timestamp",),
 }
 MOVIE = ("movie_id", "movieid")  # MovieLens's name of an item, where none of the others is there
+NUMBERED = {"user": "uid", "item": "sid"}  # of MultVAE's authors, where both are there and none of the others
 EXPECTED = {
     "rating": "a number that is not negative",
     "timestamp": "a number or a date and time such as 2024-05-31T23:59:00Z, one kind throughout",
@@ -208,8 +209,11 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
         if header:
             wanted = (asked.lower(),) if asked is not None else NAMES[field]
             plain = [name.strip().lower() for name in names]
-            if asked is None and field == "item" and not set(plain) & set(wanted):
-                wanted = MOVIE
+            if asked is None and field in NUMBERED and not set(plain) & set(wanted):
+                if set(NUMBERED.values()) <= set(plain):
+                    wanted = (NUMBERED[field],)
+                elif field == "item":
+                    wanted = MOVIE
             places = [place for place, name in enumerate(plain) if name in wanted]
         elif asked is not None:
             if not asked.isdecimal() or not 1 <= int(asked) <= len(names):

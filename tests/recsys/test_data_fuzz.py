@@ -42,6 +42,7 @@ def valid(suffix: str) -> bytes:
         ".inter": lines("\t", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"),
         ".dat": lines("::"),
         ".data": lines("\t"),
+        ".rating": lines("\t"),
         ".txt": "3 10 11 10\n7 10\n12 400\n13\n",
     }
     plain = suffix.removesuffix(".gz")

@@ -78,13 +78,29 @@ def lightgcn(folder: Path) -> None:
         )
 
 
+def ncf(folder: Path) -> None:
+    matrices = parts(6)
+    for name in ("train", "test"):
+        (folder / f"set.{name}.rating").write_text(table(matrices[name], "", "\t"))
+    pairs = zip(*matrices["test"].nonzero(), strict=True)
+    (folder / "set.test.negative").write_text("".join(f"({u},{i})\t0\t7\t3\n" for u, i in pairs))
+
+
+def heldout_csv(folder: Path) -> None:
+    matrices = parts(7)
+    for place, name in enumerate(("train", "validation_tr", "validation_te", "test_tr", "test_te")):
+        rows = zip(*matrices["test" if name.endswith("te") else "train"].nonzero(), strict=True)
+        text = "".join(f"{u + USERS * ((place + 1) // 2)},{i}\n" for u, i in rows)
+        (folder / f"{name}.csv").write_text("uid,sid\n" + text)
+
+
 def interactions(folder: Path) -> None:
     (folder / "interactions.csv").write_text(
         table(sum(parts(5).values()), "user,item,rating,timestamp\n", ",")
     )
 
 
-LAYOUTS = [published, heldout, given_csv, recbole, lightgcn, interactions]
+LAYOUTS = [published, heldout, given_csv, recbole, lightgcn, ncf, heldout_csv, interactions]
 OPTIONS: list[dict[str, Any]] = [
     {},
     {},
@@ -135,7 +151,16 @@ def test_damaged_folders(tmp_path_factory: pytest.TempPathFactory, layout: Any, 
             path.unlink()
         elif change == "rename":
             name = data.draw(
-                st.sampled_from(["val.npz", "train.csv", "interactions.npz", "x.test.inter", "order.npz"])
+                st.sampled_from(
+                    [
+                        "val.npz",
+                        "train.csv",
+                        "interactions.npz",
+                        "x.test.inter",
+                        "order.npz",
+                        "set.test.negative",
+                    ]
+                )
             )
             if not (folder / name).is_dir():
                 path.rename(folder / name)
