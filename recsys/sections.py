@@ -20,7 +20,11 @@ METRICS = ("recall", "ndcg", "hr", "truncated_recall", "mrr", "map")
 class DataConfig(Section):
     """What to train on: a name that `recsys.data.load` knows, and its options.
 
+    name: "synthetic", a name of `recsys data list`, or a file or folder.
+    dir: the folder of datasets, as --data-dir; none is SPARSECORE_DATA's.
+    seed: of synthetic data and of a split that is made here.
     everything: train on validation and test, too, and measure nothing: for a model that is to serve.
+    options: how to read and split it, as keyword arguments of `recsys.data.load`: the options of `recsys data prepare`.
     """
 
     name: str = "synthetic"
@@ -44,10 +48,17 @@ class SparsityConfig(Section):
     method: "dense" (density is not used); "masked": dense tensors times masks with DSL's decisions, the
         simulation that other libraries train with; "static": sparse storage, index sets fixed; "dsl": sparse
         storage and exploration.
+    density: fraction of the weights that is kept, of those that are sparse.
     weights: which weights are sparse: "full", all weight matrices and tables; "paper", those that the DSL authors
         prune in this model (in MultVAE also the biases, in NeuMF two of four tables).
     include: in place of `weights`, patterns of the names that are sparse (`recsys.models.layers.Density`).
     exclude: patterns of the names that stay dense all the same.
+    interval: updates between two explorations.
+    drop_fraction: fraction of the weights kept that an exploration exchanges, at the first update.
+    end_drop_fraction: the same at the last of all `epochs`.
+    schedule: how the fraction goes from the one to the other; "constant" stays at `drop_fraction`.
+    stop_fraction: after this fraction of all updates nothing is explored any more.
+    grow: where weights are added: "gradient", where the loss's gradient is largest; "random", anywhere.
     """
 
     method: Literal["dense", "masked", "static", "dsl"] = "dsl"
@@ -64,16 +75,23 @@ class SparsityConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop: `seed` decides initial values, index sets, order of data, dropout and exploration.
+    """How a model is trained.
 
+    seed: decides initial values, index sets, order of data, dropout and exploration.
+    epochs: passes over the data at most.
+    batch_size: users, interactions or triples of an update, whatever the model is trained on.
     pretrained: folders of finished runs on the same data that a new run takes parts of its initial weights from, by the
         name of the part: {"gmf": ..., "mlp": ...} for NeuMF. A run that is resumed does not read them again.
     patience: training stops at the first evaluation this many epochs or more after the one with the best validation
         `metric`; 0 never stops early.
     stop_epoch: the epoch after which training ends, while schedules are still those of `epochs`; 0 trains them all. For
         a run that repeats the beginning of another, such as `recsys train --refit`.
+    evaluate_every: epochs between two evaluations on validation.
+    metric: by which the best epoch is chosen on validation.
+    ks: cut-offs that metrics are computed at.
     tensorboard: also log to tensorboard/ in the run's folder (extra "tensorboard").
     optimizer: "adam", or "adagrad" as some models' authors do.
+    lr: learning rate.
     lr_schedule: how the rate falls from `lr` at the first update to 0 at the last of `epochs`: "cosine", "linear", or
         "constant", not at all.
     precision: of the products of dense weights in a step, "float32" or "bfloat16" (`torch.autocast`), which is

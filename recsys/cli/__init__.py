@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recsys.cli import runs, sweeps  # noqa: F401  (they add their commands)
+from recsys.cli import runs, settings, sweeps  # noqa: F401  (they add their commands)
 from recsys.cli.app import app
 from recsys.cli.data import data_app
 

@@ -53,7 +53,7 @@ class ConvNCF(Recommender):
         channels: of each layer's output.
         kernels: width and stride of each layer.
         dropout: probability that a number of h_L is set to 0 while training; the others are scaled up.
-        embedding_regularization, conv_regularization, output_regularization: see above.
+        embedding_regularization, conv_regularization, output_regularization: embeddings, convs and output above.
         unregularized_epochs: how many epochs at the start have none of the three penalties.
         popularity: a negative is drawn with probability proportional to its degree to this power.
         init_std: initial values of the tables are N(0, init_std^2), those of the other weights N(0, .1^2), both

@@ -69,7 +69,9 @@ class SASRec(Recommender):
         train: (n_users, n_items) interactions.
         order: (train.nnz,) place of each in its user's history, as `Dataset.order`. Part of the state dict.
         hidden: width d.
-        blocks, heads, max_length: see above; `heads` divides `hidden`.
+        blocks: how many.
+        heads: of the attention; they divide `hidden`.
+        max_length: L.
         dropout: probability, of what is marked Dropout above.
         density: of ``items``, ``positions`` and in block k ``blocks.k.query``, ``.key``, ``.value``, ``.out``,
             ``.inner`` and ``.outer``. LayerNorm stays dense.
