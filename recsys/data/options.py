@@ -63,9 +63,9 @@ class ReadOptions:
             raise ConfigError(f"ids: expected 'auto', 'any' or 'text', got {self.ids!r}")
         if self.order not in (None, "time", "file"):
             raise ConfigError(f"order: expected 'time' or 'file', got {self.order!r}")
-        if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
+        if self.separator is not None and (not self.separator or not _writable(self.separator)):
             raise ConfigError(
-                f"separator: expected characters other than quote and line end, got {self.separator!r}"
+                f"separator: expected characters other than quote, line end and NUL, got {self.separator!r}"
             )
         for what in ("min_user", "min_item"):
             least = getattr(self, what)
@@ -78,3 +78,9 @@ class ReadOptions:
         """What was asked for as the column of a field, as text."""
         given = getattr(self, f"{field}_column")
         return None if given is None else str(given).strip()
+
+
+def _writable(separator: str) -> bool:
+    """Whether it can stand between fields of UTF-8 text; an argument that is none has halves of characters in it."""
+    broken = any("\ud800" <= character <= "\udfff" for character in separator)
+    return not broken and not set(separator) & set('"\r\n\0')

@@ -97,6 +97,8 @@ def test_columns_that_are_not_there(tmp_path: Path, options: dict[str, Any], mes
         {"header": "no"},
         {"header": 0},
         {"user_column": 1.5},
+        {"separator": "\0"},
+        {"separator": "\udcff"},
         {"item_column": True},
     ],
 )
