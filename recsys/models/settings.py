@@ -120,6 +120,7 @@ class UltraGCNConfig(Section):
     w4: float = Field(default=1.0, ge=0)
     neighbors: int = Field(default=10, ge=0)
     init_std: float = Field(default=1e-4, gt=0)
+    offset: Literal["none", "prior"] = "none"
 
 
 class NeuMFConfig(Section):

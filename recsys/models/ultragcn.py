@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ class UltraGCN(Factors):
     """Mao, Zhu, Xiao, Lu, Wang, He (2021), "UltraGCN: ultra simplification of graph convolutional networks for
     recommendation".
 
-    With s = U_u . V_i, d the degrees in the training data and beta_ui = sqrt(d_u + 1) / (d_u sqrt(d_i + 1)), the loss
-    of a batch of interactions (u, i), each with N items j drawn uniformly (not: items not chosen), is their sum of
+    With s = U_u . V_i + c, d the degrees in the training data and beta_ui = sqrt(d_u + 1) / (d_u sqrt(d_i + 1)), the
+    loss of a batch of interactions (u, i), each with N items j drawn uniformly (not: items not chosen), is their sum of
 
         (w1 + w2 beta_ui) softplus(-s_ui)
         + negative_weight * mean over j of (w3 + w4 beta_uj) softplus(s_uj)
@@ -39,6 +40,16 @@ class UltraGCN(Factors):
     Exploration of sparse tables ranks the weights that it has just pruned without the gradient of this last term
     (masked training has it there).
 
+    c is 0 in the paper. Negatives outweigh, so scores have to be far below 0 on average, and the tables learn that
+    first. Sparse ones cannot well: two rows that store no column in common score just c, ahead of nearly everything,
+    and other scores vary with the number of columns that two rows share. With offset="prior", c is the score that
+    would make the first two terms smallest were it that of all pairs, the log odds of their weights:
+
+        c = log (sum of w1 + w2 beta_ui) - log (negative_weight * sum of the mean over all j of w3 + w4 beta_uj)
+
+    with sums over all interactions (u, i). The tables then have the rest to learn: they fit sooner, and want a larger
+    regularization. `score` leaves c out, which is the same for all items.
+
     Args:
         train: (n_users, n_items) interactions: degrees and similar items.
         dim: width of both tables.
@@ -46,6 +57,7 @@ class UltraGCN(Factors):
         negative_weight, item_weight, regularization, w1, w2, w3, w4: see above.
         neighbors: similar items of each.
         init_std: initial values are N(0, init_std^2).
+        offset: "none", c = 0, or "prior"; see above.
         density: of ``users`` and ``items``, in (0, 1].
         generator: initial values and index sets follow from it.
     """
@@ -69,6 +81,7 @@ class UltraGCN(Factors):
         w4: float = 1.0,
         neighbors: int = 10,
         init_std: float = 1e-4,
+        offset: Literal["none", "prior"] = "none",
         *,
         density: float | Density = 1.0,
         generator: torch.Generator | None = None,
@@ -82,6 +95,7 @@ class UltraGCN(Factors):
         for name, tensor in (("user_beta", user_beta), ("item_beta", item_beta)):
             self.register_buffer(name, torch.from_numpy(tensor.astype(np.float32)), persistent=False)
         self._chosen, self._neighbors = chosen, neighbors
+        self.offset = self._prior(user_beta, item_beta) if offset == "prior" else 0.0
         self.register_buffer("similar", None, persistent=False)
         self.register_buffer("omega", None, persistent=False)
 
@@ -105,11 +119,22 @@ class UltraGCN(Factors):
             self.omega = torch.from_numpy(omega).to(self.user_beta)
         return self.similar, self.omega
 
+    def _prior(self, user_beta: np.ndarray, item_beta: np.ndarray) -> float:
+        """c of offset="prior"; 0 where all weights of one side are 0, and no score would be the best."""
+        w1, w2, w3, w4 = self.weights
+        count = self._chosen.nnz
+        together = float(user_beta @ (self._chosen @ item_beta))  # sum of beta over the interactions
+        apart = float(user_beta @ self._chosen.sum(axis=1)) * float(item_beta.sum()) / self.n_items
+        positive, negative = w1 * count + w2 * together, self.negative_weight * (w3 * count + w4 * apart)
+        return math.log(positive / negative) if min(positive, negative) > 0 else 0.0
+
     def loss(self, batch: Triples, step: int) -> Tensor:
         w1, w2, w3, w4 = self.weights
         similar, omega = (of_items[batch.positives] for of_items in self.similar_items())
         items = torch.cat((batch.positives.unsqueeze(1), batch.negatives, similar), dim=1)
         scores = pair_scores(self.users, batch.users, self.items, items)
+        if self.offset:
+            scores = scores + self.offset
         positive, negative, neighbor = scores.split((1, self.negatives, similar.shape[1]), dim=1)
         beta = self.user_beta[batch.users].unsqueeze(1)
         chosen = (w1 + w2 * beta * self.item_beta[batch.positives].unsqueeze(1)) * F.softplus(-positive)

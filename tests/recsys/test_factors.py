@@ -17,6 +17,7 @@ from recsys.models.base import Triples
 from recsys.models.bprmf import BPRMF
 from recsys.models.factors import pair_scores
 from recsys.models.layers import Density
+from recsys.models.losses import squared_norm
 from recsys.models.ultragcn import UltraGCN, item_neighbors
 
 pytestmark = pytest.mark.feature("models")
@@ -118,7 +119,9 @@ def test_bprmf_equals_its_loss_written_out(density):
 # ---- UltraGCN
 
 
-def plain_ultragcn(u, v, train, batch, *, negative_weight, item_weight, regularization, w, neighbors):
+def plain_ultragcn(
+    u, v, train, batch, *, negative_weight, item_weight, regularization, w, neighbors, offset=0.0
+):
     """The loss by its formula, one interaction at a time."""
     r = train.toarray().astype(np.float64)
     d_u, d_i = r.sum(1), r.sum(0)
@@ -128,7 +131,7 @@ def plain_ultragcn(u, v, train, batch, *, negative_weight, item_weight, regulari
     for user, item, drawn in zip(
         batch.users.tolist(), batch.positives.tolist(), batch.negatives.tolist(), strict=True
     ):
-        scores = v @ u[user]
+        scores = v @ u[user] + offset
         beta = np.sqrt(d_u[user] + 1) / d_u[user] / np.sqrt(d_i + 1)
         total = total + (w[0] + w[1] * beta[item]) * F.softplus(-scores[item])
         for j in drawn:
@@ -140,20 +143,36 @@ def plain_ultragcn(u, v, train, batch, *, negative_weight, item_weight, regulari
     return total
 
 
+def plain_prior(train, negative_weight, w):
+    """The one score of all pairs with the smallest loss, from the weights of all pairs, one by one."""
+    r = train.toarray().astype(np.float64)
+    d_u, d_i = r.sum(1), r.sum(0)
+    positive = negative = 0.0
+    for user, item in zip(*r.nonzero(), strict=True):
+        beta = np.sqrt(d_u[user] + 1) / d_u[user] / np.sqrt(d_i + 1)
+        positive += w[0] + w[1] * beta[item]
+        negative += negative_weight * np.mean(w[2] + w[3] * beta)
+    return np.log(positive / negative)
+
+
 @pytest.mark.parametrize("density", [1.0, 0.3])
 @pytest.mark.parametrize("neighbors", [0, 3])
-def test_ultragcn_equals_its_loss_written_out(density, neighbors):
+@pytest.mark.parametrize("offset", ["none", "prior"])
+def test_ultragcn_equals_its_loss_written_out(density, neighbors, offset):
     train = random_matrix(12, 10, 0.5)
     settings = {"negative_weight": 30.0, "item_weight": 0.7, "regularization": 0.02}
     model = UltraGCN(
-        train, 6, 4, **settings, w1=0.1, w2=0.9, w3=0.2, w4=0.8, neighbors=neighbors, init_std=0.5,
+        train, 6, 4, **settings, w1=0.1, w2=0.9, w3=0.2, w4=0.8, neighbors=neighbors, init_std=0.5, offset=offset,
         density=density, generator=generator(),
     ).double()  # fmt: skip
     u, v = (t.requires_grad_() for t in dense_tables(model))
     batch = Triples(
         torch.tensor([0, 3, 3]), torch.tensor([1, 0, 8]), torch.randint(10, (3, 4), generator=generator(1))
     )
-    plain = plain_ultragcn(u, v, train, batch, **settings, w=(0.1, 0.9, 0.2, 0.8), neighbors=neighbors)
+    w = (0.1, 0.9, 0.2, 0.8)
+    c = plain_prior(train, 30.0, w) if offset == "prior" else 0.0
+    assert model.offset == pytest.approx(c, rel=1e-12)
+    plain = plain_ultragcn(u, v, train, batch, **settings, w=w, neighbors=neighbors, offset=c)
     loss = model.loss(batch, 0)
     # Degrees and omega were stored in float32 before the model became float64.
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
@@ -165,6 +184,46 @@ def test_ultragcn_equals_its_loss_written_out(density, neighbors):
             ids = torch.arange(right.shape[0])
             right = sparsecore.ops.scatter_grad(*table.index, ids, right, table.values.shape[0])
         torch.testing.assert_close(grad, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_ultragcn_without_an_offset_is_to_the_bit_what_it_is_in_the_paper(density):
+    model = UltraGCN(random_matrix(12, 10, 0.5), 6, 2, init_std=0.5, density=density, generator=generator())
+    batch = Triples(torch.tensor([0, 3]), torch.tensor([1, 8]), torch.tensor([[2, 5], [1, 9]]))
+    w1, w2, w3, w4 = model.weights
+    similar, omega = (of_items[batch.positives] for of_items in model.similar_items())
+    items = torch.cat((batch.positives.unsqueeze(1), batch.negatives, similar), dim=1)
+    scores = pair_scores(model.users, batch.users, model.items, items)
+    beta = model.user_beta[batch.users].unsqueeze(1) * model.item_beta[items[:, :3]]
+    chosen = (w1 + w2 * beta[:, :1]) * F.softplus(-scores[:, :1])
+    drawn = (w3 + w4 * beta[:, 1:]) * F.softplus(scores[:, 1:3])
+    alike = omega * F.softplus(-scores[:, 3:])
+    norms = sum(squared_norm(sparsecore.weight_parameter(t)) for t in (model.users, model.items))
+    total = chosen.sum() + model.negative_weight * drawn.mean(dim=1).sum() + model.item_weight * alike.sum()
+    assert model.offset == 0
+    assert torch.equal(model.loss(batch, 0), total + model.regularization / 2 * norms)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_ultragcn_ranks_and_serves_without_its_offset(density):
+    train = random_matrix(12, 10, 0.5)
+    plain, offset = (
+        UltraGCN(train, 6, init_std=0.5, offset=kind, density=density, generator=generator())
+        for kind in ("none", "prior")
+    )
+    assert offset.offset < -1
+    assert plain.state_dict().keys() == offset.state_dict().keys()
+    users = np.arange(12)
+    assert torch.equal(plain.score(users, train), offset.score(users, train))
+
+
+@pytest.mark.parametrize("settings", [{"negative_weight": 0.0}, {"w1": 0.0, "w2": 0.0}])
+def test_ultragcn_has_no_offset_where_one_side_has_no_weight(settings):
+    assert UltraGCN(random_matrix(12, 10, 0.5), 6, **settings, offset="prior").offset == 0
+
+
+def test_ultragcn_has_no_offset_without_interactions():
+    assert UltraGCN(csr_array((3, 4), dtype=np.float32), 6, offset="prior").offset == 0
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
