@@ -48,6 +48,7 @@ def test_every_preset_is_valid():
         "ultragcn-amazon-book",
         "ultragcn-gowalla",
         "ultragcn-lastfm",
+        "ultragcn-lastfm-offset",
         "ultragcn-yelp2018",
     ]
     for name in presets():
