@@ -113,7 +113,7 @@ def test_inference_with_dynamic_shapes(case: str, encoding: str) -> None:
 
 
 def test_a_file_needs_the_operators_which_the_import_brings(tmp_path: Path) -> None:
-    """As the README says: without `import sparsecore` torch does not say what is missing."""
+    """As the README says: without `import sparsecore` torch's error does not say what to do."""
     layer = SparseLinear(6, 5, density=0.5)
     x = torch.randn(3, 6)
     file = tmp_path / "layer.pt2"
@@ -135,5 +135,6 @@ print("loaded")
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "We ran into an error when deserializing the saved file" in done.stdout
+    # torch 2.6 names the operator, too.
+    assert "error when deserializing the saved file" in done.stdout or "Failed deserializing" in done.stdout
     assert done.stdout.endswith("loaded\n")
