@@ -43,7 +43,8 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0, **options
             out (default 0.1), or in a leave-one-out split 1 (default), one item of each user. 0 carves out none, and
             where there is a validation part, trains on it, too.
             Asking for a split by name makes a new one, of the folder's interactions file or else of all published
-            parts together. An option that is None counts as not given.
+            parts together; but "loo" alone takes a folder as it is that was prepared by it. An option that is None
+            counts as not given.
 
     Raises:
         DataError: unknown name (the message names the nearest), or bad data.
