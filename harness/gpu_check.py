@@ -145,19 +145,9 @@ def _by_torch(
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """Tests marked ``gpu`` and not ``slow``: outcomes by number, exit code, and the output's end if one fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu and not slow",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests"]
     # A test file whose imports are missing here must not keep the others from running.
-    command += ["--continue-on-collection-errors", "-p", "no:benchmark"]
+    command += ["--continue-on-collection-errors", "-p", "no:benchmark", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "4"]  # most of the time kernels are compiled
     root, begin = Path(__file__).parents[1], time.monotonic()
