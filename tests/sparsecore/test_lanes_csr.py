@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -164,13 +165,16 @@ def test_where_gradients_are_taken(
             assert lanes_csr.suits_gradient(operation, examples, NNZ, (ROWS, 2000), dtype) is expected
 
 
-def test_scratch_of_all_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    for dtype, width in ((torch.float32, 1 << 14), (torch.float64, 1 << 13)):
+def test_scratch_of_a_thread_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same number whatever the number of threads."""
+    for n_threads, (dtype, width) in product((1, 16), ((torch.float32, 1 << 17), (torch.float64, 1 << 16))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
         assert lanes_csr.suits(2, NNZ, (ROWS, width), dtype)
         assert not lanes_csr.suits(2, NNZ, (ROWS, width + 1), dtype)
-        assert lanes_csr.suits_gradient("sddmm", 2, NNZ, (ROWS, width // 3), dtype)
-        assert not lanes_csr.suits_gradient("sddmm", 2, NNZ, (ROWS, width // 3 + 1), dtype)
+        for operation in ("spmm_t", "sddmm"):
+            for examples, share in ((4, width), (8, width // 2)):
+                assert lanes_csr.suits_gradient(operation, examples, NNZ, (ROWS, share), dtype)
+                assert not lanes_csr.suits_gradient(operation, examples, NNZ, (ROWS, share + 1), dtype)
 
 
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])

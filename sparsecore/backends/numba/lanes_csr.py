@@ -49,7 +49,7 @@ def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> b
     if (
         not 2 <= batch <= _MOST_EXAMPLES
         or (batch + 2) * nnz + rows <= _LEAST_WORK[0]
-        or not _fits(shape[1], dtype)
+        or not _fits(len(_examples(batch)) * shape[1], dtype)
     ):
         return False
     if has_expand() and nnz > _SMALL:
@@ -64,11 +64,11 @@ def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> b
 
 def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether this is the way to ``spmm_t`` or ``sddmm``."""
-    most = min(_MOST_EXAMPLES, _HARDLY_FILLED[1])
+    most, w = min(_MOST_EXAMPLES, _HARDLY_FILLED[1]), len(_examples(batch))
     if (
         not 2 <= batch <= most
         or (batch + 2) * nnz + shape[0] <= _LEAST_WORK[1]
-        or not _fits(3 * shape[1], dtype)
+        or not _fits((w * -(-batch // w) if operation == "spmm_t" else w) * shape[1], dtype)
     ):
         return False
     if batch <= _FEW or nnz <= _SMALL:
@@ -77,12 +77,12 @@ def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int],
     return batch <= most and nnz >= _LONG_ROW * max(shape)
 
 
-def _fits(columns: int, dtype: torch.dtype) -> bool:
-    """Whether a thread's 16 numbers of so many columns are little enough: of eight threads, kept for the next call.
+def _fits(numbers: int, dtype: torch.dtype) -> bool:
+    """Whether a thread's scratch of so many numbers is little enough: of eight threads, kept for the next call.
 
     The number of threads there are does not matter: rounding depends on which way a product goes.
     """
-    return dtype in _FLOATING and 16 * columns * dtype.itemsize <= MOST_KEPT // 8
+    return dtype in _FLOATING and numbers * dtype.itemsize <= MOST_KEPT // 8
 
 
 def _examples(batch: int) -> tuple[np.int8, ...]:
