@@ -130,17 +130,20 @@ def test_threads_do_not_change_a_bit(encoding: str, dtype: torch.dtype, shared: 
 @of_numba
 @pytest.mark.parametrize("csr_first", [True, False])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_of_a_csr_beside_a_bitmap_only_rows_looked_up_are_encoded(threads: int, csr_first: bool) -> None:
-    """The work of a call grows with the batch and not with the table."""
+@pytest.mark.parametrize("batch", [100, 900])
+def test_of_a_csr_beside_a_bitmap_rows_looked_up_are_encoded(
+    threads: int, csr_first: bool, batch: int
+) -> None:
+    """The work of a call grows with the batch and not with the table, up to the table's rows."""
     torch.set_num_threads(threads)
     csr, bitmap = table(500, 70, 3, "csr").float(), table(400, 70, 4, "bitmap").float()
     g = torch.Generator().manual_seed(0)
     a, b = (csr, bitmap) if csr_first else (bitmap, csr)
-    ids_a = torch.randint(a.num_embeddings, (900,), generator=g)
-    ids_b = torch.randint(b.num_embeddings, (900, 2), generator=g)
+    ids_a = torch.randint(a.num_embeddings, (batch,), generator=g)
+    ids_b = torch.randint(b.num_embeddings, (batch, 2), generator=g)
     with patch.object(kernels, "_encode_rows", wraps=kernels._encode_rows) as encode:
         found = gather_dot(a, ids_a, b, ids_b)
-    assert len(encode.call_args.args[3]) == 1 + (900 if csr_first else 1800)
+    assert len(encode.call_args.args[3]) == 1 + min(500, batch if csr_first else 2 * batch)
     torch.testing.assert_close(found, torch.einsum("nd,nmd->nm", a(ids_a), b(ids_b)))
 
 

@@ -91,15 +91,20 @@ def _share_few(values_a: Tensor, crow_a: Tensor, values_b: Tensor, crow_b: Tenso
 def _bitmap(
     crow: Tensor, col: Tensor, ids: Tensor, n_cols: int, n_chunks: int
 ) -> tuple[Tensor, None, Tensor]:
-    """Index of the rows with these ids, which points to the table's own values, and the ids in it."""
+    """Index of the rows with these ids (or of all, where they are fewer), which points to the table's own values, and
+    the ids in it.
+    """
     if col.shape[0] >= 2**31:
         raise SparsecoreError(
             f"a bitmap beside a CSR of 2^31 nonzeros or more, which its pointers cannot count, got {col.shape[0]}: "
             "give both tables the csr encoding"
         )
-    rows = torch.empty((ids.numel() + 1, words(n_cols)), dtype=torch.int32, device="cpu")
-    _encode_rows(array(crow), array(col), array(ids).reshape(-1), rows.numpy(), n_chunks)
-    return rows, None, torch.arange(ids.numel(), device="cpu").view(ids.shape)
+    count = min(ids.numel(), crow.shape[0] - 1)
+    every = torch.arange(count, device="cpu")
+    encoded, found = (ids, every.view(ids.shape)) if count == ids.numel() else (every, ids)
+    rows = torch.empty((count + 1, words(n_cols)), dtype=torch.int32, device="cpu")
+    _encode_rows(array(crow), array(col), array(encoded).reshape(-1), rows.numpy(), n_chunks)
+    return rows, None, found
 
 
 @kernel
