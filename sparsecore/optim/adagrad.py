@@ -40,7 +40,7 @@ class Adagrad(ElementwiseOptimizer):
         in_backward: bool = False,
         **torchs: Any,
     ) -> None:
-        self._take(torchs)
+        self._take(torchs, weight_decay)
         options = {
             "lr": lr,
             "lr_decay": lr_decay,

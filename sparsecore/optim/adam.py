@@ -47,7 +47,7 @@ class Adam(ElementwiseOptimizer):
         in_backward: bool = False,
         **torchs: Any,
     ) -> None:
-        self._take(torchs)
+        self._take(torchs, weight_decay)
         if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
             raise SparsecoreError(
                 f"lr, eps and weight_decay must not be negative, got {lr}, {eps} and {weight_decay}"

@@ -88,16 +88,17 @@ class ElementwiseOptimizer(Optimizer):
         super().add_param_group(param_group)
         self._watch(self.param_groups[-1])
 
-    def _take(self, torchs: State) -> None:
+    def _take(self, torchs: State, weight_decay: float) -> None:
         """Arguments of torch's optimizers that have no counterpart here: nothing, or refused.
 
         Raises:
             SparsecoreError: for one that would change the rule.
             TypeError: for one that torch has not.
         """
-        for option in torchs.keys() - _NEUTRAL.keys() - _IMPLEMENTATIONS:
+        of_adam = {"decoupled_weight_decay"} if "exp_avg" in self._state_names else set()
+        for option in torchs.keys() - _NEUTRAL.keys() - _IMPLEMENTATIONS - of_adam:
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {option!r}")
-        self._check({"weight_decay": 0.0, **torchs})
+        self._check({"weight_decay": weight_decay, **torchs})
 
     def _watch(self, group: State) -> None:
         change = in_backward.register if group["in_backward"] else in_backward.forget

@@ -41,7 +41,7 @@ class SGD(ElementwiseOptimizer):
         in_backward: bool = False,
         **torchs: Any,
     ) -> None:
-        self._take(torchs)
+        self._take(torchs, weight_decay)
         if not (lr >= 0 and momentum >= 0 and weight_decay >= 0):
             raise SparsecoreError(
                 f"lr, momentum and weight_decay must not be negative, got {lr}, {momentum} and {weight_decay}"

@@ -473,6 +473,10 @@ def test_torchs_arguments(kind: type[torch.optim.Optimizer]) -> None:
     kind([p], lr=0.1, foreach=False, fused=True, maximize=False, differentiable=False)
     with pytest.raises(SparsecoreError, match="does not support maximize=True"):
         kind([p], maximize=True)
+    if kind is optim.Adam:
+        kind([p], weight_decay=0.1, decoupled_weight_decay=False)
+        with pytest.raises(SparsecoreError, match="use AdamW"):
+            kind([p], weight_decay=0.1, decoupled_weight_decay=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
         kind([p], momentun=0.9)
 
