@@ -223,7 +223,9 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     given = detail.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
     if detail["type"] == "list_type" and isinstance(given, str | int | float):
-        shown += f"; a list is written --set '{key}=[{json.dumps(given)}]'"
+        parts = given.split(",") if isinstance(given, str) else [given]
+        written = [parse_value(part.strip()) if isinstance(part, str) else part for part in parts]
+        shown += f"; a list is written --set '{key}={json.dumps(written)}'"
     # What is wrong with two tables together has no key, and names them itself.
     return f"{key}: {message}{shown}" if key else message
 
@@ -233,7 +235,10 @@ def _tables_with(key: str, tree: Mapping[str, Any]) -> list[str]:
     model = tree.get("model", {"name": MultVAEConfig.model_fields["name"].default})
     known = isinstance(model, dict) and model.get("name") in MODEL_SETTINGS
     tables = [table for table in Config.model_fields if table != "model" or known]
-    return [f"{table}.{key}" for table in tables if key in _fields([table], {"model": model})]
+    found = [f"{table}.{key}" for table in tables if key in _fields([table], {"model": model})]
+    from recsys.data.folders import LOAD_OPTIONS  # slow to import
+
+    return [*found, f"data.options.{key}"] if key in LOAD_OPTIONS else found
 
 
 def _fields(location: Iterable[str], tree: Mapping[str, Any]) -> list[str]:

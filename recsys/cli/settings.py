@@ -50,7 +50,7 @@ def settings(
     console.print(
         text.partition("\nArgs:")[0], highlight=False, soft_wrap=True
     )  # the formulas that descriptions speak of
-    console.print(_table("model", MODEL_SETTINGS[model], described(found)))
+    console.print(_table("model", MODEL_SETTINGS[model], {"name": "which model", **described(found)}))
 
 
 def described(kind: type) -> dict[str, str]:
@@ -95,7 +95,9 @@ def _kind(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is types.UnionType:
         return " | ".join(_kind(one) for one in get_args(annotation) if one is not type(None))
-    return str(getattr(get_origin(annotation) or annotation, "__name__", annotation))
+    of = [_kind(one) for one in get_args(annotation) if one is not Ellipsis]
+    name = str(getattr(get_origin(annotation) or annotation, "__name__", annotation))
+    return f"{name} of {', '.join(of)}" if of else name
 
 
 def _shown(default: Any) -> str:

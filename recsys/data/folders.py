@@ -243,6 +243,11 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
     parts = {part: read_interactions(path, read) for part, path in files.items()}
     beside = negatives_beside(files["test"])
     negatives = None if beside is None or "split" in options else read_negatives(beside)
+    if negatives is not None and read.min_rating is not None:
+        raise ConfigError(
+            f"dataset {name} has a line of negatives for every test pair ({negatives.path}): min_rating would take "
+            "pairs away; leave it out, or drop those lines of both files"
+        )
     user_ids = all_ids([part.user_ids for part in parts.values()])
     ids = [part.item_ids for part in parts.values()]
     # Some items may be in nobody's history, and yet be ranked.

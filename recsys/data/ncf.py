@@ -81,13 +81,18 @@ def read_negatives(path: Path) -> Negatives:
         DataError: with the line that is not of this form, or has another number of items than the first.
     """
     users, targets, rows = [], [], []
+    blank = 0  # the first blank line, which only the end may follow
     with opened(path) as file:
         for number, line in enumerate(file, 1):
-            found = LINE.fullmatch(line)
+            if not line.strip():
+                blank = blank or number
+                continue
+            found = LINE.fullmatch(line) if not blank else None
             if found is None:
                 shown = line[:40].decode("utf-8", "replace").strip()
                 raise DataError(
-                    f"{path}:{number}: expected (user,item) and items, separated by tabs, got {shown!r}"
+                    f"{path}:{blank or number}: expected (user,item) and items, separated by tabs, got "
+                    f"{'' if blank else shown!r}"
                 )
             users.append(int(found[1]))
             targets.append(int(found[2]))

@@ -95,7 +95,7 @@ def reproduce(
         )
         say.print(
             f"{total} trainings in {len(work)} row{'s' * (len(work) > 1)}, {left} of them to be done; fewer by "
-            f"--only REGEX (such as --only {work[0][0].preset}) and --seeds N, shorter by --epochs N",
+            f"--only REGEX (such as --only '^{work[0][0].preset} ') and --seeds N, shorter by --epochs N",
             highlight=False,
             soft_wrap=True,
         )

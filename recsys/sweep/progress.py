@@ -25,7 +25,8 @@ class Display:
         quiet: show nothing but failures.
         jobs: runs at a time.
 
-    From the first run that ends on, it says about how long the others will take: the mean so far, times their number.
+    From the first run that ends on, it says about how long the others will take: the mean so far, times the rounds of
+    ``jobs`` that their number makes. Runs under way count whole, and resumed ones as long as the rest of them took.
     """
 
     def __init__(

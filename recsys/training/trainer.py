@@ -300,7 +300,8 @@ class Trainer:
         if state["config"] != self.config.hash:
             raise RecsysError(
                 f"the checkpoint was made with other settings ({state['config']}, now {self.config.hash}); "
-                "a run can only be resumed with the settings that it was started with"
+                "a run can only be resumed with the settings that it was started with, and by a version that has the "
+                "same ones: else begin anew (--overwrite; of a sweep, delete the run's folder)"
             )
         self.dataset.expect(state.get("split"), "this run")
         if self.optimizer is not None:

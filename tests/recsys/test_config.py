@@ -249,6 +249,8 @@ def test_paths_are_taken_from_where_the_run_was_begun(tmp_path, monkeypatch):
         ("density", "'sparsity.density'"),
         ("train.density", "'sparsity.density'"),
         ("hidden", "'model.hidden'"),
+        ("split", "'data.options.split'"),
+        ("data.separator", "'data.options.separator'"),
         ("seed", "'data.seed' or 'train.seed' or 'evaluation.seed'"),
         ("train.lrr", "'lr'"),
     ],
@@ -265,7 +267,12 @@ def test_a_wrong_key_beside_an_unknown_model():
 
 @pytest.mark.parametrize(
     ("key", "value", "form"),
-    [("sparsity.include", "output", '["output"]'), ("train.ks", "20", "[20]")],
+    [
+        ("sparsity.include", "output", '["output"]'),
+        ("sparsity.include", "output,users", '["output", "users"]'),
+        ("train.ks", "20", "[20]"),
+        ("train.ks", "10,20", "[10, 20]"),
+    ],
 )
 def test_a_list_is_told_how_it_is_written(key, value, form):
     with pytest.raises(ConfigError) as caught:

@@ -61,7 +61,8 @@ def test_ncf_files_are_read_as_they_are(tmp_path: Path) -> None:
             r"tiny\.test\.negative:2: expected 2 items after the pair, as in line 1, got 1",
         ),
         ("(0,3)\t4\t5\n1,2\t4\t3\n", r"tiny\.test\.negative:2: expected \(user,item\) and items.*got '1,2"),
-        ("(0,3)\t4\t5\n\n", r"tiny\.test\.negative:2: expected \(user,item\)"),
+        ("(0,3)\t4\t5\n\n(1,2)\t4\t3\n", r"tiny\.test\.negative:2: expected \(user,item\)"),
+        ("(0,3)\t4\t5\n\n", "one line for each of the 2 users"),  # blank lines at the end are none
         (
             "(0,3)\t4\t5\n",
             "one line for each of the 2 users of the test file and for no other, got 1 lines of 1",

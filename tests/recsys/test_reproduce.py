@@ -103,7 +103,7 @@ def test_reproduce(table, tmp_path, in_process):
     assert result.exit_code == 0, result.output
     assert len(in_process) == 2 * 5
     assert (
-        "10 trainings in 1 row, 10 of them to be done; fewer by --only REGEX (such as --only quick"
+        "10 trainings in 1 row, 10 of them to be done; fewer by --only REGEX (such as --only '^quick"
         in result.stderr
     )
     assert "convncf-moon: there is no such preset" in result.stderr

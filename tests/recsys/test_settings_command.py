@@ -47,6 +47,7 @@ def test_every_key_of_every_model(name):
     meanings, formulas = described(model_class(name)), result.output.partition("[model]")[0]
     for key in MODEL_SETTINGS[name].model_fields:
         assert f" model.{key} " in result.output
+        assert key == "name" or meanings.get(key)
         # What is "see above" stands above.
         assert key == "name" or key in formulas or "see above" not in meanings[key]
 
