@@ -25,8 +25,8 @@ _HEAD = """# Where it runs
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
 What each setting ran, and when, is at the end: some the whole suite, others that of the library without its slow
 tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the whole suite, triton
-its part of it); python313-torch26 is tox's py313-torch26, and the newest torch its newest; the others differ in
-processor or device.
+its part of it); python313-torch26 is tox's py313-torch26, and torch-2.15 its newest; the others differ in processor
+or device.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
 _KINDS = {"machine": dict, "total": dict, "features": dict, "arguments": list}

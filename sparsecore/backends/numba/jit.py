@@ -107,8 +107,8 @@ class kernel:
     """Decorator: the work of one chunk, to be shared by threads or done by one.
 
     The last two arguments of the function are the number of chunks and the number of the chunk that it is to do; who
-    calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's, however many
-    numba would start (one for each CPU): its own setting is as before after the call.
+    calls the kernel gives all but the very last. The number of threads is the number of chunks, torch's, or numba's
+    where that is smaller; numba's own setting is as before after the call.
 
     A kernel is compiled once, for one thread and for several, and so begins with
 
