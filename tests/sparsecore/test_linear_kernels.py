@@ -17,8 +17,8 @@ from sparsecore.backends.numba import (
     few_spmm,
     jit,
     linear,
+    packing,
     panel_spmm,
-    panels,
     turned_spmm_t,
     turning,
 )
@@ -107,11 +107,33 @@ def test_wide_weights(encoding, turn, monkeypatch, n_threads):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("turn", TURN)
 def test_activations_in_parts(encoding, turn, monkeypatch, n_threads):
-    """Panels of all examples would take more than `panels.parts` lets stand at a time: 128 + 128 + 5 examples."""
-    assert len(panels.parts(261, 30_001)) == 3
+    """Panels of all examples would take more than `packing.parts` lets stand at a time: 128 + 128 + 5 examples."""
+    assert len(packing.parts(261, 30_001)) == 3
     monkeypatch.setattr(linear, "_TURN", turn)
     check(random_pattern((40, 30_001), 0.1, seed=6), encoding, 261, torch.float32)
     check(random_pattern((30_001, 40), 0.1, seed=6), encoding, 261, torch.float32)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_of_each_thread_or_of_all(encoding, dtype, monkeypatch, n_threads):
+    """Threads pack them for themselves, or share what is large: the same numbers."""
+    pattern = random_pattern((150, 137), 0.3, seed=1)
+    values, index = values_for(pattern, dtype=dtype), index_of(pattern, encoding)
+    usual = packing.OWN
+    for batch in (2, 3, 7, 12, 16, 40, 200):
+        x, dy = torch.randn(batch, 137, dtype=dtype), torch.randn(batch, 150, dtype=dtype)
+        found = []
+        for most in (usual, 0):
+            monkeypatch.setattr(packing, "OWN", most)
+            monkeypatch.setattr(few_spmm, "OWN", most)
+            products = (
+                linear.spmm(values, *index, x),
+                linear.spmm_t(values, *index, dy, 137),
+                linear.sddmm(*index, dy, x, pattern.nnz),
+            )
+            found.append([product.clone() for product in products])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

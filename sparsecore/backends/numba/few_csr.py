@@ -12,8 +12,9 @@ import torch
 
 from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.packing import own_panels, panels_of
 from sparsecore.backends.numba.panel_spmm_t import add_and_unpack
-from sparsecore.backends.numba.panels import packed, split_rows
+from sparsecore.backends.numba.panels import split_rows
 from sparsecore.backends.numba.simd import at, fma, load, put, splat, store
 
 __all__ = ["sddmm", "spmm_t"]
@@ -29,7 +30,7 @@ def spmm_t(values, crow, col, dy, dx, n_chunks):
             dx += sums[part]
     else:
         sums = workspace("sums", n_chunks, 16 * cols, torch.from_numpy(dx).dtype)
-        _add_rows(values, crow, col, packed(dy, n_chunks), cols, sums, n_chunks)
+        _add_rows(values, crow, col, dy, panels_of(dy, n_chunks), cols, sums, n_chunks)
         add_and_unpack(sums, dx, n_chunks)
 
 
@@ -39,10 +40,11 @@ def sddmm(crow, col, dy, x, out, n_chunks):
 
 
 @kernel
-def _add_rows(values, crow, col, panel, cols, sums, n_chunks, chunk):
-    """sums[chunk, 16 * column + e] += value * dy[e, row]; ``panel`` holds dy[:, row] from 16 * row on."""
+def _add_rows(values, crow, col, dy, panels, cols, sums, n_chunks, chunk):
+    """sums[chunk, 16 * column + e] += value * dy[e, row]; the panel holds dy[:, row] from 16 * row on."""
     if chunk < 0:
         return share_out(chunk, n_chunks)
+    panel = own_panels(dy, panels, n_chunks, chunk)
     total = sums[chunk]
     total[: 16 * cols] = 0
     for row in range(split_rows(crow, n_chunks, chunk), split_rows(crow, n_chunks, chunk + 1)):

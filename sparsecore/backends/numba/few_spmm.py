@@ -17,6 +17,7 @@ from numba.extending import overload
 
 from sparsecore.backends.numba.jit import device_function, kernel, serial_kernel, share_out
 from sparsecore.backends.numba.memory import TYPES, workspace
+from sparsecore.backends.numba.packing import OWN
 from sparsecore.backends.numba.panels import pointer, split_rows
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -34,6 +35,7 @@ from sparsecore.backends.numba.simd import (
     store_masked,
     sum_of_rows,
     transpose,
+    transpose_part,
     zeros,
 )
 from sparsecore.backends.numba.simd_groups import first_only, picked, repeated, repeated_first
@@ -55,32 +57,41 @@ def spmm(values, crow, col, x, y, n_chunks):
     else:
         local = tiles
     if batch == 1:
-        panel = x[0]
+        panels = x
     else:
-        panel = workspace("panels", 1, w * cols, kind)[0]
-        _pack(x, panel, _EXAMPLES[w])
+        own = n_chunks * w * cols * x.itemsize <= OWN
+        panels = workspace("panels", n_chunks if own else 1, w * cols, kind)
+        if not own:
+            _pack_once(x, panels[0], _EXAMPLES[w])
     crowded = values.shape[0] > _CROWDED * rows * cols
     local = local.view(np.uint32 if local.itemsize == 4 else np.uint16)
-    _sum_rows(values, crow, col, panel, _EXAMPLES[w], tiles, local, crowded, y, n_chunks)
+    _sum_rows(values, crow, col, x, panels, _EXAMPLES[w], tiles, local, crowded, y, n_chunks)
 
 
-@serial_kernel
+@device_function
 def _pack(x, panel, examples):
-    """panel[w * j + e] = x[e, j]; the last example again in lanes that are left."""
+    """panel[w * j + e] = x[e, j]; 0 in lanes that are left."""
     batch, cols = x.shape
     w = len(examples)
     flat = x.reshape(-1)
-    for j in range(cols):
-        for e in range(w):
-            put(panel, w * j + e, at(flat, min(e, batch - 1) * cols + j))
+    for j in range(0, cols, LANES):
+        transpose_part(flat, j, cols, batch, min(LANES, cols - j), panel, j * w, w, w)
+
+
+@serial_kernel
+def _pack_once(x, panel, examples):
+    _pack(x, panel, examples)
 
 
 @kernel
-def _sum_rows(values, crow, col, panel, examples, tiles, locals_, crowded, y, n_chunks, chunk):
+def _sum_rows(values, crow, col, x, panels, examples, tiles, locals_, crowded, y, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     batch, rows = y.shape
     w = len(examples)
+    panel = panels[min(chunk, panels.shape[0] - 1)]
+    if w > 1 and panels.shape[0] >= n_chunks:  # this thread's own: see `packing`
+        _pack(x, panel, examples)
     out = y.reshape(-1)
     tile, local = tiles[chunk], locals_[chunk]
     turned = tile[LANES * LANES :]

@@ -13,18 +13,10 @@ import torch
 from sparsecore.backends.numba.dots import dot_4, load_4, rows_of, store_4
 from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.packing import lanes_of, own_panels, panels_of, parts, width_of
 from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, block_of
 from sparsecore.backends.numba.panel_spmm_t import tile_of
-from sparsecore.backends.numba.panels import (
-    index_space,
-    lanes_of,
-    localise,
-    packed,
-    parts,
-    pointer,
-    split_rows,
-    width_of,
-)
+from sparsecore.backends.numba.panels import index_space, localise, pointer, split_rows
 from sparsecore.backends.numba.simd import add, at, hidden, prefetch
 
 
@@ -37,14 +29,16 @@ def sddmm(crow, col, dy, x, out, n_chunks):
     tiles = workspace("tiles", n_chunks, height * width, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
-        panels, more = packed(x[part], n_chunks), part.start > 0
-        _sddmm(crow, col, dy[part], panels, cols, block, height, tiles, local, segment, out, more, n_chunks)
+        panels, more = panels_of(x[part], n_chunks), part.start > 0
+        scratch = (tiles, local, segment)
+        _sddmm(crow, col, dy[part], x[part], panels, block, height, *scratch, out, more, n_chunks)
 
 
 @kernel
-def _sddmm(crow, col, dy, panels, cols, block, height, tiles, locals_, segments, out, more, n_chunks, chunk):
+def _sddmm(crow, col, dy, x, panels_, block, height, tiles, locals_, segments, out, more, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
+    panels, cols = own_panels(x, panels_, n_chunks, chunk), x.shape[1]
     batch = dy.shape[0]
     blocks = -(-cols // block)
     local, segment, tile = locals_[chunk], segments[chunk], tiles[chunk]

@@ -10,19 +10,16 @@ import torch
 
 from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.packing import lanes_of, own_panels, panels_of, parts, width_of
 from sparsecore.backends.numba.panels import (
     index_space,
-    lanes_of,
     localise,
-    packed,
-    parts,
     pointer,
     row_of_16,
     row_of_32,
     row_of_64,
     row_of_128,
     split_rows,
-    width_of,
 )
 from sparsecore.backends.numba.simd import at, transpose_part
 
@@ -42,8 +39,8 @@ def spmm(values, crow, col, x, y, n_chunks):
     tiles = workspace("tiles", n_chunks, height * width, dtype)
     local, segment = index_space(n_chunks, height, cols, block)
     for part in parts(batch, cols):
-        panels = packed(x[part], n_chunks)
-        _spmm(values, crow, col, panels, cols, block, height, tiles, local, segment, y[part], n_chunks)
+        panels = panels_of(x[part], n_chunks)
+        _spmm(values, crow, col, x[part], panels, block, height, tiles, local, segment, y[part], n_chunks)
 
 
 def block_of(width: int, density: float, cols: int) -> int:
@@ -59,9 +56,10 @@ def block_of(width: int, density: float, cols: int) -> int:
 
 
 @kernel
-def _spmm(values, crow, col, panels, cols, block, height, tiles, locals_, segments, y, n_chunks, chunk):
+def _spmm(values, crow, col, x, panels_, block, height, tiles, locals_, segments, y, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
+    panels, cols = own_panels(x, panels_, n_chunks, chunk), x.shape[1]
     batch, rows = y.shape
     out = y.reshape(-1)
     blocks = -(-cols // block)

@@ -13,17 +13,9 @@ import torch
 
 from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.packing import lanes_of, padded, parts, width_of
 from sparsecore.backends.numba.panel_spmm import _HEIGHT, _LOCAL, ROWS_AHEAD, WIDE, block_of
-from sparsecore.backends.numba.panels import (
-    index_space,
-    lanes_of,
-    localise,
-    padded,
-    parts,
-    pointer,
-    split_rows,
-    width_of,
-)
+from sparsecore.backends.numba.panels import index_space, localise, pointer, split_rows
 from sparsecore.backends.numba.simd import add, at, fma, hidden, load, prefetch, splat, store, transpose_part
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from sparsecore.backends.numba.jit import device_function, kernel, share_out
+from sparsecore.backends.numba.jit import device_function
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.simd import (
     add,
@@ -30,64 +30,12 @@ from sparsecore.backends.numba.simd import (
     put,
     splat,
     store,
-    transpose_part,
     zeros,
 )
 
-WIDTH = 128
 # Without AVX-512 there are 16 registers of half a vector: eight sums leave none. They were put on the stack in every
 # turn, and where a worker's stack happened to lie badly, two threads took longer than one.
 _HALVES = not has_avx512()
-
-
-def width_of(batch: int) -> int:
-    """Lanes of a panel for this many examples."""
-    return next((w for w in (16, 32, 64) if batch <= w), WIDTH)
-
-
-def padded(batch: int) -> int:
-    """Lanes of all panels of a batch."""
-    rest = batch % WIDTH
-    return batch - rest + (width_of(rest) if rest else 0)
-
-
-def parts(batch: int, cols: int) -> list[slice]:
-    """Examples whose panels of ``cols`` features together are at most 16 MiB, or one panel: scratch that is kept from
-    call to call (fresh pages of larger scratch took as long as the product at 600 x 20000), in the shared cache."""
-    step = max(1, ((1 << 22) - 64) // (cols * WIDTH)) * WIDTH
-    return [slice(first, first + step) for first in range(0, batch, step)]
-
-
-def packed(x: np.ndarray, n_chunks: int) -> np.ndarray:
-    """All panels of x, and zeros behind them."""
-    size = padded(x.shape[0]) * x.shape[1]
-    panels = workspace("panels", 1, size + 64, torch.from_numpy(x).dtype)[0]
-    panels[size:] = 0
-    pack(x, panels, n_chunks)
-    return panels
-
-
-@device_function
-def lanes_of(batch):
-    """Lanes of the panel that begins when ``batch`` examples are left."""
-    return 16 if batch <= 16 else 32 if batch <= 32 else 64 if batch <= 64 else 128
-
-
-@kernel
-def pack(x, panels, n_chunks, chunk):
-    """x (batch, cols) -> its panels one after the other, each (cols, lanes); lanes beyond the batch are 0."""
-    if chunk < 0:
-        return share_out(chunk, n_chunks)
-    batch, n = x.shape
-    flat = x.reshape(-1)
-    groups = -(-n // 16)
-    for p in range(0, batch, 128):
-        lanes = lanes_of(batch - p)
-        for lane in range(0, lanes, 16):
-            here = max(0, min(16, batch - p - lane))
-            for j in range(groups * chunk // n_chunks * 16, groups * (chunk + 1) // n_chunks * 16, 16):
-                t = p * n + j * lanes + lane
-                transpose_part(flat, (p + lane) * n + j, n, here, min(16, n - j), panels, t, lanes, 16)
 
 
 # ---------------------------------------------------------------- index sets

@@ -13,20 +13,10 @@ import torch
 
 from sparsecore.backends.numba.jit import kernel, share_out
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.packing import lanes_of, padded, parts, width_of
 from sparsecore.backends.numba.panel_spmm import block_of
 from sparsecore.backends.numba.panel_spmm_t import add_and_unpack, tile_of
-from sparsecore.backends.numba.panels import (
-    lanes_of,
-    padded,
-    parts,
-    pointer,
-    row_of_16,
-    row_of_32,
-    row_of_64,
-    row_of_128,
-    split_rows,
-    width_of,
-)
+from sparsecore.backends.numba.panels import pointer, row_of_16, row_of_32, row_of_64, row_of_128, split_rows
 from sparsecore.backends.numba.simd import at, prefetch
 from sparsecore.backends.numba.turning import turn, turned
 
