@@ -38,6 +38,8 @@ _WIDE, _FEW_WIDE = (
     4,
 )  # inputs whose packed activations leave the nearest caches, and examples that are few then
 _ROWS = 16  # whose sums are written together
+# Multiply-adds of ``spmm_t`` from which several threads are worth the sums of each: many, or many for each column.
+_LONG_SUMS, _WORTH_SUMS = 1 << 20, 200_000
 _PACKED = 64  # columns that are packed at a time, into a few pages that stay in the cache
 _EXAMPLES = {w: (np.int8(0),) * w for w in (4, 8, 16)}
 _FLOATING = (torch.float32, torch.float64)
@@ -112,6 +114,9 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int, n
     index, kind, _, columns, column = index_at(crow, col)
     examples = _examples(batch)
     w, zero = len(examples), NUMBER[dy.dtype]
+    work = batch * values.shape[0]
+    if work < _LONG_SUMS and work - 16 * batch * n_cols < _WORTH_SUMS:
+        n_chunks = 1
     size = w * (-(-batch // w) * n_cols + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, dy.dtype)
     data = (values.data_ptr(), zero, dy.data_ptr(), scratch.data_ptr(), size)
