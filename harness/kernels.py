@@ -22,6 +22,7 @@ from rich.console import Console
 from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
 from harness.command import new_results, run_main, whole_numbers
+from harness.handoff import handoff_ns
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 from harness.overhead import measure_overhead
 from recsys.results import save_results
@@ -140,7 +141,10 @@ def _page(document: dict[str, Any]) -> list[str]:
         f"| {n} | " + " | ".join(f"{value / 1e9:.1f}" for value in rates.values()) + " |"
         for n, rates in document["ceilings"].items()
     ]
+    handoffs = ["not measured" if ns is None else f"{ns:.0f} ns" for ns in document["handoff ns"]]
     lines += [
+        "",
+        "A cache line to another processor and back: " + " before, ".join(handoffs) + " after all cases.",
         "",
         "## A call with nothing to do",
         "",
@@ -207,6 +211,8 @@ def main(
     seconds = 0.0 if quick else seconds
     numbers = [int(n) for n in threads.split(",")]
     ceilings = {n: measure_ceilings(n, quick) for n in numbers}
+    rounds = 100 if quick else 100_000
+    near = handoff_ns(rounds)
     chosen = [case for case in CASES if only in case.name]
     may_lose = [case for case in (*LOSING, *SKEWED) if only in case.name]
     wins, skipped = _measure_all(chosen, ceilings, seconds, quick, console)
@@ -222,6 +228,7 @@ def main(
         "losses": losses,
         "skipped": skipped,
         "ceilings": {n: asdict(c) for n, c in ceilings.items()},
+        "handoff ns": [near, handoff_ns(rounds)],
         "overhead": overhead,
         "imports": compile_times.import_seconds() if compiling and not quick else {},
         "compile": compile_times.compare() if compiling and not quick else [],

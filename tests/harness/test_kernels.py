@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from harness import compile_times, kernel_forms, kernels, lazy_forms
 from harness.ceilings import measure_ceilings
+from harness.handoff import handoff_ns
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 
 # Forms without a value of their own: they change state, or look up other rows at each call.
@@ -61,6 +62,11 @@ def test_ceilings_are_rates() -> None:
     assert all(0 < rate < float("inf") for rate in dataclasses.astuple(found))
 
 
+def test_a_handoff_takes_time_or_finds_nobody() -> None:
+    found = handoff_ns(rounds=50, repeats=2)
+    assert found is None or found > 0  # None on busy processors
+
+
 def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--quick", "--threads", "1", "--output", str(tmp_path / "kernels")]
     monkeypatch.setattr("sys.argv", ["kernels", *arguments])
@@ -73,6 +79,8 @@ def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(document["losses"]) == sum(len(densities_of(case)) for case in (*LOSING, *SKEWED))
     assert all(row["ratio"] > 0 and row["rate"] > 0 for row in document["wins"] + document["losses"])
     assert len(document["overhead"]) == 2
+    assert len(document["handoff ns"]) == 2
+    assert "A cache line to another processor and back:" in (tmp_path / "kernels.md").read_text()
     page = (tmp_path / "kernels.md").read_text()
     assert all(case.name in page for case in (*CASES, *LOSING, *SKEWED))
     assert str(tmp_path) not in page

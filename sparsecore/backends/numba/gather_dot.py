@@ -112,7 +112,12 @@ def _encode_rows(crow, col, ids, rows, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     n = ids.shape[0]
-    for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
+    end = n * (chunk + 1) // n_chunks
+    for e in range(n * chunk // n_chunks, end):
+        if e + INDEX_AHEAD < end:
+            prefetch(crow, at(ids, e + INDEX_AHEAD))
+        if e + VALUES_AHEAD < end:
+            prefetch(col, at(crow, at(ids, e + VALUES_AHEAD)))
         rows[e] = 0
         first, last = crow[ids[e]], crow[ids[e] + 1]
         rows[e, 0] = first
