@@ -59,7 +59,10 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(r["ratio"] > 0 and r["host ms"] > 0 and r["deviation"] < 1e-4 for r in operations)
     assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
     assert {r["name"] for r in document["memory"]} == set(gpu_steps.MEMORY)
-    table = [r for r in document["memory"] if "target" in r]
+    sized = [r for r in document["training steps"] + document["memory"] if "counted" in r]
+    assert all(("target" in r) == r["form"].startswith("sparse") for r in sized)
+    assert all(r["target"] == 1.15 * r["density"] for r in sized if "target" in r)
+    table = [r for r in sized if "target" in r and r["name"].startswith("SparseEmbedding")]
     assert len(table) == len(gpu_operands.DENSITIES)
     # The command judges memory by the device's allocator; the count, which is exact, is there on the CPU too.
     assert all(r["counted ratio"] <= r["target"] for r in table)
