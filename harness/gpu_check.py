@@ -2,7 +2,8 @@
 
     python -m harness.gpu_check --output results/gpu
 
-writes ``OUTPUT.json`` and ``OUTPUT.md``, anew after every measurement, within ``--seconds``. ``--device cpu --quick``
+writes ``OUTPUT.json`` and ``OUTPUT.md``, anew after every measurement, within ``--seconds``; what there was no time for
+is listed. ``--device cpu --quick``
 runs all of it on tiny shapes, through the same code (torch.sparse), and judges nothing. Measurements are made in a
 process of their own (`harness.gpu_worker`): what fails there has its error in its row.
 
@@ -19,6 +20,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,9 @@ import torch
 
 import sparsecore
 from harness.gpu_forms import OPERATIONS
+from harness.gpu_further import FURTHER
 from harness.gpu_operands import Operation, Run, only_csr
+from harness.gpu_page import SECTIONS, left_out, page, shown_density
 from harness.gpu_steps import MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, launch_times, run_jobs, time_calls, watch
 from harness.places import results_refused
@@ -38,21 +42,22 @@ __all__ = ["jobs", "main", "measure", "run_tests"]
 
 _TOLERANCE = 1e-3  # relative; float32 products over 20,000 terms stay below 1e-5
 _TESTS_SECONDS = 180.0  # of which most compile kernels
-SECTIONS = ("operations", "training steps", "memory")
 
 
 def jobs() -> dict[str, list[Job]]:
-    """What is measured, by section."""
-    steps = "harness.gpu_steps"
-    return {
-        "operations": [
+    """What is measured, by section; in this order, so that what is new is what a short run leaves out."""
+    operations = {"operations": OPERATIONS, "further operations": FURTHER}
+    steps: dict[str, Any] = {"training steps": WORKLOADS, "memory": MEMORY}
+    found: dict[str, list[Job]] = {
+        section: [
             Job("harness.gpu_check", name, density)
-            for name, operation in OPERATIONS.items()
+            for name, operation in group.items()
             for density in operation.densities
-        ],
-        "training steps": [Job(steps, name) for name in WORKLOADS],
-        "memory": [Job(steps, name) for name in MEMORY],
+        ]
+        for section, group in operations.items()
     }
+    found |= {section: [Job("harness.gpu_steps", name) for name in group] for section, group in steps.items()}
+    return {section: found[section] for section in SECTIONS}
 
 
 def measure(job: Job, device: str, quick: bool) -> list[Row]:
@@ -63,7 +68,7 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
         ``dense ms``, ``host ms`` and ``dense host ms`` (to launch a call), ``others`` (time / ours), relative
         ``deviation`` from the reference, ``syncs``. Or ``error``.
     """
-    operation = OPERATIONS[job.name]
+    operation = (OPERATIONS | FURTHER)[job.name]
     with _precision(operation.tf32):
         return _measure(job, operation, device, quick)
 
@@ -72,10 +77,23 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
 def _precision(tf32: bool) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else before)
+    # Convolutions have another switch, which is on by default. Not `cudnn.flags`: it sets what products may do, too.
+    convolutions = _set_cudnn(tf32, True)
     try:
         yield
     finally:
+        _set_cudnn(*convolutions)
         torch.set_float32_matmul_precision(before)
+
+
+def _set_cudnn(tf32: bool, benchmark: bool) -> tuple[bool, bool]:
+    """Whether convolutions may use TF32 and look for their fastest algorithm; what was set before."""
+    cudnn = torch.backends.cudnn
+    with warnings.catch_warnings():  # newer versions recommend another name for it
+        warnings.simplefilter("ignore")
+        before = cudnn.allow_tf32, cudnn.benchmark
+        cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
+    return before
 
 
 def _measure(job: Job, operation: Operation, device: str, quick: bool) -> list[Row]:
@@ -163,112 +181,10 @@ def run_tests(seconds: float) -> dict[str, Any]:
     return {"exit code": code, "counts": counts, "seconds": time.monotonic() - begin, "tail": tail}
 
 
-def _number(row: Row, key: str, form: str = ".2f") -> str:
-    return format(row[key], form) if row.get(key) is not None else ""
-
-
-def _density(row: Row) -> str:
-    return _number(row, "density", "g")
-
-
-def _operations(rows: list[Row]) -> list[str]:
-    lines = [
-        "Ratio: time of the fastest dense form / ours, minima of interleaved samples (*of medians* beside it); above 1",
-        "sparse is faster. Float32; TF32, and for ours the sum of two bfloat16, only where the name says so. Each call",
-        "is timed between two events, behind kernels that overwrite the cache and wait until the host has launched it:",
-        "what the device needs. Host: what the host needs to launch it, ours / dense; a loop of calls takes the longer",
-        "of the two, the replay of a CUDA graph the device's alone. Others: time / ours. Deviation: relative error",
-        "against dense, before timing. Syncs: how often a call makes the host wait for the device, as far as torch",
-        "tells.",
-        "",
-        "| operation | density | ratio | of medians | dense | ms (min / median) | dense ms | host ms | others "
-        "| deviation | syncs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        if "error" in r:
-            lines.append(f"| {r['name']} | {_density(r)} | {r['error']} | | | | | | | | |")
-            continue
-        others = ", ".join(f"{name} {ratio:.1f}" for name, ratio in r["others"].items())
-        lines.append(
-            f"| {r['name']} | {_density(r)} | {r['ratio']:.2f} | {r['median ratio']:.2f} | {r['dense']} "
-            f"| {r['ms']:.3g} / {r['median ms']:.3g} | {r['dense ms']:.3g} "
-            f"| {r['host ms']:.2g} / {r['dense host ms']:.2g} | {others} | {r['deviation']:.1e} "
-            f"| {_number(r, 'syncs', 'd')} |"
-        )
-    lines += [""]
-    for r in rows:
-        for form, error in r.get("failed forms", {}).items():
-            lines.append(f"{r['name']} @ {_density(r)}, {form}: {error}.")
-    lines += ["", "Highest density of those measured at which sparse is no slower than dense:", ""]
-    for name in dict.fromkeys(r["name"] for r in rows if r["density"] is not None and "ratio" in r):
-        fast = [r["density"] for r in rows if r["name"] == name and r.get("ratio", 0) >= 1]
-        lines.append(f"* {name}: {max(fast):g}" if fast else f"* {name}: none")
-    return lines
-
-
-def _steps(rows: list[Row]) -> list[str]:
-    lines = [
-        "Time: fastest dense form / form, higher is better. Memory: form / the dense form that takes least, lower is",
-        "better; resident between steps, and the peak of a step, as torch's allocator counts them; counted: weights,",
-        "gradients, optimizer state, indices. Target: density x 1.15, of resident. Batches are there before. MultVAE",
-        "has no dropout; the noise of its latent variables is drawn by the host, in a CUDA graph by the device.",
-        "",
-        "| workload | form | time ratio | of medians | ms (min / median) | exploration ms | resident MB | ratio "
-        "| target | peak MB | ratio | counted MB | ratio | syncs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        head = f"| {r['name']} | {r.get('form', '')} "
-        if "error" in r:
-            head += f"{r['error']} "
-        milliseconds = f"{r['ms']:.3g} / {r['median ms']:.3g}" if "ms" in r else ""
-        size = [
-            _number({k: r.get(k, 0) / 1e6}, k, ",.1f") if r.get(k) else ""
-            for k in ("resident", "peak", "counted")
-        ]
-        lines.append(
-            head + f"| {_number(r, 'ratio')} | {_number(r, 'median ratio')} "
-            f"| {milliseconds} | {_number(r, 'exploration ms', '.3g')} "
-            f"| {size[0]} | {_number(r, 'resident ratio', '.3f')} | {_number(r, 'target', '.3f')} "
-            f"| {size[1]} | {_number(r, 'peak ratio', '.3f')} | {size[2]} | {_number(r, 'counted ratio', '.3f')} "
-            f"| {_number(r, 'syncs', 'd')} |"
-        )
-    return lines
-
-
-def _page(document: dict[str, Any]) -> list[str]:
-    facts = ", ".join(f"{key} {value}" for key, value in document["device"].items()) or "no device answered"
-    lines = ["# On a GPU", "", f"Device: {facts}. {document['seconds']:g} s in all.", ""]
-    if document["quick"]:
-        lines += ["Tiny shapes: everything ran once, nothing is judged.", ""]
-    tests = document["tests"]
-    if tests:
-        counts = ", ".join(f"{number} {what}" for what, number in tests["counts"].items()) or "no counts"
-        lines += [
-            f"Tests marked gpu: {counts}; exit code {tests['exit code']}, {tests['seconds']:.0f} s.",
-            "",
-        ]
-        lines += ["```text", *tests["tail"].splitlines(), "```", ""] if tests["tail"] else []
-    for section in SECTIONS:
-        table = _operations if section == "operations" else _steps
-        lines += [f"## {section.capitalize()}", "", *table(document[section]), ""]
-    lines += ["## Where the host waits", ""]
-    places: dict[str, list[str]] = {}
-    for row in (row for section in SECTIONS for row in document[section]):
-        for place in row.get("sync places", ()):
-            names = places.setdefault(place, [])
-            names += [row["name"]] if row["name"] not in names else []
-    lines += [f"* `{place}`: {'; '.join(names)}" for place, names in sorted(places.items())] or ["Nowhere."]
-    lines += ["", "## Warnings that reached the user", ""]
-    lines += [f"* {text} (first in: {name})" for text, name in document["warnings"].items()] or ["None."]
-    return lines
-
-
 def _save(output: Path | None, document: dict[str, Any]) -> None:
     if output is None:
         return
-    lines = _page(document)
+    lines = page(document)
     try:
         save_results(output, "python -m harness.gpu_check", lines, document)
     except (OSError, ImportError) as error:  # a bare machine may lack what describes it, git for one
@@ -279,7 +195,7 @@ def _save(output: Path | None, document: dict[str, Any]) -> None:
 
 
 def _progress(row: Row) -> str:
-    head = " ".join(part for part in (row["name"], row.get("form") or f"@ {_density(row)}") if part)
+    head = " ".join(part for part in (row["name"], row.get("form") or f"@ {shown_density(row)}") if part)
     if "error" in row:
         return f"{head}: {row['error']}"
     found = [
@@ -305,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=330.0,
-        help="Of all together; what is left then is not measured [default: 330].",
+        default=420.0,
+        help="Of all together; what is left then is not measured, and listed [default: 420].",
     )
     given = parser.parse_args(arguments)
     if why := "" if given.output is None else results_refused(given.output):
@@ -335,8 +251,10 @@ def _check(output: Path | None, quick: bool, device: str, tests: bool, seconds: 
             _tell(_progress(row))
         document["seconds"] = round(seconds - (deadline - time.monotonic()), 1)
         _save(output, document)
+    if missing := left_out(document):
+        _tell(f"not measured, {len(missing)} in all: {'; '.join(missing)}")
     if output is None:
-        print("\n".join(_page(document)))
+        print("\n".join(page(document)))
 
 
 def _tell(text: str) -> None:

@@ -7,17 +7,26 @@ the same number every form computes the same thing: so that one can be checked a
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from harness.gpu_operands import Forms, Operation, Run, ids_of, normal, relative_error, weight_of
+from harness.gpu_operands import (
+    DENSITIES,
+    HIGH_DENSITIES,
+    Forms,
+    Operation,
+    Run,
+    bipartite,
+    ids_of,
+    normal,
+    relative_error,
+    weight_of,
+)
 from sparsecore import Pattern, ops
 from sparsecore.encoding import decode
 
@@ -125,20 +134,7 @@ def score_topk(density: float, device: str, rows: int, cols: int, batch: int, k:
 
 def propagate(density: None, device: str, users: int, items: int, edges: int, dim: int) -> Forms:
     """One hop over a bipartite graph whose degrees fall like a power; without dense form: torch's own CSR instead."""
-    import scipy.sparse
-
-    rng = np.random.default_rng(0)
-    # More draws than edges: the popular meet the popular again and again. Popularity says nothing about the number.
-    draws = [np.floor(n * rng.random(2 * edges) ** 3).astype(np.int64) for n in (users, items)]
-    keys = np.unique(rng.permutation(users)[draws[0]] * items + rng.permutation(items)[draws[1]])
-    keys = np.sort(rng.permutation(keys)[:edges])
-    ratings = scipy.sparse.coo_array((np.ones(len(keys)), (keys // items, keys % items)), (users, items))
-    graph = sparsecore.normalized_bipartite(ratings).to(device)
-    crow, col, weight = graph.arrays()[:3]
-    with warnings.catch_warnings():  # the comparator's own
-        warnings.simplefilter("ignore")
-        shape = (graph.n_nodes, graph.n_nodes)
-        wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
+    graph, wide = bipartite(users, items, edges, device)
     x = normal(graph.n_nodes, dim, device=device)
     return Forms(ours=lambda i: graph(x(i)), dense={"torch.sparse CSR int64": lambda i: wide @ x(i)})
 
@@ -230,7 +226,13 @@ def adam(density: float, device: str, rows: int, cols: int) -> Forms:
 _TABLE, _SMALL_TABLE = {"rows": 1_000_000, "cols": 64}, {"rows": 300, "cols": 20}
 _LAYER, _SMALL_LAYER = {"rows": 20_000, "cols": 600}, {"rows": 60, "cols": 33}
 _BATCH, _SMALL_BATCH = {"batch": 65_536}, {"batch": 7}
-_lookup = functools.partial(Operation, size=_TABLE | _BATCH, quick=_SMALL_TABLE | _SMALL_BATCH, rival=True)
+_lookup = functools.partial(
+    Operation,
+    size=_TABLE | _BATCH,
+    quick=_SMALL_TABLE | _SMALL_BATCH,
+    densities=HIGH_DENSITIES,
+    rival=True,
+)
 
 OPERATIONS: dict[str, Operation] = {
     "gather 1M x 64, 65536 random rows": _lookup(gather),
@@ -238,7 +240,11 @@ OPERATIONS: dict[str, Operation] = {
     "scatter_grad 1M x 64, B = 65536": _lookup(scatter_grad),
     **{
         f"{build.__name__} 20000 x 600, B = {batch}": Operation(
-            build, _LAYER | {"batch": batch}, _SMALL_LAYER | {"batch": 5}, rival=True
+            build,
+            _LAYER | {"batch": batch},
+            _SMALL_LAYER | {"batch": 5},
+            densities=HIGH_DENSITIES,
+            rival=True,
         )
         for build in (spmm, spmm_t, sddmm)
         for batch in (64, 512)
@@ -253,10 +259,11 @@ OPERATIONS: dict[str, Operation] = {
         score_topk,
         {"rows": 100_000, "cols": 64, "batch": 256, "k": 20},
         _SMALL_TABLE | {"batch": 9, "k": 5},
+        densities=(0.9, *DENSITIES),
         rival=True,
     ),
     "explore 6.4M positions": Operation(explore, {"rows": 100_000, "cols": 64}, _SMALL_TABLE),
-    "Adam 1M x 64, all values": Operation(adam, _TABLE, _SMALL_TABLE),
+    "Adam 1M x 64, all values": Operation(adam, _TABLE, _SMALL_TABLE, densities=(0.9, *DENSITIES)),
     "propagate 70k nodes, 1.6M edges, d = 64": Operation(
         propagate,
         {"users": 30_000, "items": 40_000, "edges": 800_000, "dim": 64},

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore import Pattern
+from sparsecore import Graph, Pattern, normalized_bipartite
 from sparsecore.encoding import choose_encoding, encode
 
 __all__ = [
     "DENSITIES",
+    "HIGH_DENSITIES",
     "Forms",
     "Operation",
     "Run",
     "Weight",
+    "bipartite",
     "forget_weights",
     "ids_of",
     "inputs",
@@ -31,6 +35,7 @@ __all__ = [
 ]
 
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
+HIGH_DENSITIES = (0.9, 0.75, *DENSITIES)  # where sparse may still be no slower at 0.5
 _INPUTS = 8  # drawn for each operand that changes from call to call
 
 Run = Callable[[int], Any]
@@ -128,9 +133,30 @@ def only_csr() -> Iterator[None]:
         _csr_only.reset(token)
 
 
+@functools.cache
+def bipartite(users: int, items: int, edges: int, device: str) -> tuple[Graph, Tensor]:
+    """A graph whose degrees fall like a power, and the same as torch's own CSR, until `forget_weights`."""
+    import scipy.sparse
+
+    rng = np.random.default_rng(0)
+    # More draws than edges: the popular meet the popular again and again. Popularity says nothing about the number.
+    draws = [np.floor(n * rng.random(2 * edges) ** 3).astype(np.int64) for n in (users, items)]
+    keys = np.unique(rng.permutation(users)[draws[0]] * items + rng.permutation(items)[draws[1]])
+    keys = np.sort(rng.permutation(keys)[:edges])
+    ratings = scipy.sparse.coo_array((np.ones(len(keys)), (keys // items, keys % items)), (users, items))
+    graph = normalized_bipartite(ratings).to(device)
+    crow, col, weight = graph.arrays()[:3]
+    with warnings.catch_warnings():  # the comparator's own
+        warnings.simplefilter("ignore")
+        shape = (graph.n_nodes, graph.n_nodes)
+        wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
+    return graph, wide
+
+
 def forget_weights() -> None:
     """Free the operands that operations share."""
     _made.cache_clear()
+    bipartite.cache_clear()
 
 
 def inputs(draw: Callable[[], Tensor]) -> Callable[[int], Tensor]:

@@ -61,6 +61,10 @@ def _operation(name: str, device: str, quick: bool) -> dict[str, Form]:
 
     operation, forms = OPERATIONS[name], dict[str, Form]()
     for density in operation.densities:
+        if (
+            density is not None and density not in _DENSITIES
+        ):  # the check looks for crossovers, which costs time
+            continue
         made = operation.build(density, device, **(operation.quick if quick else operation.size))
         if not forms:
             (_, first), *others = made.dense.items()

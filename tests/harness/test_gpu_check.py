@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import sparsecore
-from harness import gpu_check, gpu_operands, gpu_steps, gpu_worker
+from harness import gpu_check, gpu_operands, gpu_page, gpu_steps, gpu_worker
+from harness.gpu_further import FURTHER
 from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
 from sparsecore.backends import backend_name
 
@@ -52,9 +53,11 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert not [row for row in rows if "error" in row or row.get("failed forms")]
     assert document["warnings"] == {}
     assert document["device"]["torch"] == torch.__version__
-    operations = document["operations"]
+    listed = gpu_check.jobs()
+    assert list(listed)[-1] == "further operations"  # what a run that is too short leaves out
+    operations = document["operations"] + document["further operations"]
     assert [(r["name"], r["density"]) for r in operations] == [
-        (job.name, job.density) for job in gpu_check.jobs()["operations"]
+        (job.name, job.density) for job in listed["operations"] + listed["further operations"]
     ]
     assert all(r["ratio"] > 0 and r["host ms"] > 0 and r["deviation"] < 1e-4 for r in operations)
     assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
@@ -69,6 +72,32 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     page = (tmp_path / "gpu.md").read_text()
     assert all(row["name"] in page for row in rows)
     assert str(tmp_path) not in page
+    assert "Not measured" not in page
+
+
+def test_what_was_left_out_is_listed() -> None:
+    document: dict = {section: [] for section in gpu_page.SECTIONS}
+    document |= {"device": {}, "seconds": 1.0, "quick": False, "tests": None, "warnings": {}}
+    document["operations"] = [Job("", "failed", 0.5).row(error="RuntimeError: no")]
+    document["memory"] = [Job("", "table").row(error=LATE)]
+    document["further operations"] = [Job("", "bag", 0.9).row(error=LATE)]
+    assert gpu_page.left_out(document) == ["table", "bag @ 0.9"]
+    assert "Not measured, 2 in all: table; bag @ 0.9." in gpu_page.page(document)
+
+
+@pytest.mark.parametrize("name", ["touched", "SparseConv2d"])
+def test_a_wrong_gradient_is_seen(name: str) -> None:
+    """Of the results that are no plain tensors."""
+    torch.manual_seed(0)
+    operation = next(o for key, o in FURTHER.items() if key.startswith(name))
+    with sparsecore.backend("torch"):
+        forms = operation.build(0.5, "cpu", **operation.quick)
+        first, *_ = forms.dense.values()
+        (head, *rest), expected = forms.ours(0), first(0)
+    assert forms.error((head, *rest), expected) < 1e-5
+    few = len(head) // 2
+    for found in ((head, rest[0] * 1.1, *rest[1:]), (head[:few], rest[0][:few], *rest[1:])):
+        assert forms.error(found, expected) > 1e-2
 
 
 def test_a_wrong_result_is_an_error_and_a_failing_dense_form_is_named(
@@ -113,6 +142,19 @@ def test_the_torch_backend_is_a_rival_where_it_is_not_ours(monkeypatch: pytest.M
     assert gpu_check._by_torch(operation, 0.5, "cuda", {})["torch backend, csr"](0) == ("torch", False)
     with gpu_operands.only_csr():
         assert build(0.5, "cuda").ours(0) == ("triton", True)
+
+
+def test_precision_is_that_of_the_operation_and_ends_with_it() -> None:
+    def now() -> tuple[str, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+    before = now()
+    with gpu_check._precision(tf32=True):
+        assert now() == ("high", True, True)
+    with gpu_check._precision(tf32=False):
+        assert now() == (before[0], False, True)
+    assert now() == before
 
 
 def test_nan_and_other_shapes_are_wrong() -> None:
