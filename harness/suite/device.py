@@ -61,9 +61,7 @@ def _operation(name: str, device: str, quick: bool) -> dict[str, Form]:
 
     operation, forms = OPERATIONS[name], dict[str, Form]()
     for density in operation.densities:
-        if (
-            density is not None and density not in _DENSITIES
-        ):  # the check looks for crossovers, which costs time
+        if density not in (None, *_DENSITIES):  # the check has more of them, to find crossovers
             continue
         made = operation.build(density, device, **(operation.quick if quick else operation.size))
         if not forms:
