@@ -45,7 +45,8 @@ def process(rank: int, task: Callable[..., Any], folder: Path, *arguments: Any) 
     end = time.monotonic() + 300
     while time.monotonic() < end and not all((folder / f"rank{r}.pt").exists() for r in range(WORLD)):
         time.sleep(0.02)
-    dist.destroy_process_group()
+    # Not by destroy_process_group: torch 2.6 may wait there, with Python's lock, for a thread that wants the lock.
+    os._exit(0)
 
 
 def run(task: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
