@@ -64,9 +64,8 @@ def _bounce(line: Any, rounds: int, answers: bool) -> bool:
 
 
 def handoff_ns(rounds: int = 100_000, repeats: int = 3) -> float | None:
-    """Nanoseconds there and back, the least of some repeats; None if only one processor ran.
-
-    About 50 to 100 where two processors share a cache, 200 to 500 where they do not.
+    """Nanoseconds there and back, the least of some repeats; None where nobody answered in time: one processor, or busy
+    ones.
     """
     found = []
     for _ in range(repeats):

@@ -6,14 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
-from harness import compile_times, kernel_forms, kernels, lazy_forms
+from harness import compile_times, handoff, kernel_forms, kernels, lazy_forms
 from harness.ceilings import measure_ceilings
-from harness.handoff import handoff_ns
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
 
 # Forms without a value of their own: they change state, or look up other rows at each call.
@@ -62,8 +62,13 @@ def test_ceilings_are_rates() -> None:
     assert all(0 < rate < float("inf") for rate in dataclasses.astuple(found))
 
 
-def test_a_handoff_takes_time_or_finds_nobody() -> None:
-    found = handoff_ns(rounds=50, repeats=2)
+def test_a_handoff_is_told_and_answered() -> None:
+    line = np.zeros(16, np.int64)
+    assert not handoff._bounce(line, 1, False)  # nobody answers
+    assert line[0] == 1
+    assert handoff._bounce(line, 1, True)
+    assert line[0] == 2
+    found = handoff.handoff_ns(rounds=50, repeats=2)
     assert found is None or found > 0  # None on busy processors
 
 

@@ -120,13 +120,12 @@ def test_activations_of_each_thread_or_of_all(encoding, dtype, monkeypatch, n_th
     """Threads pack them for themselves, or share what is large: the same numbers."""
     pattern = random_pattern((150, 137), 0.3, seed=1)
     values, index = values_for(pattern, dtype=dtype), index_of(pattern, encoding)
-    usual = packing.OWN
+    usual = packing._OWN
     for batch in (2, 3, 7, 12, 16, 40, 200):
         x, dy = torch.randn(batch, 137, dtype=dtype), torch.randn(batch, 150, dtype=dtype)
         found = []
         for most in (usual, 0):
-            monkeypatch.setattr(packing, "OWN", most)
-            monkeypatch.setattr(few_spmm, "OWN", most)
+            monkeypatch.setattr(packing, "_OWN", most)
             products = (
                 linear.spmm(values, *index, x),
                 linear.spmm_t(values, *index, dy, 137),
@@ -189,6 +188,7 @@ def test_a_few_examples_read_no_scratch_that_was_not_written(batch, encoding, mo
         return scratch
 
     monkeypatch.setattr(few_spmm, "workspace", poisoned)
+    monkeypatch.setattr(packing, "workspace", poisoned)
     for shape, density in (((53, 77), 0.5), ((20, 33), 0.02), ((1, 64), 0.5), ((3, 70_000), 0.01)):
         check(random_pattern(shape, density, seed=8), encoding, batch, torch.float32)
 

@@ -100,8 +100,7 @@ def _add_expanded(values, crow, dy, sums, wide, n_chunks, chunk):
             m = bits(masks, word)
             prefetch(values, k + _AHEAD)
             w = expand(values, k, m)
-            # Examples side by side: from a row of sums for each the processor foresaw strides that led into the sums of
-            # the next thread, and took them from it. Two threads took as long as one.
+            # Examples side by side: with a row of sums for each two threads took as long as one (docs/kernels.md).
             for e in range(batch):
                 t = j * batch + 16 * e
                 v = load(total, t)

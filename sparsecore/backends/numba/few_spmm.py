@@ -17,7 +17,7 @@ from numba.extending import overload
 
 from sparsecore.backends.numba.jit import device_function, kernel, serial_kernel, share_out
 from sparsecore.backends.numba.memory import TYPES, workspace
-from sparsecore.backends.numba.packing import OWN
+from sparsecore.backends.numba.packing import room
 from sparsecore.backends.numba.panels import pointer, split_rows
 from sparsecore.backends.numba.simd import (
     LANES,
@@ -59,9 +59,8 @@ def spmm(values, crow, col, x, y, n_chunks):
     if batch == 1:
         panels = x
     else:
-        own = n_chunks * w * cols * x.itemsize <= OWN
-        panels = workspace("panels", n_chunks if own else 1, w * cols, kind)
-        if not own:
+        panels = room(n_chunks, w * cols, kind)
+        if len(panels) < n_chunks:
             _pack_once(x, panels[0], _EXAMPLES[w])
     crowded = values.shape[0] > _CROWDED * rows * cols
     local = local.view(np.uint32 if local.itemsize == 4 else np.uint16)

@@ -10,7 +10,7 @@ from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.simd import transpose_part
 
 WIDTH = 128
-OWN = 4 << 20  # bytes of panels of all threads, each of which has its own
+_OWN = 4 << 20  # bytes of panels of all threads, each of which has its own
 
 
 def width_of(batch: int) -> int:
@@ -39,12 +39,17 @@ def panels_of(x: np.ndarray, n_chunks: int) -> np.ndarray:
     processors had none in common, a product of 16 examples at 600 x 20000 took twice as long with two threads.
     """
     size = padded(x.shape[0]) * x.shape[1]
-    own = n_chunks * size * x.itemsize <= OWN
-    panels = workspace("panels", n_chunks if own else 1, size + 64, torch.from_numpy(x).dtype)
+    panels = room(n_chunks, size + 64, torch.from_numpy(x).dtype)
     panels[:, size:] = 0
-    if not own:
+    if len(panels) < n_chunks:
         pack(x, panels[0], n_chunks)
     return panels
+
+
+def room(n_chunks: int, size: int, dtype: torch.dtype) -> np.ndarray:
+    """A row of at least ``size`` numbers for each chunk, or, of large ones, a single row for all."""
+    own = n_chunks * size * dtype.itemsize <= _OWN
+    return workspace("panels", n_chunks if own else 1, size, dtype)
 
 
 @device_function
