@@ -6,9 +6,10 @@
 says whether column j is stored; padding is 0, and the last row holds nnz alone. Pointer and bits of a row lie together:
 a row that is looked up at random costs one cache line of index. The order of the values is the same in both.
 
-Bytes an index takes for each position of a weight of density f: csr ``f * (1, 2 or 4) + 4 / cols``, bitmap about
-``1/8 + 4 / cols``. With AVX-512 kernels read 16 positions of a bitmap at once, without it a bitmap has no advantage. On
-a GPU it tells each thread by itself where its number is.
+Bytes an index takes for each position of a weight of density f: csr ``f * (1, 2 or 4) + 4 / cols``, bitmap
+``1/8 + 4 / cols`` and padding (`words`): 16 bytes a row of 64 columns, 32 of 128. With AVX-512 kernels read 16
+positions of a bitmap at once, without it a bitmap has no advantage. On a GPU it tells each thread by itself where its
+number is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The masked-dense simulation of sparse training: dense tensors times 0/1 masks.
 
-This is what every other dynamic-sparse-training library does: it stores dense weights, dense gradients, dense
-optimizer state *and* a mask, and multiplies all of it. It is here as the baseline to compare with and as the reference
+This is how dynamic sparse training is commonly simulated: dense weights, dense gradients, dense optimizer state *and*
+a mask are stored, and all of it is multiplied. It is here as the baseline to compare with and as the reference
 that proves ours right: under the same settings it takes the same decisions, so that in float64 a model trained with it
 and one trained with `DynamicSparsity` hold the same index sets and values at every step.
 """

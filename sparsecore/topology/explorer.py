@@ -46,8 +46,9 @@ class DynamicSparsity:
     keeps its value and optimizer state; a new one starts at 0 with fresh state. The gradient is that of the last
     step's batch (all micro-batches of it), computed in blocks at explorations only.
 
-    This is Dynamic Sparse Learning (arXiv 2402.02855) with its budget drift removed; with ``end_drop_fraction=0`` and
-    ``stop_fraction=0.75`` it is RigL (Evci et al., 2020), with ``grow="random"`` SET (Mocanu et al., 2018).
+    This is Dynamic Sparse Learning (arXiv 2402.02855) with its budget drift removed. RigL (Evci et al., 2020) is
+    ``drop_fraction=0.3, end_drop_fraction=0`` with ``total_steps`` three quarters of the run (no step after them
+    explores); SET (Mocanu et al., 2018) ``grow="random", schedule="constant", drop_fraction=0.3``.
 
     Args:
         model: any model with at least one sparse module.
