@@ -23,7 +23,7 @@ from recsys.reproduce.definition import load_published
 from recsys.results import save_results
 from recsys.training.run_folder import RunFolder
 
-__all__ = ["command_of", "main", "rows_of"]
+__all__ = ["command_of", "flat", "main", "rows_of"]
 
 
 def command_of(config: Config) -> str:
@@ -34,7 +34,7 @@ def command_of(config: Config) -> str:
     preset = f"{config.model.name}-{config.data.name.partition('/')[0]}"
     known = load_config(preset) if preset in presets() else Config()
     parts = {name: f"runs/{name}" for name in config.train.pretrained}
-    base, own = _flat(known.to_dict()), _flat(config.replace(train={"pretrained": parts}).to_dict())
+    base, own = flat(known.to_dict()), flat(config.replace(train={"pretrained": parts}).to_dict())
     differing = {
         key: value
         for key, value in own.items()
@@ -54,10 +54,11 @@ def command_of(config: Config) -> str:
     return shlex.join(words)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.lr": 0.001} of {"train": {"lr": 0.001}}."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

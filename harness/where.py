@@ -23,10 +23,10 @@ __all__ = ["main", "page"]
 _HEAD = """# Where it runs
 
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
-What each setting ran, and when, is at the end: some the whole suite, others that of the library without its slow
-tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the whole suite, triton
-its part of it); python313-torch26 is tox's py313-torch26, and torch-2.15 its newest; the others differ in processor
-or device.
+What each setting ran, when, and of which commit, is at the end: some the whole suite, others that of the library
+without its slow tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the
+whole suite, triton its part of it, today more than its row here); python313-torch26 is tox's py313-torch26, and
+torch-2.15 its newest; the others differ in processor or device.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
 _KINDS = {"machine": dict, "total": dict, "features": dict, "arguments": list}
@@ -57,11 +57,12 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
     for feature in sorted({feature for run in runs.values() for feature in run["features"]}):
         marks = [_mark(run["features"].get(feature, {})) for run in runs.values()]
         lines.append(f"| {feature} | {' | '.join(marks)} |")
-    lines += ["", *(f"* {name}: `pytest {shlex.join(run['arguments'])}`" for name, run in runs.items())]
-    dates = sorted({str(run["machine"]["date"]) for run in runs.values()})
-    commits = sorted({str(run["machine"]["commit"]) for run in runs.values()})
-    lines += ["", f"Dates: {', '.join(dates)}. Commits: {', '.join(commits)}.", ""]
-    return "\n".join(lines)
+    lines.append("")
+    for name, run in runs.items():
+        machine = run["machine"]
+        command = f"`pytest {shlex.join(run['arguments'])}`"
+        lines.append(f"* {name}: {machine['date']}, commit {machine['commit']}, {command}")
+    return "\n".join([*lines, ""])
 
 
 def _mark(outcomes: dict[str, int]) -> str:

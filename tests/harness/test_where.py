@@ -24,7 +24,7 @@ def test_marks() -> None:
     broken = RUN | {"backend": "torch", "features": {"layers": {"passed": 2, "failed": 1}}, "gpu": "H200"}
     lines = page({"plain": RUN, "torch": broken}).splitlines()
     assert "| plain | 3.11.7 | 2.13.0 | by device | AVX512 | CPU (znver4) | 7 | 1 | 0 |" in lines
-    assert "* plain: `pytest -m 'not slow' tests`" in lines
+    assert "* plain: 2026-01-02, commit abc, `pytest -m 'not slow' tests`" in lines
     assert "| layers | yes | 1 of 3 fail |" in lines
     assert "| graphs | skipped |  |" in lines
     some = page({"plain": RUN | {"features": {"layers": {"passed": 2, "skipped": 3}}}})
