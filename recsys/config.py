@@ -114,7 +114,7 @@ def load_config(
         variation: {"table.key": value}, what this run has other than its siblings.
 
     Where one of the last three names another model than preset and file, their settings of that model are dropped: they
-    are not the new one's.
+    are not the new one's. So are their ``data.options`` where it names another data set, which they would divide anew.
 
     Raises:
         ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
@@ -140,13 +140,22 @@ def load_config(
         found,
         variation or {},
     ]
-    names = [layer["model.name"] for layer in layers if "model.name" in layer]
-    if names and isinstance(tree.get("model"), dict) and tree["model"].get("name", names[-1]) != names[-1]:
+    if _other(tree, "model", layers):
         tree["model"] = {}
+    if _other(tree, "data", layers):
+        tree["data"].pop("options", None)
     for layer in layers:
         for key, value in layer.items():
             _set(tree, key, copy.deepcopy(value))  # another one may set a key inside it
     return _validate(tree)
+
+
+def _other(tree: Mapping[str, Any], table: str, layers: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a layer names another model or data set than this table of the tree."""
+    names = [layer[f"{table}.name"] for layer in layers if f"{table}.name" in layer]
+    return (
+        bool(names) and isinstance(tree.get(table), dict) and tree[table].get("name", names[-1]) != names[-1]
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -222,6 +231,8 @@ def _explain(detail: Any, tree: Mapping[str, Any]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | list) else ""
+    if key == "sparsity.density" and isinstance(given, int | float) and 1 < given <= 100:
+        shown += f"; {given:g} % is {given / 100:g}"
     if detail["type"] == "list_type" and isinstance(given, str | int | float):
         parts = given.split(",") if isinstance(given, str) else [given]
         written = [parse_value(part.strip()) if isinstance(part, str) else part for part in parts]

@@ -4,9 +4,7 @@ with.
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,13 +25,16 @@ from recsys.models.base import Recommender
 from recsys.models.build import build_model
 from recsys.models.devices import find_device
 from recsys.models.layers import Density
+from recsys.places import Places
 
 __all__ = ["SavedRecommender"]
 
 FORMAT = 1
 _TOGETHER, _MOST_SCORES = 256, 1 << 24  # users, and scores of theirs, at a time
-_FEW = 2000  # texts that are looked through for the nearest one in the time of an answer
-_WHOLE = re.compile(r"-?[0-9]{1,19}")  # more digits no int64 has; int() takes "1_0" too
+_NEW_USER = (
+    "; for somebody new give the items they have chosen (items, --item); one who was held out for validation or test "
+    "is known to a model that is trained on everything (recsys train --refit RUN --everything)"
+)
 
 # What reading a file that is not what it should be may raise.
 _DAMAGE = (
@@ -78,8 +79,7 @@ class SavedRecommender:
         self.model = model.eval()
         self.settings, self.density, self.dataset = dict(settings), Density.of(density), dataset
         self.history, self.user_ids, self.item_ids = history, user_ids, item_ids
-        self._user_rows = {raw: row for row, raw in enumerate(user_ids.tolist())}
-        self._item_columns = {raw: column for column, raw in enumerate(item_ids.tolist())}
+        self._users, self._items = Places(user_ids, "user", _NEW_USER), Places(item_ids, "item")
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the folder, all at once.
@@ -195,7 +195,7 @@ class SavedRecommender:
             if isinstance(items, str) or not isinstance(items, Sequence | np.ndarray):
                 raise RecsysError(f"items: expected a list of raw ids, got {items!r:.60}")
             row = -1
-            columns = [_find(item, self._item_columns, self.item_ids, "item") for item in items]
+            columns = [self._items.of(item) for item in items]
             unique = np.array(list(dict.fromkeys(columns)), dtype=np.int64)  # in the order given
             seen = csr_array(
                 (np.ones(len(unique), np.float32), unique, np.array([0, len(unique)])),
@@ -225,7 +225,7 @@ class SavedRecommender:
             raise RecsysError(f"user_ids: expected a list of raw ids, got {user_ids!r:.60}")
         rows: dict[int | str, int] = {}
         for raw in user_ids:
-            row = _look_up(raw, self._user_rows, self.user_ids)
+            row = self._users.find(raw)
             if row is not None and self._has_history(row):
                 rows[raw] = row
             elif not skip_unknown:
@@ -240,7 +240,7 @@ class SavedRecommender:
 
     def _row(self, user_id: int | str) -> int:
         """The row of somebody to recommend for."""
-        row = _find(user_id, self._user_rows, self.user_ids, "user")
+        row = self._users.of(user_id)
         if not self._has_history(row):
             raise DataError(
                 f"user {user_id!r} has no interactions in the training data: nothing to recommend from; "
@@ -280,41 +280,3 @@ def _density(stored: float | dict[str, Any]) -> Density:
     if isinstance(stored, dict):
         return Density(stored["density"], tuple(stored["include"]), tuple(stored["exclude"]))
     return Density(stored)
-
-
-def _look_up(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any]) -> int | None:
-    """Row or column of a raw id, if there is one."""
-    if not isinstance(raw, str | int | np.integer) or isinstance(raw, bool):
-        return None
-    key = str(raw)
-    if ids.dtype.kind == "U":
-        return places.get(key)
-    return places.get(int(key)) if _WHOLE.fullmatch(key) else None
-
-
-def _find(raw: int | str, places: Mapping[Any, int], ids: NDArray[Any], what: str) -> int:
-    """Row or column of a raw id, or an error that helps."""
-    place = _look_up(raw, places, ids)
-    if place is not None:
-        return place
-    key = str(raw)
-    numeric = ids.dtype.kind != "U"
-    known = isinstance(raw, str | int | np.integer) and not isinstance(raw, bool)
-    if not known or (numeric and not _WHOLE.fullmatch(key)):
-        kind = "whole numbers" if numeric else "text"
-        raise DataError(
-            f"{what} {key[:40]!r} is unknown: ids of this recommender are {kind}, such as {ids[0]}"
-        )
-    if numeric:
-        near = f"the nearest is {ids[np.abs(ids.astype(np.float64) - float(key)).argmin()]}"
-    elif len(ids) <= _FEW:
-        near = f"the nearest is {difflib.get_close_matches(key, ids.tolist(), n=1, cutoff=0)[0]}"
-    else:
-        near = f"they are such as {ids[0]}"
-    hint = ""
-    if what == "user":
-        hint = (
-            "; for somebody new give the items they have chosen (items, --item); one who was held out for validation "
-            "or test is known to a model that is trained on everything (recsys train --refit RUN --everything)"
-        )
-    raise DataError(f"{what} {raw!r} is unknown to this recommender of {len(ids)} {what}s; {near}{hint}")

@@ -37,8 +37,15 @@ def list_datasets(data_dir: DataDir = None) -> None:
     """Names that --dataset takes, those that can be downloaded with `recsys data prepare`, and those that cannot."""
     from recsys.data import available
     from recsys.data.download import ORIGINS, SOURCES
+    from recsys.errors import DataError
 
-    names = available(data_dir)
+    try:
+        names = available(data_dir)
+    except DataError as error:  # of the variable: no data yet, which this list is asked for
+        if data_dir is not None:
+            raise
+        typer.echo(f"{error}; make it, or download into it:", err=True)
+        names = ["synthetic"]
     typer.echo("To train on:")
     for name in names:
         typer.echo(f"  {name}")

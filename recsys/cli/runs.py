@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from recsys.config import Config
     from recsys.recommender import SavedRecommender
 
+_NAMED = 3  # users who are unknown
 _AT_A_TIME = 4096  # users whose recommendations are printed at once
 
 
@@ -125,8 +127,8 @@ def train(
     else:
         config = make_config(preset, config_file, dataset, data_dir, seed, overrides, plain)
         if output is None:
-            data = Path(config.data.name)
-            short = data.name.partition(".")[0] if data.is_absolute() else config.data.name
+            place = Path(config.data.name)
+            short = place.name.partition(".")[0] if place.is_absolute() else config.data.name
             name = f"{short}-{config.model.name}-{config.sparsity.method}-seed{config.train.seed}"
             output = Path("runs") / name.replace("/", "-")
     from recsys.training import session
@@ -153,7 +155,16 @@ def train(
         elif config is None:
             metrics = session.resume(output, data_dir=moved, device=device, quiet=quiet, on_epoch=listener)
         else:
-            metrics = session.train(config, output, overwrite=overwrite, quiet=quiet, on_epoch=listener)
+            RunFolder.check_free(output, overwrite)
+            data = session.load_dataset(config)
+            if not quiet:  # before hours are spent on them
+                typer.echo(
+                    f"data: {data.n_users:,} users, {data.n_items:,} items, {data.train.nnz:,} interactions to train on"
+                )
+                _print_notes(data.notes)
+            metrics = session.train(
+                config, output, overwrite=overwrite, dataset=data, quiet=quiet, on_epoch=listener
+            )
     except KeyboardInterrupt:
         begun = (output / "checkpoint.pt").is_file()
         if config is not None and begun:  # what lies there may be a run that was to be overwritten
@@ -166,9 +177,8 @@ def train(
             f"recsys train --resume --output {output}"
         ) from None
     protocol = RunFolder(output).config().evaluation.describe()
-    if not quiet:
-        for note in metrics["dataset"]["notes"]:
-            typer.echo(f"data: {note}")
+    if config is None and not quiet:
+        _print_notes(metrics["dataset"]["notes"])
     parts = {name: metrics[name] for name in ("validation", "test")}
     if any(parts.values()):
         _print_metrics(parts, f"best epoch: {metrics['best_epoch']}; {protocol}")
@@ -217,7 +227,9 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also what was chosen already.")
     ] = False,
-    device: Device = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute: cpu, cuda or cuda:N. Default: cpu.")
+    ] = None,
 ) -> None:
     """Recommend items to a user by raw id, to many, or to somebody new by the items they have chosen."""
     from recsys.errors import ConfigError
@@ -242,24 +254,32 @@ def _lines(file: Path) -> list[str]:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--users {file}: expected a text file of raw ids, one a line: {error}") from error
-    return list(dict.fromkeys(line for line in text.splitlines() if line))
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def _recommend_many(saved: SavedRecommender, users: list[str], k: int, exclude_seen: bool) -> None:
     """Print user, rank, item, score for everybody; who is not known is told of on standard error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])
-    known = 0
+    known, unknown = 0, list[str]()
     for start in range(0, len(users), _AT_A_TIME):
         part = users[start : start + _AT_A_TIME]
         found = saved.recommend_many(part, k, exclude_seen, skip_unknown=True)
         known += len(found)
+        unknown += [user for user in part if user not in found][: _NAMED - len(unknown)]
         for user, best in found.items():
             writer.writerows([user, rank, item, f"{score:.6g}"] for rank, (item, score) in enumerate(best, 1))
     if known < len(users):
         typer.echo(
-            f"{len(users) - known} of {len(users)} users are unknown, or have chosen nothing", err=True
+            f"{len(users) - known} of {len(users)} users are unknown, or have chosen nothing, such as "
+            f"{', '.join(unknown)}",
+            err=True,
         )
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"data: {note}")
 
 
 def _describe(config: Config) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -76,21 +77,24 @@ def _table(name: str, section: type[Section], meanings: dict[str, str]) -> Table
     for column in ("type", "default", "meaning"):
         table.add_column(column)
     for key, field in section.model_fields.items():
-        bounds = [
-            f"{sign} {getattr(one, word)}"
-            for one in field.metadata
-            for word, sign in _BOUNDS
-            if hasattr(one, word)
-        ]
-        kind = " ".join([_kind(field.annotation), *bounds])
+        kind = " ".join([_kind(field.annotation), *_bounds(field.metadata)])
         table.add_row(f"{name}.{key}", kind, _shown(field.default), meanings.get(key, ""))
     return table
+
+
+def _bounds(limits: Iterable[Any]) -> list[str]:
+    """Those of pydantic's fields, or of annotated types."""
+    limits = [one for limit in limits for one in getattr(limit, "metadata", [limit])]
+    return [f"{sign} {getattr(one, word)}" for one in limits for word, sign in _BOUNDS if hasattr(one, word)]
 
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        inner, *limits = get_args(annotation)
+        return " ".join([_kind(inner), *_bounds(limits)])
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is types.UnionType:

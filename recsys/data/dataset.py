@@ -145,6 +145,8 @@ class Dataset:
         order: (train.nnz,) int64 place of every interaction in its user's history, 0 the oldest; in the order of
             `train.indices`. None where the data does not tell.
         targets_last: whether every user's target of validation comes after train, and that of test after both.
+        later: raw ids, of users and of items, of pairs that are in no part, for a part of them has no row or column:
+            what a temporal split leaves out. None without such.
         oracle: best-possible scores (synthetic data only).
         notes: what a reader of the figures should know, such as merged duplicates.
 
@@ -160,6 +162,7 @@ class Dataset:
     item_ids: NDArray[Any]
     order: NDArray[np.int64] | None = None
     targets_last: bool = False
+    later: tuple[NDArray[Any], NDArray[Any]] | None = None
     oracle: Oracle | None = None
     notes: tuple[str, ...] = ()
 

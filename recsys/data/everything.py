@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
+from recsys.csr import entry_rows
 from recsys.data.dataset import Dataset, EvalSet, binary_csr
 from recsys.data.split import transductive_dataset
 from recsys.data.validation import with_validation
@@ -20,8 +21,9 @@ __all__ = ["everything"]
 def everything(dataset: Dataset) -> Dataset:
     """The same interactions, all of them in train; nobody in validation and test has a target.
 
-    Users of train stay in their rows; held-out ones follow with their whole histories, first those of validation. The
-    order of histories is kept only where targets come last, as by leave-one-out.
+    Users of train stay in their rows; held-out ones follow with their whole histories, first those of validation. Users
+    and items that only later pairs have, which a temporal split leaves out, follow in the order of their ids. The order
+    of histories is kept only where targets come last, as by leave-one-out.
 
     Raises:
         DataError: held-out users without raw ids; a pair is in two parts.
@@ -41,13 +43,24 @@ def everything(dataset: Dataset) -> Dataset:
         held.append(csr_array(part.inputs[~known] + part.targets[~known]))
         ids.append(part.user_ids[~known])
     train = csr_array(vstack([train, *held], format="csr")) if held else train
+    user_ids, item_ids = np.concatenate(ids), dataset.item_ids
+    if dataset.later is not None:
+        (users, user_ids), (items, item_ids) = map(_extended, (user_ids, item_ids), dataset.later)
+        rows, cols = np.concatenate((entry_rows(train), users)), np.concatenate((train.indices, items))
+        train, _ = binary_csr(rows, cols, (len(user_ids), len(item_ids)))
+        order = None
     nobody = np.empty(0, dtype=np.int64)
     nothing, _ = binary_csr(nobody, nobody, train.shape)
-    whole = transductive_dataset(
-        dataset.name, train, nothing, nothing, np.concatenate(ids), dataset.item_ids, order=order
-    )
+    whole = transductive_dataset(dataset.name, train, nothing, nothing, user_ids, item_ids, order=order)
     note = "trained on everything: validation and test put into train"
     return replace(whole, notes=(*dataset.notes, note))
+
+
+def _extended(known: NDArray[Any], later: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """(places of the later ids, all ids): new ones after those that are known."""
+    every = np.concatenate((known, np.setdiff1d(later, known)))
+    ascending = np.argsort(every, kind="stable")
+    return ascending[np.searchsorted(every[ascending], later)], every
 
 
 def _on_rows(part: EvalSet, known: NDArray[np.bool_], shape: tuple[int, int]) -> csr_array:

@@ -18,8 +18,8 @@ class ReadOptions:
     Attributes:
         user_column, item_column, rating_column, timestamp_column: name in the header, in any case; without a header
             the place, counted from 1. Without a header they default to 1, 2, 3 and 4, as far as there are columns.
-            Ratings are numbers that are not negative; timestamps are numbers, or dates and times as text, such as
-            2024-05-31 23:59:00, with an offset throughout or without.
+            Ratings are numbers that are not negative (rating_column="none" leaves them unread); timestamps are numbers,
+            or dates and times as text, such as 2024-05-31 23:59:00, with an offset throughout or without.
         separator: between two fields; one or more characters.
         header: whether the first line names the columns.
         ids: "auto": the first field says whether a column holds numbers, and then all of it must; "any": numbers if

@@ -7,6 +7,7 @@ a test part, the last interaction is the validation target.
 Temporal: two moments cut all interactions into train, validation and test, so that nothing of the future is learned.
 Interactions of one moment are never parted: those at a cut belong to the later part. Users and items that have no
 train interaction are left out, with their later interactions: no model that learns a row for each can rank them.
+(`recsys.data.everything` trains on these, too.)
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ def last_of_each(matrix: csr_array, order: NDArray[np.int64]) -> tuple[csr_array
 
 def temporal_split(
     matrix: csr_array, time: NDArray[np.float64], validation: float = 0.1, test: float = 0.1
-) -> tuple[csr_array, csr_array, csr_array, NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+) -> tuple[
+    csr_array, csr_array, csr_array, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], tuple[str, ...]
+]:
     """Cut by time so that about the fraction `validation` and the last fraction `test` of all entries are held out.
 
-    Returns (train, validation, test, rows, columns, notes): the parts have the rows and columns of `matrix` that are
-    kept, ascending; notes say what was left out.
+    Returns (train, validation, test, rows, columns, kept, notes): the parts have the rows and columns of `matrix` that
+    are kept, ascending; which of its entries are in a part; notes say what was left out.
 
     Raises:
         DataError: nothing is before the first cut (such as equal times everywhere), or nothing is left to test on.
@@ -104,4 +107,4 @@ def temporal_split(
             f"temporal split: {int((~kept).sum())} later pairs left out, of {int((~known_user).sum())} users and "
             f"{int((~known_item).sum())} items without a train pair",
         )
-    return parts[0], parts[1], parts[2], users, items, notes
+    return parts[0], parts[1], parts[2], users, items, kept, notes

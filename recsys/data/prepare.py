@@ -114,6 +114,8 @@ def write_dataset(
         np.savez_compressed(folder / "ids.npz", **arrays)
         if dataset.order is not None:
             np.savez_compressed(folder / "order.npz", order=dataset.order)
+        if dataset.later is not None:
+            np.savez_compressed(folder / "later.npz", users=dataset.later[0], items=dataset.later[1])
         if dataset.test.candidates is not None:
             np.savez_compressed(folder / "test_negatives.npz", negatives=dataset.test.candidates)
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

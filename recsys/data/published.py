@@ -198,7 +198,25 @@ def load_published(
         order=order_of_part(train, order, rest),
         candidates=_candidates(folder, train.shape),
         targets_last=leave_one_out,
+        later=_later(folder, user_ids, item_ids),
     )
+
+
+def _later(
+    folder: Path, user_ids: NDArray[Any], item_ids: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Pairs that `prepare` left out of all parts, by raw ids."""
+    path = folder / "later.npz"
+    users, items = _array(path, "users"), _array(path, "items")
+    if users is None or items is None:
+        return None
+    kinds = users.dtype.kind + items.dtype.kind
+    if users.ndim != 1 or users.shape != items.shape or kinds != user_ids.dtype.kind + item_ids.dtype.kind:
+        raise DataError(
+            f"{path}: expected users and items, as many of each, with raw ids like those of ids.npz; got "
+            f"{users.dtype} of shape {users.shape} and {items.dtype} of shape {items.shape}"
+        )
+    return users, items
 
 
 def _order(folder: Path, train: csr_array) -> NDArray[np.int64] | None:

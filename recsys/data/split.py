@@ -149,6 +149,7 @@ def transductive_dataset(
     order: NDArray[np.int64] | None = None,
     candidates: NDArray[np.int64] | None = None,
     targets_last: bool = False,
+    later: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> Dataset:
     """Dataset whose evaluation users are its training users.
 
@@ -167,6 +168,7 @@ def transductive_dataset(
         item_ids=item_ids,
         order=order,
         targets_last=targets_last,
+        later=later,
         oracle=oracle,
         notes=tuple(notes),
     )
@@ -267,6 +269,7 @@ def split_dataset(
     """
     if matrix.nnz == 0:
         raise DataError(f"{name}: no interaction in the data")
+    later: tuple[NDArray[Any], NDArray[Any]] | None = None
     if options.kind == "heldout":
         rows, *sets = heldout_split(matrix, options.validation, options.test, options.fold_in, seed)
         validation, test = ((inputs, targets, user_ids[held]) for held, inputs, targets in sets)
@@ -283,10 +286,11 @@ def split_dataset(
                 f"name the column: {spelled('timestamp_column')}; or take the split 'loo' with "
                 f"{spelled('order', 'file')}, or 'ratio'"
             )
-        *parts, users, items, dropped = temporal_split(matrix, time, options.validation, options.test)
+        *parts, users, items, whole, dropped = temporal_split(matrix, time, options.validation, options.test)
+        if not whole.all():
+            later = user_ids[entry_rows(matrix)[~whole]], item_ids[matrix.indices[~whole]]
         known = csr_array(csr_array(matrix[users])[:, items])
         if order is not None:
-            whole = np.isin(entry_rows(matrix), users) & np.isin(matrix.indices, items)
             order = rank_in_rows(known, order[whole])
         matrix, user_ids, item_ids, notes = known, user_ids[users], item_ids[items], (*notes, *dropped)
     elif options.kind == "loo":
@@ -310,4 +314,5 @@ def split_dataset(
         notes,
         order=kept,
         targets_last=options.kind == "loo",
+        later=later,
     )

@@ -42,7 +42,7 @@ EXPECTED = {
     "timestamp": "a number or a date and time such as 2024-05-31T23:59:00Z, one kind throughout",
 }
 HINTS = {
-    "rating": "",
+    "rating": f"; where they are not needed, {spelled('rating_column', 'none')} leaves them unread",
     "timestamp": f"; where they are not needed, {spelled('order', 'file')} leaves them unread",
 }
 
@@ -206,6 +206,8 @@ def columns_of(path: Path, names: list[str], header: bool, options: ReadOptions)
     found: dict[str, int] = {}
     for field in FIELDS:
         asked = options.column(field)
+        if field == "rating" and asked == "none":
+            continue
         if header:
             wanted = (asked.lower(),) if asked is not None else NAMES[field]
             plain = [name.strip().lower() for name in names]

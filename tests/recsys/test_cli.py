@@ -129,6 +129,24 @@ def test_config_file(tmp_path):
     assert "dim = 8" in (tmp_path / "run" / "config.toml").read_text()
 
 
+def test_options_of_a_preset_that_are_left_out_are_told_of(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,timestamp\n" + "".join(f"{n % 9},{n % 7},{n}\n" for n in range(90)))
+    arguments = [
+        "--preset",
+        "sasrec-ml-100k",
+        "--dataset",
+        path,
+        "--epochs",
+        1,
+        "--set",
+        "train.evaluate_every=1",
+    ]
+    result = call("train", *arguments, "--quiet", "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "the preset's options for ml-100k, {'split': 'loo'}, are not taken for" in result.output
+
+
 def test_errors_are_one_line(tmp_path, finished):
     out = tmp_path / "out"
     assert "did you mean 'lr'" in refused("train", "--set", "train.lrr=1", "-o", out)

@@ -279,3 +279,17 @@ def test_a_list_is_told_how_it_is_written(key, value, form):
         load_config(overrides=[f"{key}={value}"])
     assert f"--set '{key}={form}'" in str(caught.value)
     load_config(overrides=[f"{key}={form}", "train.metric=ndcg@20"])
+
+
+def test_options_of_a_presets_data_are_not_for_another():
+    """They would divide anew what is divided already."""
+    assert load_config("sasrec-ml-100k").data.options == {"split": "loo"}
+    assert load_config("sasrec-ml-100k", options={"data.name": "ml-100k"}).data.options == {"split": "loo"}
+    assert load_config("sasrec-ml-100k", options={"data.name": "mine"}).data.options == {}
+    given = load_config("sasrec-ml-100k", overrides=["data.name=mine", "data.options.split=temporal"])
+    assert given.data.options == {"split": "temporal"}
+
+
+def test_a_density_in_percent_is_told_of():
+    with pytest.raises(ConfigError, match=r"sparsity.density: .* got 50.0; 50 % is 0.5"):
+        load_config(options={"sparsity.density": 50.0})

@@ -136,6 +136,17 @@ def test_bad_tables_are_refused_with_the_place(tmp_path: Path, suffix: str, text
         load(str(write(tmp_path / f"bad{suffix}", text)))
 
 
+def test_ratings_may_be_left_unread(tmp_path: Path) -> None:
+    path = write(tmp_path / "liked.csv", "user,item,rating\n1,2,like\n1,3,-1\n2,2,dislike\n")
+    with pytest.raises(
+        DataError, match=r":2: column rating: .* got 'like'; .*--rating-column none.*leaves them unread"
+    ):
+        load(str(path))
+    assert load(str(path), rating_column="none").train.nnz == 3
+    with pytest.raises(DataError, match="min_rating needs a column of ratings and there is none"):
+        load(str(path), rating_column="none", min_rating=1)
+
+
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(b"user,item\nx\xff,1\n")

@@ -157,6 +157,12 @@ def test_prepare_list_and_stats_commands(tmp_path: Path) -> None:
         assert "gini of popularity" in shown.output
     found = json.loads(call("stats", "mine", "--data-dir", tmp_path / "data", "--json").output)
     assert found == json.loads(json.dumps(statistics(dataset)))
+    nowhere = tmp_path / "nowhere"
+    first = CliRunner(env={"SPARSECORE_DATA": str(nowhere)}).invoke(app, ["data", "list"])
+    assert first.exit_code == 0, first.output
+    assert "does not exist" in first.stderr
+    assert "ml-100k" in first.stdout
+    assert call("list", "--data-dir", nowhere).exit_code == 2
     again = call(*arguments)
     assert again.exit_code == 2
     assert "exists already" in again.stderr

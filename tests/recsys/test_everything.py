@@ -58,6 +58,31 @@ def test_no_interaction_is_lost_or_added(file, split):
     assert "everything" in whole.notes[-1]
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_a_temporal_split_leaves_out_is_trained_on(tmp_path, prepared):
+    """Users and items that are new after the first cut: those a service needs most."""
+    lines = [
+        f"{'new' if time > 85 and time % 3 == 0 else 'u'}{time % 10},{91 if time > 96 else time % 7},{time}"
+        for time in range(100)
+    ]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    if prepared:
+        prepare(path, tmp_path / "mine", split="temporal")
+        parted = load("mine", data_dir=tmp_path)
+    else:
+        parted = load(str(path), split="temporal")
+    assert not [user for user in parted.user_ids if user.startswith("new")]
+    assert 91 not in parted.item_ids
+    whole = everything(parted)
+    written = {tuple(line.split(",")[:2]) for line in lines}
+    assert {(user, str(item)) for user, item in raw_pairs(whole)} == written
+    assert max(raw_pairs(whole).values()) == 1
+    assert whole.user_ids[: parted.n_users].tolist() == parted.user_ids.tolist()
+    assert whole.item_ids[: parted.n_items].tolist() == parted.item_ids.tolist()
+    assert everything(whole).train.nnz == whole.train.nnz
+
+
 def test_the_order_of_histories_survives_leave_one_out(file):
     whole, given = (
         everything(load(str(file), split="loo")),

@@ -132,7 +132,7 @@ def test_unknown_ids_and_bad_requests(trained):
 
 def test_an_unknown_id_among_many_is_not_compared_with_all(trained, monkeypatch):
     saved = session.saved_recommender(trained())
-    monkeypatch.setattr("recsys.recommender._FEW", 3)
+    monkeypatch.setattr("recsys.places._FEW", 3)
     with pytest.raises(DataError, match=r"user 'u00170' is unknown.*they are such as u0"):
         saved.recommend("u00170")
 
@@ -246,7 +246,7 @@ def test_many_users_by_the_command(trained, tiny, tmp_path):
     saved.save(tmp_path / "saved")
     users = [str(raw) for raw in tiny.user_ids[:3]]
     file = tmp_path / "users.txt"
-    file.write_text("\n".join([*users, "nobody", users[0], ""]))
+    file.write_text("\n".join([users[0], f"{users[1]} ", *users[2:], "nobody", users[0], ""]))
 
     def call(*arguments, **more):
         return CliRunner().invoke(app, ["recommend", str(tmp_path / "saved"), *map(str, arguments)], **more)
@@ -256,7 +256,7 @@ def test_many_users_by_the_command(trained, tiny, tmp_path):
         rows = list(csv.DictReader(result.stdout.splitlines()))
         assert [(row["user"], row["rank"]) for row in rows] == [(u, r) for u in users for r in "12"]
         assert rows[0]["item"] == saved.recommend(users[0])[0][0]
-        assert "1 of 4 users are unknown" in result.stderr
+        assert "1 of 4 users are unknown, or have chosen nothing, such as nobody" in result.stderr
     for arguments, why in (
         (["--users", file, "--user", "x"], "one of --user"),
         (["--users", tmp_path], "one a line"),

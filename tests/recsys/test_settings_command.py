@@ -38,6 +38,8 @@ def test_every_key_of_every_table():
         "storage and exploration."
     )  # it goes over lines
     assert " none " in lines["data.dir"]
+    assert "list of int > 0" in lines["train.ks"]
+    assert "Annotated" not in result.output + call("neumf").output
 
 
 @pytest.mark.parametrize("name", sorted(MODEL_SETTINGS))
