@@ -37,7 +37,7 @@ class Training:
         loss: of batch number i.
         optimizer: holds the parameters.
         masked: density of masks to simulate, if any.
-        explores: whether sparse modules have an explorer, with its bits of history.
+        explores: whether sparse modules have an explorer, one that keeps no history: that is for a report.
     """
 
     graphs: list[torch.cuda.CUDAGraph] | None = None
@@ -62,7 +62,7 @@ class Training:
             )
         elif sparse and explores:
             self.explorer = sparsecore.DynamicSparsity(
-                model, optimizer, interval=_INTERVAL, total_steps=10**9
+                model, optimizer, interval=_INTERVAL, total_steps=10**9, track_ever_active=False
             )
 
     def step(self, i: int) -> None:

@@ -72,8 +72,9 @@ def _steps(rows: list[Row]) -> list[str]:
     lines = [
         "Time: fastest dense form / form, higher is better. Memory: form / the dense form that takes least, lower is",
         "better; resident between steps, and the peak of a step, as torch's allocator counts them; counted: weights,",
-        "gradients, optimizer state, indices. Target: density x 1.15, of resident. Batches are there before. MultVAE",
-        "has no dropout; the noise of its latent variables is drawn by the host, in a CUDA graph by the device.",
+        "gradients, optimizer state, indices (explorers keep no history, track_ever_active=False). Target: density",
+        "x 1.15, of resident. Batches are there before. MultVAE has no dropout; the noise of its latent variables is",
+        "drawn by the host, in a CUDA graph by the device.",
         "",
         "| workload | form | time ratio | of medians | ms (min / median) | exploration ms | resident MB | ratio "
         "| target | peak MB | ratio | counted MB | ratio | syncs |",
