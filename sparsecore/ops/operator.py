@@ -69,7 +69,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], macs:
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, through_dispatcher(run), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sparsecore::{name}", fake, lib=_library)
+    torch.library.register_fake(f"sparsecore::{name}", _on_one_device(name, fake), lib=_library)
     packet = getattr(torch.ops.sparsecore, name)
 
     def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
@@ -77,6 +77,25 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], macs:
 
     register_flop_formula(packet, get_raw=True)(flops)
     return packet
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Shapes of an operator whose operands lie together: else a weight without memory and an input that has some would
+    give a result that nothing has computed.
+    """
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        places = sorted({str(a.device) for a in args if isinstance(a, Tensor)})
+        if len(places) > 1:
+            hint = "; a layer on the meta device has no values yet: to_empty(), then load or reset them"
+            raise SparsecoreError(
+                f"{name}: expected all operands on one device, got {' and '.join(places)}"
+                + (hint if "meta" in places else "")
+            )
+        return fake(*args, **kwargs)
+
+    return checked
 
 
 def add_in_float32(name: str) -> None:

@@ -9,6 +9,7 @@ when it is asked for, and thrown away again.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -34,9 +35,12 @@ __all__ = [
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    """For scores, in single precision at least."""
+    """A copy for scores, in single precision at least. Until the exploration the memory may change: an output's
+    gradient is that of a bias, too, which is clipped or set to zero; an input a hidden state, or a buffer of
+    micro-batches.
+    """
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.detach().float() if half else owned(tensor)
+    return tensor.detach().float() if half else tensor.detach().clone()
 
 
 def _nonzero(grad: Tensor) -> bool:
@@ -129,9 +133,10 @@ class PropagateUse:
 class Recorder:
     """Collects a weight's uses, each with its output gradient, in the order in which backward passes reach them.
 
-    Only those count whose gradient the weight gets. A backward pass to something else (to the input, as for adversarial
-    examples) runs the same operators: what they tell is kept apart until the pass reaches ``values``, and dropped at
-    its end. So is a gradient that was thrown away: where ``values.grad`` is gone or zero when the next one arrives, the
+    Only those count whose gradient is added to that of the weight. A backward pass to something else (to the input, as
+    for adversarial examples), or one that only returns the gradient (``torch.autograd.grad``, to log its norm), runs
+    the same operators: what they tell is kept apart until the pass has added to ``values.grad``, and dropped at its
+    end. So is a gradient that was thrown away: where ``values.grad`` is gone or zero when the next one arrives, the
     uses before that are forgotten.
 
     A loss may also hold terms of the stored values themselves, such as a penalty on their squares, which are no use of
@@ -157,7 +162,9 @@ class Recorder:
         watch(index[0], self)
         self.stored: Tensor | None = None
         self._moved = False  # whether the gradient of what was recorded is not zero at all stored positions
-        self._pending: dict[int, list[tuple[Use, Tensor]]] = {}  # by backward pass
+        # By backward pass: what operators told; what is to be kept if the gradient is added.
+        self._pending: dict[int, list[tuple[Use, Tensor]]] = {}
+        self._staged: dict[int, Callable[[], None]] = {}
         self._values = weakref.ref(values)
         self._hooks: list[RemovableHandle] = []
         if values.requires_grad:
@@ -167,25 +174,41 @@ class Recorder:
             ]
 
     def _reached(self, grad: Tensor | None) -> None:
-        """A backward pass has the whole gradient of the values, and is about to add it to ``values.grad``."""
-        if self._discarded():
+        """A backward pass has the whole gradient of the values, and is about to add it to ``values.grad``, or to return
+        it. None is what an optimizer has left that updates in the backward pass: nothing will be added.
+        """
+        task = torch._C._current_graph_task_id()
+        discarded, uses = self._discarded(), self._pending.pop(task, [])
+        if grad is None:
+            self._keep(discarded, uses, False, None)
+            return
+        # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it.
+        stored = _kept(grad) if grad.layout == torch.strided else None
+        self._staged[task] = partial(self._keep, discarded, uses, _nonzero(grad), stored)
+        if task >= 0:
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._drop, task))
+
+    def _keep(
+        self, discarded: bool, uses: list[tuple[Use, Tensor]], moved: bool, stored: Tensor | None
+    ) -> None:
+        if discarded:
             self.discard()
-        self.uses += self._pending.pop(torch._C._current_graph_task_id(), [])
-        self._moved = self._moved or (grad is not None and _nonzero(grad))
-        # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it. None is what an
-        # optimizer has left that updates in the backward pass.
-        if grad is not None and grad.layout == torch.strided:
-            grad = _kept(grad)
-            self.stored = grad.clone() if self.stored is None else self.stored + grad
+        self.uses += uses
+        self._moved = self._moved or moved
+        if stored is not None:
+            self.stored = stored if self.stored is None else self.stored.add_(stored)
 
     def _was_reached(self, values: Tensor) -> None:
         """The gradient has been added. torch 2.6 forgets the other hook where saved tensors are packed."""
-        pending = self._pending.pop(torch._C._current_graph_task_id(), None)
-        if pending is not None:
+        task = torch._C._current_graph_task_id()
+        staged, pending = self._staged.pop(task, None), self._pending.pop(task, None)
+        if staged is not None:
+            staged()
+        elif pending is not None:
             self.uses += pending
             self._moved = self._moved or (values.grad is not None and _nonzero(values.grad))
             if values.grad is not None and values.grad.layout == torch.strided:
-                self.stored = _kept(values.grad).clone()  # of all passes since it was zero
+                self.stored = _kept(values.grad)  # of all passes since it was zero
 
     def _discarded(self) -> bool:
         """Whether what was recorded before is in no gradient any more."""
@@ -210,8 +233,7 @@ class Recorder:
     # ---- what operators tell: see `sparsecore.ops.recording.Watcher`
 
     def saw_product(self, dy: Tensor, x: Tensor) -> None:
-        # An input that nothing computed may be a buffer that the next micro-batch is copied into.
-        self._add(LinearUse(_kept(x) if x.grad_fn is not None else _kept(x).clone()), _kept(dy))
+        self._add(LinearUse(_kept(x)), _kept(dy))
 
     def saw_rows(self, grad: Tensor, ids: Tensor) -> None:
         grad = _kept(grad)
@@ -240,6 +262,7 @@ class Recorder:
     def _drop(self, task: int) -> None:
         """A backward pass is over; what it has not brought to the values is nothing of theirs."""
         self._pending.pop(task, None)
+        self._staged.pop(task, None)
 
     # ---- what an exploration asks: see `sparsecore.ops.explore.GradientSource`
 
