@@ -25,7 +25,7 @@ _HEAD = """# Where it runs
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
 What each setting ran, when, and of which commit, is at the end: some the whole suite, others that of the library
 without its slow tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the
-whole suite, triton its part of it, today more than its row here); python313-torch26 is tox's py313-torch26, and
+whole suite, triton its part of it); python313-torch26 is tox's py313-torch26, and
 torch-2.15 its newest; the others differ in processor or device.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}

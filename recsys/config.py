@@ -114,7 +114,8 @@ def load_config(
         variation: {"table.key": value}, what this run has other than its siblings.
 
     Where one of the last three names another model than preset and file, their settings of that model are dropped: they
-    are not the new one's. So are their ``data.options`` where it names another data set, which they would divide anew.
+    are not the new one's. So are a preset's ``data.options`` where another data set is named, which they would divide
+    anew.
 
     Raises:
         ConfigError: unknown preset or key (naming the nearest valid one), unreadable file, value out of its
@@ -127,8 +128,7 @@ def load_config(
                 f"unknown preset {preset!r}{nearest(preset, presets())}; valid: {', '.join(presets())}"
             )
         _merge(tree, tomllib.loads((resources.files("recsys") / "presets" / f"{preset}.toml").read_text()))
-    if path is not None:
-        _merge(tree, _read(Path(path)))
+    file = {} if path is None else _read(Path(path))
     found: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -140,14 +140,21 @@ def load_config(
         found,
         variation or {},
     ]
+    flat_file = {f"data.{key}": value for key, value in _table(file, "data").items()}
+    if _other(tree, "data", [flat_file, *layers]):
+        tree["data"].pop("options", None)
+    _merge(tree, file)
     if _other(tree, "model", layers):
         tree["model"] = {}
-    if _other(tree, "data", layers):
-        tree["data"].pop("options", None)
     for layer in layers:
         for key, value in layer.items():
             _set(tree, key, copy.deepcopy(value))  # another one may set a key inside it
     return _validate(tree)
+
+
+def _table(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = tree.get(name, {})
+    return table if isinstance(table, Mapping) else {}
 
 
 def _other(tree: Mapping[str, Any], table: str, layers: Iterable[Mapping[str, Any]]) -> bool:

@@ -30,7 +30,7 @@ class Places:
     def __init__(self, ids: NDArray[Any], what: str, hint: str = "") -> None:
         self.ids, self._what, self._hint = ids, what, hint
         ascending = bool((ids[:-1] < ids[1:]).all())
-        self._order = None if ascending else np.argsort(ids, kind="stable").astype(np.int32)
+        self._order = None if ascending else np.argsort(ids, kind="stable")
 
     def find(self, raw: int | str) -> int | None:
         """The place of a raw id, if there is one. Text is accepted for numeric ids."""

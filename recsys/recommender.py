@@ -158,6 +158,10 @@ class SavedRecommender:
             dataset=description["dataset"],
         )
 
+    def knows(self, user_id: int | str) -> bool:
+        """Whether this is the raw id of a user of the training data."""
+        return self._users.find(user_id) is not None
+
     def recommend(
         self,
         user_id: int | str | None = None,

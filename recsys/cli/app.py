@@ -162,15 +162,8 @@ def make_config(
         )
     place = None if data_dir is None else str(data_dir)
     plain = {"data.name": dataset, "data.dir": place, "train.seed": seed, **given}
-    config = load_config(preset, path, overrides or [], plain, variation)
-    if preset is not None and (left := load_config(preset).data).name != config.data.name and left.options:
-        typer.echo(
-            f"the preset's options for {left.name}, {left.options}, are not taken for {config.data.name}: give what is "
-            "meant for it by --set data.options.KEY=VALUE",
-            err=True,
-        )
     # The settings are kept with the run, which may be evaluated from elsewhere.
-    return config.anchored()
+    return load_config(preset, path, overrides or [], plain, variation).anchored()
 
 
 def use_threads(threads: int | None) -> None:

@@ -155,7 +155,8 @@ def train(
         elif config is None:
             metrics = session.resume(output, data_dir=moved, device=device, quiet=quiet, on_epoch=listener)
         else:
-            RunFolder.check_free(output, overwrite)
+            session.expect_place(config, output, overwrite)
+            _tell_left_options(preset, config)
             data = session.load_dataset(config)
             if not quiet:  # before hours are spent on them
                 typer.echo(
@@ -254,7 +255,7 @@ def _lines(file: Path) -> list[str]:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--users {file}: expected a text file of raw ids, one a line: {error}") from error
-    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return list(dict.fromkeys(line for line in text.splitlines() if line))
 
 
 def _recommend_many(saved: SavedRecommender, users: list[str], k: int, exclude_seen: bool) -> None:
@@ -263,7 +264,7 @@ def _recommend_many(saved: SavedRecommender, users: list[str], k: int, exclude_s
     writer.writerow(["user", "rank", "item", "score"])
     known, unknown = 0, list[str]()
     for start in range(0, len(users), _AT_A_TIME):
-        part = users[start : start + _AT_A_TIME]
+        part = [user if saved.knows(user) else user.strip() for user in users[start : start + _AT_A_TIME]]
         found = saved.recommend_many(part, k, exclude_seen, skip_unknown=True)
         known += len(found)
         unknown += [user for user in part if user not in found][: _NAMED - len(unknown)]
@@ -273,6 +274,19 @@ def _recommend_many(saved: SavedRecommender, users: list[str], k: int, exclude_s
         typer.echo(
             f"{len(users) - known} of {len(users)} users are unknown, or have chosen nothing, such as "
             f"{', '.join(unknown)}",
+            err=True,
+        )
+
+
+def _tell_left_options(preset: str | None, config: Config) -> None:
+    """What a preset has set for its own data is not for another's, see `load_config`."""
+    from recsys.config import load_config
+
+    left = {} if preset is None else load_config(preset).data.options
+    if left and not left.items() <= config.data.options.items():
+        typer.echo(
+            f"the preset's options for its own data, {left}, are not taken for {config.data.name}: give what is meant "
+            "for it by --set data.options.KEY=VALUE",
             err=True,
         )
 

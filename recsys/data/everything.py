@@ -15,7 +15,7 @@ from recsys.data.split import transductive_dataset
 from recsys.data.validation import with_validation
 from recsys.errors import DataError
 
-__all__ = ["everything"]
+__all__ = ["everything", "with_later"]
 
 
 def everything(dataset: Dataset) -> Dataset:
@@ -45,15 +45,25 @@ def everything(dataset: Dataset) -> Dataset:
     train = csr_array(vstack([train, *held], format="csr")) if held else train
     user_ids, item_ids = np.concatenate(ids), dataset.item_ids
     if dataset.later is not None:
-        (users, user_ids), (items, item_ids) = map(_extended, (user_ids, item_ids), dataset.later)
-        rows, cols = np.concatenate((entry_rows(train), users)), np.concatenate((train.indices, items))
-        train, _ = binary_csr(rows, cols, (len(user_ids), len(item_ids)))
+        train, user_ids, item_ids = with_later(train, user_ids, item_ids, dataset.later)
         order = None
     nobody = np.empty(0, dtype=np.int64)
     nothing, _ = binary_csr(nobody, nobody, train.shape)
     whole = transductive_dataset(dataset.name, train, nothing, nothing, user_ids, item_ids, order=order)
     note = "trained on everything: validation and test put into train"
     return replace(whole, notes=(*dataset.notes, note))
+
+
+def with_later(
+    matrix: csr_array,
+    user_ids: NDArray[Any],
+    item_ids: NDArray[Any],
+    later: tuple[NDArray[Any], NDArray[Any]],
+) -> tuple[csr_array, NDArray[Any], NDArray[Any]]:
+    """(matrix, user_ids, item_ids) with the pairs of `Dataset.later`; new users and items come last."""
+    (users, user_ids), (items, item_ids) = map(_extended, (user_ids, item_ids), later)
+    rows, cols = np.concatenate((entry_rows(matrix), users)), np.concatenate((matrix.indices, items))
+    return binary_csr(rows, cols, (len(user_ids), len(item_ids)))[0], user_ids, item_ids
 
 
 def _extended(known: NDArray[Any], later: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:

@@ -27,6 +27,7 @@ from scipy.sparse import csr_array
 
 from recsys.csr import entry_rows
 from recsys.data.dataset import Dataset
+from recsys.data.everything import with_later
 from recsys.data.formats import SUFFIXES, is_supported, read_interactions
 from recsys.data.heldout_tables import heldout_tables, load_heldout_tables
 from recsys.data.interactions import Interactions, all_ids, merge_pairs, renumbered
@@ -36,6 +37,7 @@ from recsys.data.published import (
     HELDOUT_FILES,
     VALIDATION_NAMES,
     holds_leave_one_out,
+    left_out,
     load_heldout,
     load_published,
     published_parts,
@@ -219,6 +221,9 @@ def _published(name: str, folder: Path, seed: int, options: dict[str, Any]) -> D
         matrices, user_ids, item_ids, notes = published_parts(folder)
         union = csr_array(sum(matrices[1:], start=matrices[0]))
         union.data[:] = 1.0
+        later = left_out(folder, user_ids, item_ids)
+        if later is not None:
+            union, user_ids, item_ids = with_later(union, user_ids, item_ids, later)
         return split_dataset(name, union, user_ids, item_ids, _split_options(options), seed, notes=notes)
     _check_validation(name, options, set(), published_validation(folder) is not None)
     # The folder's own file, or that of the folder around it, may tell the order.

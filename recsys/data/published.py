@@ -29,6 +29,7 @@ __all__ = [
     "HELDOUT_FILES",
     "VALIDATION_NAMES",
     "holds_leave_one_out",
+    "left_out",
     "load_heldout",
     "load_published",
     "published_parts",
@@ -198,11 +199,11 @@ def load_published(
         order=order_of_part(train, order, rest),
         candidates=_candidates(folder, train.shape),
         targets_last=leave_one_out,
-        later=_later(folder, user_ids, item_ids),
+        later=left_out(folder, user_ids, item_ids),
     )
 
 
-def _later(
+def left_out(
     folder: Path, user_ids: NDArray[Any], item_ids: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Pairs that `prepare` left out of all parts, by raw ids."""

@@ -89,9 +89,7 @@ def train(
             complete one, unless to write one takes long.
     """
     if output is not None:
-        RunFolder.check_free(output, overwrite)
-        if config.train.tensorboard:
-            require_tensorboard()
+        expect_place(config, output, overwrite)
     dataset = load_dataset(config) if dataset is None else dataset
     if not len(dataset.test.rows_with_targets) and not config.data.everything:
         raise DataError(
@@ -105,6 +103,13 @@ def train(
     folder = RunFolder.create(output, config, trainer.state_dict(), overwrite)
     with folder.busy():
         return fit(trainer, folder, quiet=quiet, on_epoch=on_epoch)
+
+
+def expect_place(config: Config, output: str | Path, overwrite: bool = False) -> None:
+    """Raise what `train` does where a run cannot be kept, before data is loaded."""
+    RunFolder.check_free(output, overwrite)
+    if config.train.tensorboard:
+        require_tensorboard()
 
 
 def resume(

@@ -86,7 +86,7 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fake)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        places = sorted({str(a.device) for a in args if isinstance(a, Tensor)})
+        places = sorted({a.device.type for a in args if isinstance(a, Tensor)})
         if len(places) > 1:
             hint = "; a layer on the meta device has no values yet: to_empty(), then load or reset them"
             raise SparsecoreError(

@@ -9,7 +9,6 @@ when it is asked for, and thrown away again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -136,8 +135,9 @@ class Recorder:
     Only those count whose gradient is added to that of the weight. A backward pass to something else (to the input, as
     for adversarial examples), or one that only returns the gradient (``torch.autograd.grad``, to log its norm), runs
     the same operators: what they tell is kept apart until the pass has added to ``values.grad``, and dropped at its
-    end. So is a gradient that was thrown away: where ``values.grad`` is gone or zero when the next one arrives, the
-    uses before that are forgotten.
+    end. (Where nothing has been added at all, and yet there is a gradient, somebody has put there what was returned:
+    then that counts.) So is a gradient that was thrown away: where ``values.grad`` is gone or zero when the next one
+    arrives, the uses before that are forgotten.
 
     A loss may also hold terms of the stored values themselves, such as a penalty on their squares, which are no use of
     the weight. At stored positions (a weight that is pruned may be grown at once) the gradient is therefore that of
@@ -157,14 +157,15 @@ class Recorder:
         shape: tuple[int, int],
         skip_row: int | None = None,
     ) -> None:
-        self.uses: list[tuple[Use, Tensor]] = []
+        self._uses: list[tuple[Use, Tensor]] = []
+        self._returned: list[tuple[Use, Tensor]] = []
         self.index, self.shape, self.skip_row = index, shape, skip_row
         watch(index[0], self)
         self.stored: Tensor | None = None
         self._moved = False  # whether the gradient of what was recorded is not zero at all stored positions
         # By backward pass: what operators told; what is to be kept if the gradient is added.
         self._pending: dict[int, list[tuple[Use, Tensor]]] = {}
-        self._staged: dict[int, Callable[[], None]] = {}
+        self._staged: dict[int, tuple[bool, list[tuple[Use, Tensor]], bool, Tensor | None]] = {}
         self._values = weakref.ref(values)
         self._hooks: list[RemovableHandle] = []
         if values.requires_grad:
@@ -184,7 +185,7 @@ class Recorder:
             return
         # A sparse gradient comes from lookups alone: torch cannot add a penalty's dense one to it.
         stored = _kept(grad) if grad.layout == torch.strided else None
-        self._staged[task] = partial(self._keep, discarded, uses, _nonzero(grad), stored)
+        self._staged[task] = discarded, uses, _nonzero(grad), stored
         if task >= 0:
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._drop, task))
 
@@ -193,7 +194,7 @@ class Recorder:
     ) -> None:
         if discarded:
             self.discard()
-        self.uses += uses
+        self._uses += uses
         self._moved = self._moved or moved
         if stored is not None:
             self.stored = stored if self.stored is None else self.stored.add_(stored)
@@ -203,16 +204,16 @@ class Recorder:
         task = torch._C._current_graph_task_id()
         staged, pending = self._staged.pop(task, None), self._pending.pop(task, None)
         if staged is not None:
-            staged()
+            self._keep(*staged)
         elif pending is not None:
-            self.uses += pending
+            self._uses += pending
             self._moved = self._moved or (values.grad is not None and _nonzero(values.grad))
             if values.grad is not None and values.grad.layout == torch.strided:
                 self.stored = _kept(values.grad)  # of all passes since it was zero
 
     def _discarded(self) -> bool:
         """Whether what was recorded before is in no gradient any more."""
-        if not self.uses and self.stored is None:
+        if not self._uses and self.stored is None:
             return False
         values = self._values()
         grad = None if values is None else values.grad
@@ -222,7 +223,14 @@ class Recorder:
 
     def discard(self) -> None:
         """Forget what has been recorded."""
-        self.uses, self.stored, self._moved = [], None, False
+        self._uses, self._returned, self.stored, self._moved = [], [], None, False
+
+    @property
+    def uses(self) -> list[tuple[Use, Tensor]]:
+        """What the gradient in ``values.grad`` is of."""
+        values = self._values()
+        by_hand = not self._uses and values is not None and values.grad is not None
+        return self._returned if by_hand else self._uses
 
     def close(self) -> None:
         """Stop watching; what has been recorded stays."""
@@ -250,7 +258,7 @@ class Recorder:
         # Outside a backward pass, and in one that a functional transform takes through values of its own, no hook
         # will say that they were reached.
         if not self._hooks or task < 0 or within_transform():
-            self.uses.append((use, grad))
+            self._uses.append((use, grad))
             return
         if task not in self._pending:
             if self._discarded():
@@ -262,7 +270,9 @@ class Recorder:
     def _drop(self, task: int) -> None:
         """A backward pass is over; what it has not brought to the values is nothing of theirs."""
         self._pending.pop(task, None)
-        self._staged.pop(task, None)
+        staged = self._staged.pop(task, None)
+        if staged is not None:
+            self._returned += staged[1]
 
     # ---- what an exploration asks: see `sparsecore.ops.explore.GradientSource`
 

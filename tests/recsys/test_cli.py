@@ -144,7 +144,10 @@ def test_options_of_a_preset_that_are_left_out_are_told_of(tmp_path):
     ]
     result = call("train", *arguments, "--quiet", "-o", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert "the preset's options for ml-100k, {'split': 'loo'}, are not taken for" in result.output
+    assert "the preset's options for its own data, {'split': 'loo'}, are not taken for" in result.output
+    given = call("train", *arguments, "--set", "data.options.split=loo", "--quiet", "-o", tmp_path / "loo")
+    assert given.exit_code == 0, given.output
+    assert "the preset's options" not in given.output
 
 
 def test_errors_are_one_line(tmp_path, finished):

@@ -290,6 +290,15 @@ def test_options_of_a_presets_data_are_not_for_another():
     assert given.data.options == {"split": "temporal"}
 
 
+def test_options_of_a_files_own_data_stay(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\nname = "a.csv"\noptions = { separator = ";" }\n')
+    assert load_config("sasrec-ml-100k", path).data.options == {"separator": ";"}
+    assert load_config(path=path, options={"data.name": "./a.csv"}).data.options == {"separator": ";"}
+    path.write_text("[data]\noptions = { min_user = 3 }\n")
+    assert load_config("sasrec-ml-100k", path).data.options == {"split": "loo", "min_user": 3}
+
+
 def test_a_density_in_percent_is_told_of():
     with pytest.raises(ConfigError, match=r"sparsity.density: .* got 50.0; 50 % is 0.5"):
         load_config(options={"sparsity.density": 50.0})

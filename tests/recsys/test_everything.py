@@ -81,6 +81,8 @@ def test_what_a_temporal_split_leaves_out_is_trained_on(tmp_path, prepared):
     assert whole.user_ids[: parted.n_users].tolist() == parted.user_ids.tolist()
     assert whole.item_ids[: parted.n_items].tolist() == parted.item_ids.tolist()
     assert everything(whole).train.nnz == whole.train.nnz
+    if prepared:  # divided anew, they are there as well
+        assert everything(load("mine", data_dir=tmp_path, split="ratio")).train.nnz == whole.train.nnz
 
 
 def test_the_order_of_histories_survives_leave_one_out(file):
