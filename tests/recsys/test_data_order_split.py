@@ -90,11 +90,12 @@ def test_temporal(rows: Rows, validation: float, test: float) -> None:
         with pytest.raises(DataError, match=r"temporal|too many"):
             temporal_split(matrix, time, validation, test)
         return
-    *split, kept_users, kept_items, notes = temporal_split(matrix, time, validation, test)
+    *split, kept_users, kept_items, kept, notes = temporal_split(matrix, time, validation, test)
     assert (set(kept_users.tolist()), set(kept_items.tolist())) == (users, items)
     for part, expected in zip(split, known, strict=True):
         assert {(kept_users[u], kept_items[i]) for u, i in pairs(part)} == expected
     dropped = n - sum(map(len, known))
+    assert (~kept).sum() == dropped
     assert any(f"{dropped} later pairs" in note for note in notes) == (dropped > 0)
     assert any("no validation pair" in note for note in notes) == (validation > 0 and not known[1])
     assert len(notes) == (dropped > 0) + (validation > 0 and not known[1])
