@@ -1,14 +1,15 @@
-"""What a training step costs: dense, masked and dynamic sparse, in one process, in turns.
+"""What a training step and a recommendation cost: dense, masked and dynamic sparse, in one process, in turns.
 
     python -m harness.cost multvae-ml-1m lightgcn-lastfm --output results/cost
 
-writes ``OUTPUT.json`` and ``OUTPUT.md``: multiply-adds and resident bytes (exact), time of a step as a ratio of the
-minima of interleaved samples, and what an exploration adds. The quality of such
-runs is measured by ``recsys sweep``.
+writes ``OUTPUT.json`` and ``OUTPUT.md``: multiply-adds and resident bytes (exact), times as ratios of the minima of
+interleaved samples, and what an exploration adds. Nothing is trained to its end: the recommenders that are timed are
+those of a few steps. The quality of such runs is measured by ``recsys reproduce``.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,16 @@ from rich.console import Console
 from harness.command import new_results, run_main, shares
 from recsys.config import Config, load_config
 from recsys.data import Dataset
+from recsys.recommender import SavedRecommender
 from recsys.results import save_results
-from recsys.training.probe import StepProbe, time_steps
-from recsys.training.session import load_dataset
+from recsys.training.probe import StepProbe, time_recommendations, time_steps, typical_user
+from recsys.training.session import load_dataset, saved_recommender
+from recsys.training.trainer import Trainer
 
-HEAD = "| method@density | time | MACs | bytes | step ms (min / median) | exploration ms | epoch s |"
+HEAD = (
+    "| method@density | step | MACs | bytes | recommendation | step ms (min / median) | exploration ms "
+    "| recommendation ms | epoch s |"
+)
 
 __all__ = ["compare_steps", "main"]
 
@@ -33,8 +39,9 @@ def compare_steps(
 ) -> list[dict[str, Any]]:
     """One row for dense, and one for masked and dsl at each density.
 
-    Times are ratios of minima to dense, with the share of one exploration every ``interval`` steps; so are MACs, which
-    are exact, as bytes are.
+    Times are ratios of minima to dense, of a step with the share of one exploration every ``interval`` steps; so are
+    MACs, which are exact, as bytes are. A recommendation is one user's ten best items, from a recommender that was
+    saved and loaded; a third of the seconds goes to those.
     """
     cells = [("dense", 1.0), *((method, f) for f in densities for method in ("masked", "dsl"))]
     probes = {
@@ -46,6 +53,8 @@ def compare_steps(
     times = time_steps(probes, seconds)
     macs = {name: probe.macs() for name, probe in probes.items()}
     size = {name: probe.resident_bytes().total for name, probe in probes.items()}
+    servers = {name: _served(probe.trainer) for name, probe in probes.items()}
+    answers = time_recommendations(servers, typical_user(dataset), seconds / 3)
     return [
         {
             "cell": name,
@@ -57,6 +66,8 @@ def compare_steps(
             "step ms median": 1e3 * times[name].step.median,
             "exploration ms": 1e3 * times[name].exploration,
             "time vs dense": times[name].mean / times["dense"].mean,
+            "recommendation ms": answers[name],
+            "recommendation vs dense": answers[name] / answers["dense"],
             "samples": times[name].step.samples,
             **({"epoch s": probe.epoch_seconds()} if epoch else {}),
         }
@@ -64,20 +75,29 @@ def compare_steps(
     ]
 
 
+def _served(trainer: Trainer) -> SavedRecommender:
+    """What a machine that serves the model loads."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved_recommender(trainer).save(folder, overwrite=True)
+        return SavedRecommender.load(folder)
+
+
 def _page(workloads: dict[str, Any]) -> list[str]:
     lines = [
-        "# Cost of a training step",
+        "# Cost of a training step and of a recommendation",
         "",
-        "Against dense in the same process (minimum of interleaved samples), lower is better. *time* and *MACs*",
+        "Against dense in the same process (minimum of interleaved samples), lower is better. *step* and *MACs*",
         "include an exploration's share (one every `interval` steps); *bytes* are weights, indices, gradients,",
         "optimizer state, masks or history bits, and graphs. masked: dense tensors times masks, same decisions.",
+        "*recommendation*: from a user's id to the ids of ten items, by a saved recommender.",
     ]
     for name, part in workloads.items():
         facts = f"{part['dataset']}, batch {part['batch']}, exploration every {part['interval']} steps."
-        lines += ["", f"## {name}", "", facts, "", HEAD, "|---|---|---|---|---|---|---|"]
+        lines += ["", f"## {name}", "", facts, "", HEAD, "|" + "---|" * 9]
         lines += [
             f"| {r['cell']} | {r['time vs dense']:.2f} | {r['macs vs dense']:.3f} | {r['bytes vs dense']:.3f} "
-            f"| {r['step ms']:.2f} / {r['step ms median']:.2f} | {r['exploration ms']:.1f} "
+            f"| {r['recommendation vs dense']:.2f} | {r['step ms']:.2f} / {r['step ms median']:.2f} "
+            f"| {r['exploration ms']:.1f} | {r['recommendation ms']:.3f} "
             f"| {format(r['epoch s'], '.1f') if 'epoch s' in r else '-'} |"
             for r in part["rows"]
         ]
@@ -95,7 +115,7 @@ def main(
     epochs: Annotated[bool, typer.Option(help="Also time one whole epoch of each.")] = False,
     data_dir: Annotated[str | None, typer.Option(help="Default: environment SPARSECORE_DATA.")] = None,
 ) -> None:
-    """Measure training steps of presets, dense against masked and dynamic sparse."""
+    """Measure training steps and recommendations of presets, dense against masked and dynamic sparse."""
     if threads:
         torch.set_num_threads(threads)
     console = Console(markup=False, stderr=True)

@@ -167,16 +167,17 @@ class ConvNCF(Recommender):
 
     def _interact(self, users: Tensor, items: Tensor) -> Tensor:
         batch, each = items.shape[:2]
-        maps = F.relu(self._first(users, items))
+        # In place: memory for one more of the largest maps can be mapped afresh for every block.
+        maps = self._first(users, items)
         for conv in list(self.convs)[1:]:
-            maps = F.relu(conv(maps))
+            maps = conv(maps).relu_()
         hidden = maps.flatten(1)
         if self.training and self.dropout > 0:
             hidden = dropout(hidden, self.dropout, self.noise)
         return self.output(hidden).view(batch, each)
 
     def _first(self, users: Tensor, items: Tensor) -> Tensor:
-        """The first layer's output before the relu, (B M, channels, dim / k, dim / k), in channels_last format.
+        """h_1, the first layer's output, (B M, channels, dim / k, dim / k), in channels_last format.
 
         Of an outer product a window's sum is sum_a u[kx + a] (sum_b W[c, a, b] v[ky + b]): one small product
         per item and one per pair. Neither the outer products nor, backward, their gradients are written; a
@@ -192,7 +193,7 @@ class ConvNCF(Recommender):
         # The bias is one more product, with 1: a sum over the output would be another pass over the memory.
         by_item = torch.cat((by_item, bias.expand(batch * each, 1, size, channels)), dim=1)
         by_user = F.pad(users.view(batch, 1, size, k), (0, 1), value=1.0)
-        maps = by_user @ by_item.view(batch, each, k + 1, size * channels)
+        maps = (by_user @ by_item.view(batch, each, k + 1, size * channels)).relu_()
         return maps.view(batch * each, size, size, channels).permute(0, 3, 1, 2)
 
     def loss(self, batch: Triples, step: int) -> Tensor:

@@ -26,6 +26,8 @@ def test_compare_steps_counts_exactly() -> None:
     assert products / 2 < rows["dsl@0.5"]["macs"]["forward"] < 0.6 * rows["dense"]["macs"]["forward"]
     assert rows["dsl@0.5"]["macs"]["exploration"] > 0
     assert rows["dsl@0.5"]["bytes"] < rows["dense"]["bytes"] < rows["masked@0.5"]["bytes"]
+    assert rows["dense"]["recommendation vs dense"] == 1
+    assert all(row["recommendation ms"] > 0 for row in rows.values())
 
 
 def test_machine_is_described() -> None:
