@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvNCF"]
 
-# Pairs that go through the network at a time: 8 MiB for the first layer's output of 32 channels and 64 dimensions.
-# Larger blocks are mapped afresh by glibc every time: 512 triples at once spend half their time on page faults.
-_PAIRS = 64
+# Pairs that go through the network at a time: as many as have 2 MiB of first layer's output, but not so few that the
+# calls take longer than what they do. Larger blocks are mapped afresh by glibc every time: 512 triples of 64
+# dimensions at once spend half their time on page faults.
+_BLOCK_BYTES, _FEWEST_PAIRS = 2 << 20, 64
 
 
 class ConvNCF(Recommender):
@@ -99,6 +100,7 @@ class ConvNCF(Recommender):
                 f"number, but dim is {dim}; their product must be dim"
             )
         self.n_users, self.n_items = shape
+        self._pairs = max(_FEWEST_PAIRS, _BLOCK_BYTES // (4 * channels[0] * (dim // kernels[0]) ** 2))
         self.unregularized_epochs, self.popularity = unregularized_epochs, popularity
         self._epoch = 0  # its steps, known once there are batches
         self.dropout, self.init_std = dropout, init_std
@@ -161,7 +163,7 @@ class ConvNCF(Recommender):
 
     def interact(self, users: Tensor, items: Tensor) -> Tensor:
         """(B, M) scores of embeddings: users (B, dim), for each of them items (B, M, dim)."""
-        height = max(1, _PAIRS // max(1, items.shape[1]))
+        height = max(1, self._pairs // max(1, items.shape[1]))
         parts = zip(users.split(height), items.split(height), strict=True)
         return torch.cat([self._interact(*part) for part in parts])
 
@@ -228,6 +230,7 @@ class ConvNCF(Recommender):
         """
         rows = self.users(known_users(self, users, self.n_users))
         blocks = [
-            self.interact(rows, self.items(block)) for block in items.to(rows.device).split(_PAIRS, dim=1)
+            self.interact(rows, self.items(block))
+            for block in items.to(rows.device).split(self._pairs, dim=1)
         ]
         return torch.cat(blocks, dim=1)

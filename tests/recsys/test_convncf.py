@@ -82,7 +82,8 @@ BATCH = Triples(torch.tensor([0, 5, 5, 2]), torch.tensor([1, 0, 8, 3]), torch.te
     "density", [1.0, 0.5, Density(0.6, ("*", "*bias")), Density(0.5, ("users", "items"))]
 )
 def test_loss_and_gradients_equal_the_formula(density, pairs, monkeypatch):
-    monkeypatch.setattr(convncf, "_PAIRS", pairs)
+    monkeypatch.setattr(convncf, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(convncf, "_FEWEST_PAIRS", pairs)
     model = small(density, embedding_regularization=0.3, conv_regularization=0.2, output_regularization=0.7)
     twin = dense_twin(model)
     scores = plain_scores(twin, BATCH.users, torch.stack((BATCH.positives, BATCH.negatives), dim=1))
@@ -164,7 +165,8 @@ class First(nn.Module):
 @pytest.mark.parametrize("pairs", [1, 4, 64])
 @pytest.mark.parametrize("density", [1.0, 0.5])
 def test_catalogue_and_candidates_score_alike(density, pairs, monkeypatch):
-    monkeypatch.setattr(convncf, "_PAIRS", pairs)
+    monkeypatch.setattr(convncf, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(convncf, "_FEWEST_PAIRS", pairs)
     model = small(density).eval()
     users, inputs = np.array([4, 0, 4]), csr_array((3, 9))
     scores = model.score(users, inputs)
