@@ -47,6 +47,7 @@ def test_every_preset_is_valid():
         "sasrec-ml-100k",
         "ultragcn-amazon-book",
         "ultragcn-gowalla",
+        "ultragcn-gowalla-offset",
         "ultragcn-lastfm",
         "ultragcn-lastfm-offset",
         "ultragcn-yelp2018",

@@ -246,27 +246,29 @@ def _dot_csr(
     for j in range(d):
         row[j] = 0
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
+    end = last * each
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
             prefetch(crow_a, at(ids_a, e + INDEX_AHEAD))
-            for j in range((e + INDEX_AHEAD) * each, (e + INDEX_AHEAD + 1) * each):
-                prefetch(crow_b, at(ids_b, j))
         if e + VALUES_AHEAD < last:
             place = at(crow_a, at(ids_a, e + VALUES_AHEAD))
             prefetch_row(values_a, place, lines)
             prefetch(col_a, place)
-            for j in range((e + VALUES_AHEAD) * each, (e + VALUES_AHEAD + 1) * each):
-                place = at(crow_b, at(ids_b, j))
-                prefetch_row(values_b, place, lines)
-                prefetch(col_b, place)
         r = at(ids_a, e)
         for k in range(at(crow_a, r), at(crow_a, r + 1)):
             row[at(col_a, k)] = at(values_a, k)
         for j in range(e * each, (e + 1) * each):
+            # Pair by pair: the many rows of an id to come, at once, would leave the nearest cache before they are read.
+            if j + INDEX_AHEAD < end:
+                prefetch(crow_b, at(ids_b, j + INDEX_AHEAD))
+            if j + VALUES_AHEAD < end:
+                place = at(crow_b, at(ids_b, j + VALUES_AHEAD))
+                prefetch_row(values_b, place, lines)
+                prefetch(col_b, place)
             s = at(ids_b, j)
             total = values_a.dtype.type(0)
             for k in range(at(crow_b, s), at(crow_b, s + 1)):
-                total += at(values_b, k) * row[at(col_b, k)]
+                total += at(values_b, k) * at(row, at(col_b, k))
             put(out, j, total)
         for k in range(at(crow_a, r), at(crow_a, r + 1)):
             row[at(col_a, k)] = 0
