@@ -27,7 +27,8 @@ _HEAD = """# Quality against density
 Made by `python -m harness.quality results/*.json` of tables that `recsys reproduce` wrote; each name leads to its file,
 with the command, the machine, other metrics, bytes and multiply-adds. Test metrics at the epoch best on validation,
 mean ± sample standard deviation over seeds; differences below one standard deviation are noise. dsl: sparse storage,
-index sets that move; masked: dense tensors times masks, with the same rules; static: index sets that stay. What to make
+index sets that move; masked: dense tensors times masks, with the same rules; static: index sets that stay. "Among 99
+others": targets are ranked among as many items, the published ones where the data has them and else drawn. What to make
 of it: [results.md](results.md#quality).
 """
 _METHODS = ("dsl", "masked", "static")
@@ -78,7 +79,7 @@ def _rows(label: str, section: dict[str, Any], densities: list[float]) -> list[s
     head = [
         label,
         str(config["train"]["epochs"]) if methods else "-",
-        metric + (f" among {config['evaluation']['negatives']} drawn items" if sampled else ""),
+        metric + (f" among {config['evaluation']['negatives']} others" if sampled else ""),
         str(max(row["seeds"] for row in section["summary"])),
         value("dense", None),
     ]

@@ -61,7 +61,8 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
     for name, run in runs.items():
         machine = run["machine"]
         command = f"`pytest {shlex.join(run['arguments'])}`"
-        lines.append(f"* {name}: {machine['date']}, commit {machine['commit']}, {command}")
+        note = f" ({run['note']})" if "note" in run else ""
+        lines.append(f"* {name}: {machine['date']}, commit {machine['commit']}, {command}{note}")
     return "\n".join([*lines, ""])
 
 

@@ -27,7 +27,7 @@ def test_a_row_has_a_method_a_line_and_what_differs_from_the_preset(tmp_path: Pa
     section["summary"] = [row for row in section["summary"] if row["cell"] in ("dense", "dsl density=0.5")]
     text = quality.page({"mine": document})
     assert (
-        "| [mine](../results/mine.md) | 15 | ndcg@10 among 99 drawn items | 2 | 0.4023 ± 0.0015 | dsl | 0.3506"
+        "| [mine](../results/mine.md) | 15 | ndcg@10 among 99 others | 2 | 0.4023 ± 0.0015 | dsl | 0.3506"
         in text
     )
     assert "masked |" not in text
