@@ -146,3 +146,16 @@ def test_lightgcn_keeps_few_hops(backend: str, some: bool) -> None:
         assert live.max() <= limit * embeddings, (
             f"{live.max() / embeddings:.2f} at once, exploring: {exploring}"
         )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+def test_score_topk_never_has_users_times_items(backend: str, encoding: str) -> None:
+    queries, items, k = 512, 100_000, 20  # the torch backend has the scores of 8192 items at a time
+    table = sparsecore.SparseEmbedding(items, 16, density=0.25, generator=torch.Generator().manual_seed(0))
+    table.set_encoding(encoding)
+    vectors = torch.randn(queries, 16)
+    with sparsecore.backend(backend), torch.no_grad():
+        sparsecore.score_topk(vectors, table, k)  # kernels, and what is made once
+        largest = max(allocations(lambda: sparsecore.score_topk(vectors, table, k)))
+    assert largest < queries * items
