@@ -162,7 +162,7 @@ def read_matrix(path: Path) -> tuple[csr_array, tuple[str, ...]]:
     """Read a scipy sparse matrix of users x items as ones, and notes on what was merged.
 
     Stored zeros are no interactions. Raises DataError on a damaged file, ids out of range, or values that are
-    negative, NaN or infinite.
+    negative, NaN or infinite: the message names the first of them by row and column.
     """
     not_empty(path)
     try:
@@ -180,10 +180,17 @@ def read_matrix(path: Path) -> tuple[csr_array, tuple[str, ...]]:
             f"(damaged, truncated, or ids out of range): {error}"
         ) from error
     values = coo.data
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all() or (values < 0).any():
-        raise DataError(f"{path}: expected values that are finite and not negative")
-    kept = values != 0
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{path}: expected values that are real numbers, got {values.dtype}")
     rows, cols = coo.coords
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        first = wrong[np.lexsort((cols[wrong], rows[wrong]))[0]]
+        raise DataError(
+            f"{path}: entry ({rows[first]}, {cols[first]}), row and column counted from 0: expected a value that is "
+            f"finite and not negative, got {values[first]}; correct it or leave it out ({len(wrong)} such in all)"
+        )
+    kept = values != 0
     try:
         matrix, repeated = binary_csr(rows[kept], cols[kept], coo.shape)
     except MemoryError:

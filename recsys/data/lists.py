@@ -92,7 +92,9 @@ def _pairs(
     if not len(starts):
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     if lengths.max() > DIGITS_OF_INT64:
-        raise refuse(int(starts[np.argmax(lengths)]), f"an id of more than {DIGITS_OF_INT64} digits")
+        raise refuse(
+            int(starts[np.argmax(lengths > DIGITS_OF_INT64)]), f"an id of more than {DIGITS_OF_INT64} digits"
+        )
     value = np.zeros(len(starts), dtype=np.int64)
     for place in range(int(lengths.max())):
         inside = np.flatnonzero(lengths > place)

@@ -42,11 +42,14 @@ class Negatives:
             DataError: the lines are not those of the test pairs.
         """
         rows, cols = _places(user_ids, self.users), _places(item_ids, self.targets)
-        known = (rows >= 0) & (cols >= 0)
-        fits = known.all() and len(np.unique(rows)) == len(rows)
-        if not fits or not np.array_equal(np.sort(rows), np.flatnonzero(np.diff(test.indptr))):
+        tested = np.diff(test.indptr) > 0
+        stray = np.ones(len(rows), dtype=bool)
+        stray[np.unique(rows, return_index=True)[1]] = False
+        stray |= (rows < 0) | (cols < 0) | ~tested[rows]
+        if stray.any() or len(rows) < tested.sum():
+            line = f":{np.argmax(stray) + 1}" if stray.any() else ""
             raise DataError(
-                f"{self.path}: expected one line for each of the {int((np.diff(test.indptr) > 0).sum())} users of the "
+                f"{self.path}{line}: expected one line for each of the {int(tested.sum())} users of the "
                 f"test file and for no other, got {len(self.users)} lines of {len(np.unique(self.users))} users"
             )
         other = np.flatnonzero(np.asarray(test[rows, cols]).ravel() == 0)

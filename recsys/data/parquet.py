@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
@@ -32,7 +33,9 @@ def read_parquet(path: Path, options: ReadOptions) -> Table:
             wanted = [names[place] for place in columns.values()]
             for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
                 found = {field: batch.column(names[place]) for field, place in columns.items()}
-                gathered.add({field: _plain(path, field, column, options) for field, column in found.items()})
+                gathered.add(
+                    {field: _plain(path, field, column, options, gathered) for field, column in found.items()}
+                )
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
@@ -42,8 +45,8 @@ def read_parquet(path: Path, options: ReadOptions) -> Table:
     return gathered.table()
 
 
-def _plain(path: Path, field: str, column: pa.Array, options: ReadOptions) -> pa.Array:
-    """A column as int64 or bytes (ids), or as it is (numbers)."""
+def _plain(path: Path, field: str, column: pa.Array, options: ReadOptions, gathered: Gathered) -> pa.Array:
+    """A column of the rows after those gathered, as int64 or bytes (ids), or as it is (numbers)."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if field not in ("user", "item"):
@@ -52,9 +55,11 @@ def _plain(path: Path, field: str, column: pa.Array, options: ReadOptions) -> pa
         try:
             column = column.cast(pa.int64())
         except pa.ArrowInvalid:
+            large = pa.compute.greater(column, pa.scalar(2**63 - 1, column.type)).fill_null(False)
+            row = int(np.argmax(large.to_numpy(zero_copy_only=False)))
             raise DataError(
-                f"{path}: column {field}: expected integers below 2^63, got {pa.compute.max(column)}; write ids as "
-                "large as that as text"
+                f"{gathered.place(gathered.rows + row)}: column {field}: expected integers below 2^63, got "
+                f"{column[row]}; write ids as large as that as text"
             ) from None
         return column.cast(pa.string()).cast(pa.binary()) if options.ids == "text" else column
     kind = column.type
