@@ -254,11 +254,19 @@ def _given(name: str, folder: Path, seed: int, options: dict[str, Any]) -> Datas
             "pairs away; leave it out, or drop those lines of both files"
         )
     user_ids = all_ids([part.user_ids for part in parts.values()])
-    ids = [part.item_ids for part in parts.values()]
-    # Some items may be in nobody's history, and yet be ranked.
-    item_ids = all_ids(ids if negatives is None else [*ids, negatives.items.ravel()])
-    parts = {key: renumbered(part, user_ids, item_ids) for key, part in parts.items()}
+    item_ids = all_ids([part.item_ids for part in parts.values()])
     notes = tuple(note for part in parts.values() for note in part.notes)
+    if negatives is not None:
+        # Some items may be in nobody's history, and yet be ranked.
+        listed = all_ids([item_ids, negatives.items.ravel()])
+        more = len(listed) - len(item_ids)
+        if more:
+            notes += (
+                f"{negatives.path.name}: {more} items that no other file has, ranked as items that nobody chose; with "
+                f"them the catalogue has {len(listed)}",
+            )
+        item_ids = listed
+    parts = {key: renumbered(part, user_ids, item_ids) for key, part in parts.items()}
     if "split" in options:
         return _split_anew(
             name, list(parts.values()), user_ids, item_ids, _split_options(options), seed, notes

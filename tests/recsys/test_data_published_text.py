@@ -53,6 +53,17 @@ def test_ncf_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert load("ncf", tmp_path, split="ratio").test.candidates is None
 
 
+def test_a_note_counts_the_items_that_only_negatives_name(tmp_path: Path) -> None:
+    said = "tiny.test.negative: 2 items that no other file has, ranked as items that nobody chose; with them the "
+    dataset = load(str(ncf(tmp_path / "more")))
+    assert f"{said}catalogue has {dataset.n_items}" in dataset.notes
+    prepare(tmp_path / "more", tmp_path / "prepared")
+    assert any(note.startswith(said) for note in load("prepared", tmp_path).notes)
+    assert any(note.startswith(said) for note in load(str(tmp_path / "more"), ids="text").notes)
+    dataset = load(str(ncf(tmp_path / "none", "(0,3)\t1\t2\n(1,2)\t0\t3\n")))
+    assert not any("no other file" in note for note in dataset.notes)
+
+
 @pytest.mark.parametrize(
     ("negatives", "message"),
     [
