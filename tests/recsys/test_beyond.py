@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from recsys.data import EvalSet
@@ -83,3 +85,86 @@ def test_group_recall_is_that_of_plain_loops_and_there_after_sampling(tiny) -> N
     assert {name.partition("@")[0] for name in beyond_accuracy(sampled, tiny.train, [10])} == {
         f"recall_{name}" for name in GROUPS
     }
+
+
+def by_definition(
+    listed: dict[int, list[int]],
+    wanted: dict[int, set[int]],
+    places: dict[int, dict[int, int]],
+    chosen: np.ndarray,
+    k: int,
+) -> dict[str, float]:
+    """The metrics from their definitions: users' lists, targets, the targets' places (from 1), and who chose what."""
+    n_users, n_items = chosen.shape
+    shown = [item for items in listed.values() for item in items[:k]]
+    counts = np.array([shown.count(item) for item in range(n_items)])
+    bits = [math.log2(n_users / max(1, sum(user[item] for user in chosen))) for item in shown]
+    # Gini: half the mean difference of two items drawn with replacement, relative to the mean.
+    spread = np.abs(counts[:, None] - counts[None, :]).mean() / 2
+    values = {
+        f"coverage@{k}": len(set(shown)) / n_items,
+        f"novelty@{k}": sum(bits) / len(bits),
+        f"gini@{k}": spread / counts.mean(),
+    }
+    # Items end to end, as many units long as users chose them; the third of the line that holds an item's middle.
+    popularity = [int(sum(user[item] for user in chosen)) for item in range(n_items)]
+    total, done, group = sum(popularity), 0, {}
+    for item in sorted(range(n_items), key=lambda item: (-popularity[item], item)):
+        twice = 2 * done + popularity[item]
+        group[item] = "head" if 3 * twice < 2 * total else "mid" if 3 * twice < 4 * total else "tail"
+        done += popularity[item]
+    for name in GROUPS:
+        recalls = []
+        for user, targets in wanted.items():
+            own = [item for item in targets if group[item] == name]
+            if own:
+                recalls.append(sum(places[user][item] <= k for item in own) / len(own))
+        if recalls:
+            values[f"recall_{name}@{k}"] = sum(recalls) / len(recalls)
+    return values
+
+
+@settings(max_examples=40)
+@given(
+    users=st.integers(1, 12),
+    items=st.integers(2, 15),
+    share=st.floats(0.05, 0.7),
+    ks=st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_values_are_those_of_the_definitions(
+    users: int, items: int, share: float, ks: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    part = rng.random((users, items)) ** rng.uniform(0.3, 3, items)  # some items for many, some for few
+    chosen, sought = part < share, (part >= share) & (part < (1 + share) / 2)
+    part[0, :2] = chosen[0, :2] = sought[0, :2] = False
+    chosen[0, 0] = sought[0, 1] = True
+    matrices = [csr_array(one.astype(np.float32)) for one in (chosen, sought)]
+    eval_set = EvalSet(*matrices, np.arange(users))
+    scores = rng.permuted(np.tile(np.arange(items, dtype=np.float32), (users, 1)), axis=1)  # no ties
+    tensor = torch.from_numpy(scores)
+
+    wanted = {u: set(np.flatnonzero(sought[u]).tolist()) for u in range(users) if sought[u].any()}
+    listed = {
+        u: sorted(np.flatnonzero(~chosen[u]).tolist(), key=lambda i, u=u: -scores[u, i]) for u in wanted
+    }
+    places = {u: {item: place for place, item in enumerate(listed[u], 1)} for u in wanted}
+    got = beyond_accuracy(rank_full(lambda u, _: tensor[u], eval_set, ks), matrices[0], ks)
+    expected: dict[str, float] = {}
+    for k in ks:
+        expected |= by_definition(listed, wanted, places, chosen, k)
+    assert got == pytest.approx(expected, abs=1e-9)
+
+    # Sampled: the recalls alone, by the places among candidates.
+    drawn = draw_candidates(eval_set, 1, seed)
+    for u in wanted:
+        among = wanted[u] | set(drawn.items[drawn.pointers[u] : drawn.pointers[u + 1]].tolist())
+        listed[u] = sorted(among, key=lambda i, u=u: -scores[u, i])
+        places[u] = {item: place for place, item in enumerate(listed[u], 1)}
+    sampled = rank_sampled(lambda u, _, among: tensor[u].gather(1, among), eval_set, drawn, ks)
+    expected = {}
+    for k in ks:
+        found = by_definition(listed, wanted, places, chosen, k)
+        expected |= {name: value for name, value in found.items() if name.startswith("recall")}
+    assert beyond_accuracy(sampled, matrices[0], ks) == pytest.approx(expected, abs=1e-9)
