@@ -49,23 +49,67 @@ def checkout(tmp_path: Path) -> Path:
 def test_history_is_kept_whatever_fails(checkout: Path) -> None:
     condition, script = step("keep the figures of main")
     assert "!cancelled()" in condition  # GitHub skips a step after one that failed, unless it says so
-    script = script.replace("${{ github.sha }}", "sha")
     for commits in (2, 2):  # the branch begins, and gets one commit; then there is nothing new
-        environment = {"GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "e@x", "HOME": str(checkout.parent)}
-        environment |= {"GIT_COMMITTER_NAME": "n", "GIT_COMMITTER_EMAIL": "e@x", "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            ["bash", "-e", "-c", script],
-            cwd=checkout,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = keep(checkout, script)
         assert done.returncode == 1, done.stderr  # the failure is still told
         assert (checkout / "report.html").exists(), done.stderr
         kept = git(checkout, "log", "--format=%s", "origin/benchmark-results").split()
         assert len(kept) == commits
         assert git(checkout, "show", "origin/benchmark-results:machine") == "figures\n"
+
+
+def keep(checkout: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run the step as on a runner: nobody is known to git there, and it guesses no one."""
+    settings = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "user.useConfigOnly",
+        "GIT_CONFIG_VALUE_0": "true",
+    }
+    return subprocess.run(
+        ["bash", "-e", "-c", script.replace("${{ github.sha }}", "sha")],
+        cwd=checkout,
+        env={"HOME": str(checkout.parent), "PATH": "/usr/bin:/bin", **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_history_begins_with_nothing_of_the_code(checkout: Path) -> None:
+    keep(checkout, step("keep the figures of main")[1])
+    assert git(checkout, "log", "--format=%s", "origin/benchmark-results").split() == ["sha", "history"]
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_folder_that_was_left_is_no_obstacle(checkout: Path, registered: bool) -> None:
+    """A job that was cancelled leaves the worktree; one whose checkout was made anew, a folder that git knows not."""
+    script, left = step("keep the figures of main")[1], checkout.parent / "history"
+    if registered:
+        git(checkout, "worktree", "add", "-q", "-b", "benchmark-results", str(left))
+    left.mkdir(exist_ok=True)
+    (left / "half").write_text("")
+    assert keep(checkout, script).returncode == 1
+    assert git(checkout, "ls-tree", "--name-only", "origin/benchmark-results").split() == ["machine"]
+
+
+def test_a_history_that_another_runner_wrote_on_is_continued(checkout: Path, tmp_path: Path) -> None:
+    script, other = step("keep the figures of main")[1], tmp_path / "other"
+    keep(checkout, script)
+    remote = str(tmp_path / "remote")
+    subprocess.run(["git", "clone", "-q", "-b", "benchmark-results", remote, str(other)], check=True)
+    (other / "another").write_text("")
+    git(other, "add", "-A")
+    git(other, "commit", "-qm", "another")
+    git(other, "push", "-q", "origin", "HEAD")
+    (checkout / ".asv" / "results" / "old").write_text("")
+    assert keep(checkout, script).returncode == 1
+    assert set(git(checkout, "log", "--format=%s", "origin/benchmark-results").split()) == {
+        "another",
+        "sha",
+        "history",
+    }
+    kept = git(checkout, "ls-tree", "--name-only", "origin/benchmark-results").split()
+    assert set(kept) == {"machine", "another", "old"}
 
 
 def test_no_gate_needs_a_base_that_may_not_be_there() -> None:
