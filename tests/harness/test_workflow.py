@@ -1,10 +1,15 @@
-"""The workflow that keeps the history of main: its script, with a stand-in for the command, in a scratch repository."""
+"""The workflow that keeps the history of main: its script, with a stand-in for the command, in a scratch repository.
+
+And what plain asv installs, which no other test runs.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,3 +122,14 @@ def test_no_gate_needs_a_base_that_may_not_be_there() -> None:
     gates = [line for line in WORKFLOW.read_text().splitlines() if "harness gate" in line]
     assert len(gates) == 2
     assert all("--optional" in line for line in gates)
+
+
+def test_asv_installs_what_the_packages_import_as_the_constraints_have_it() -> None:
+    root = WORKFLOW.parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=;\[ ]", dependency)[0] for dependency in project["dependencies"]}
+    matrix = json.loads((root / "benchmarks" / "asv.conf.json").read_text())["matrix"]["req"]
+    assert needed <= matrix.keys()
+    pinned = "".join((root / name).read_text() for name in ("constraints.txt", "constraints-but-torch.txt"))
+    versions = dict(line.split("==") for line in pinned.split() if "==" in line)
+    assert {name: matrix[name] for name in needed} == {name: [versions[name]] for name in needed}
