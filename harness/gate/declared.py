@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+import harness
 from harness.gate.expectations import Allowance, find_allowance
 from harness.gate.verdict import Finding, last_line
 from harness.revisions.subject import PACKAGES, extract, sources
-from harness.suite import registry
 from harness.suite.asv import GROUPS
 from harness.suite.registry import WORKLOADS
 from harness.suite.workload import METRICS
@@ -44,6 +44,10 @@ print(json.dumps({
 """
 
 
+# Parts of harness that judge, keep and show figures. All others make them: operands and forms lie beside the suite.
+_NO_FIGURES = ("gate", "history", "report")
+
+
 class Declared(TypedDict):
     """Of a workload: its forms, the figures of its group that decide, and whether a quick run takes it."""
 
@@ -58,7 +62,7 @@ class Suite:
 
     Attributes:
         workloads: what it declares; nothing if the commit had no suite yet.
-        differs: from the running one, by its sources.
+        differs: what makes figures is not what makes them now, by its sources.
         problem: why it cannot be asked, or None.
     """
 
@@ -79,10 +83,9 @@ def suite_of(root: Path, base: str, store: Path) -> Suite:
         GitError: no repository, or no such commit.
     """
     whole = extract(root, base, store, (*PACKAGES, "harness"))
-    suite = whole.path / "harness" / "suite"
-    if not (suite / "registry.py").is_file():
+    if not (whole.path / "harness" / "suite" / "registry.py").is_file():
         return Suite({})
-    differs = sources(suite) != sources(Path(registry.__file__).parent)
+    differs = _measuring(whole.path / "harness") != _measuring(Path(harness.__file__).parent)
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PROGRAM],
         env={**os.environ, "PYTHONPATH": str(whole.path)},
@@ -95,6 +98,13 @@ def suite_of(root: Path, base: str, store: Path) -> Suite:
         why = f"the base's own suite fails, so what it had is not known: {last_line(done.stderr)}"
         return Suite({}, differs, Finding("inconclusive", "*", "*", "*", None, None, math.nan, why))
     return Suite(json.loads(done.stdout), differs)
+
+
+def _measuring(package: Path) -> dict[str, bytes]:
+    """Sources of a harness that its figures depend on."""
+    return {
+        name: text for name, text in sources(package).items() if name.partition("/")[0] not in _NO_FIGURES
+    }
 
 
 def missing(suite: Mapping[str, Declared], allowances: Sequence[Allowance]) -> Iterator[Finding]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import harness
+from harness.gate import declared
 from harness.gate.declared import Declared, missing
 from harness.gate.declared import suite_of as asked
 from harness.gate.expectations import Allowance
@@ -118,3 +121,36 @@ def test_a_workload_that_a_quick_run_no_longer_takes_is_gone() -> None:
     assert [(f.status, f.workload, f.why[:43]) for f in missing(base, [])] == [
         ("regression", slow, "the suite has no such quick workload any mo")
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("kernel_forms.py", True),
+        ("operands.py", True),
+        ("gpu_steps.py", True),
+        ("suite/frozen.py", True),
+        ("revisions/worker.py", True),
+        ("gate/page.py", False),
+        ("history/reader.py", False),
+        ("report/trend.py", False),
+    ],
+)
+def test_whatever_makes_figures_is_part_of_the_suite(
+    name: str, differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declared, "_PROGRAM", "print('{}')")
+    root = tmp_path / "house"
+    (root / "sparsecore").mkdir(parents=True)
+    (root / "sparsecore" / "__init__.py").write_text("")
+    own = Path(harness.__file__).parent
+    shutil.copytree(own, root / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(root)]
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    for _ in range(2):
+        subprocess.run([*git, "add", "-A"], check=True)
+        subprocess.run([*git, "commit", "-qm", "one"], check=True)
+        with (root / "harness" / name).open("a") as file:
+            file.write("# changed\n")
+    assert not asked(root, "HEAD~1", tmp_path / "store").differs
+    assert asked(root, "HEAD", tmp_path / "store").differs == differs
