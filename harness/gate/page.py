@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +32,7 @@ def headline(verdict: Verdict) -> str:
     }[code]
     if verdict.same:
         measured = "same sources on both sides, nothing to measure"
-        if verdict.tried:
+        if verdict.tried is not None:
             measured = f"same sources on both sides, another suite: {verdict.tried} workloads ran"
     else:
         timed = "the counts decide, no times taken" if verdict.decided else f"{verdict.timed:,} timed"
@@ -41,8 +42,19 @@ def headline(verdict: Verdict) -> str:
     )
     return (
         f"{words}: {verdict.head.label} ({_short(verdict.head.revision)}) against {verdict.base.label} "
-        f"({_short(verdict.base.revision)}); {measured}{'; ' + extra if extra else ''}"
+        f"({_short(verdict.base.revision)}); {measured}{'; ' + extra if extra else ''}{_skipped(verdict)}"
     )
+
+
+def _skipped(verdict: Verdict, most: int = 3) -> str:
+    """How many workloads neither side could measure, and why: a verdict says nothing of them."""
+    reasons = Counter(finding.why for finding in verdict.findings if finding.status == "skipped")
+    if not reasons:
+        return ""
+    told = [f"{why} ({count})" for why, count in reasons.most_common(most)]
+    others = reasons.total() - sum(count for _, count in reasons.most_common(most))
+    told += [f"other reasons ({others}), see --verbose"] if others else []
+    return f"; {reasons.total()} workloads skipped: {', '.join(told)}"
 
 
 def _short(revision: str) -> str:

@@ -61,7 +61,7 @@ class Verdict:
         same: both sides have the same sources, so that nothing had to be measured.
         counted, timed: figures that were compared; if there is none of either, a finding says so.
         decided: counts found a regression, so no time was taken.
-        tried: workloads that were only run, of the same sources and another suite.
+        tried: workloads that were only run, of the same sources and another suite; None if none was to be.
     """
 
     base: Subject
@@ -71,7 +71,7 @@ class Verdict:
     counted: int = 0
     timed: int = 0
     decided: bool = False
-    tried: int = 0
+    tried: int | None = None
 
 
 def gate(root: Path, base: str, plan: Plan, store: Path, tell: Tell = lambda line: None) -> Verdict:
@@ -102,14 +102,14 @@ def _try(verdict: Verdict, plan: Plan, tell: Tell) -> None:
     tell(f"running the suite's workloads once: {verdict.head.label}")
     names = [workload.name for workload in plan.workloads]
     found = collect(verdict.head, names, threads=plan.threads, progress=lambda name: tell(f"  {name}"))
-    verdict.tried = len(found)
+    verdict.tried = sum(outcome.missing is None for outcome in found.values())
     for name, outcome in found.items():
         if outcome.error is not None:
             why = f"fails: {last_line(outcome.error)}"
             verdict.findings.append(Finding("regression", name, "*", "*", None, None, math.nan, why))
-        elif outcome.lacks:
-            why = str(outcome.missing)
-            verdict.findings.append(Finding("inconclusive", name, "*", "*", None, None, math.nan, why))
+        elif outcome.missing is not None:
+            status: Status = "inconclusive" if outcome.lacks else "skipped"
+            verdict.findings.append(Finding(status, name, "*", "*", None, None, math.nan, outcome.missing))
 
 
 def compare(

@@ -339,7 +339,23 @@ def test_a_suite_that_alone_has_changed_is_run(
     monkeypatch.setattr(run, "collect", lambda subject, names, **rest: dict.fromkeys(names, outcome))
     verdict = run.gate(tmp_path, "HEAD", run.Plan([WORKLOADS["spmm-2000x300-b64"]]), tmp_path)
     assert exit_code(verdict.findings) == status
-    assert "another suite: 1 workloads ran" in headline(verdict)
+    assert f"another suite: {int(outcome.missing is None)} workloads ran" in headline(verdict)
+    assert ("1 workloads skipped: not in SPARSECORE_DATA (1)" in headline(verdict)) == (
+        outcome.missing is not None and not outcome.lacks
+    )
+
+
+def test_the_headline_says_what_was_skipped() -> None:
+    """A pass says nothing of what could not be measured, so it must not look as if it did."""
+    here = Outcome(figures={"dense": {"macs": 1.0}})
+    without = {f"real-{n}": Outcome(missing="gowalla is not in SPARSECORE_DATA") for n in range(3)}
+    without |= {f"w-{n}": Outcome(missing=f"no {n}") for n in range(3)}
+    side = Subject("x", "x", Path("."), "x")
+    verdict = run.Verdict(side, side, compare_figures({"a": here, **without}, {"a": here, **without}))
+    assert headline(verdict).startswith("PASS")
+    assert "; 6 workloads skipped: gowalla is not in SPARSECORE_DATA (3), no 0 (1), " in headline(verdict)
+    assert "other reasons (1)" in headline(verdict)
+    assert "skipped" not in headline(run.Verdict(side, side, compare_figures({"a": here}, {"a": here})))
 
 
 def test_an_interrupt_stops_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
