@@ -4,7 +4,8 @@ In this order (what fails first is told first):
 
 1. a workload, form or figure that the base has and the head has not, that fails, or that is not a number;
 2. a count that is higher than before, or 0, as one is that nobody takes any more;
-3. quality: a mean over seeds that is worse by more than max(3 %, 3 standard errors of the seeds' differences);
+3. quality: a mean over seeds that is worse by more than max(3 %, 3 standard errors of the seeds' differences); where
+   fewer than two seeds are known of both sides, more than 3 % are inconclusive;
 4. a time against the frozen kernel that is longer by more than max(10 %, 3 x its own noise). Noise is how far the best
    third of the rounds spreads (of three rounds: how far the second best lies above the best), of the noisier side, so
    that more rounds make less of it. What is longer by more than 10 %, but not than 3 x its noise, is inconclusive; so
@@ -193,7 +194,7 @@ def _quality(
     mean = 1 - old["quality_loss"]
     lost = (new["quality_loss"] - old["quality_loss"]) / mean if mean > 0 else math.nan
     drops = [(new[seed] - old[seed]) / mean for seed in seeds]
-    error = stdev(drops) / math.sqrt(len(drops)) if len(drops) > 1 else 0.0
+    error = stdev(drops) / math.sqrt(len(drops)) if len(drops) > 1 else math.inf
     limit = max(QUALITY, NOISES * error)
 
     def finding(status: Status, why: str) -> list[Finding]:
@@ -201,9 +202,13 @@ def _quality(
         return [Finding(status, workload, form, "quality_loss", *pair, lost, why)]
 
     why = f"NDCG@20 {lost:+.1%} lost, standard error {error:.1%}, limit {limit:.1%}"
-    if lost > limit:
+    if len(drops) < 2:
+        why = f"NDCG@20 {lost:+.1%} lost; {len(drops)} seeds are known of both sides, so how far it varies is not known"
+    if lost > (limit if len(drops) > 1 else QUALITY):
         allowance = find_allowance(allowances, workload, form, "quality_loss", new["quality_loss"])
-        return finding("allowed", allowance.reason) if allowance else finding("regression", why)
+        if allowance:
+            return finding("allowed", allowance.reason)
+        return finding("regression" if lost > limit else "inconclusive", why)
     if lost > QUALITY:
         return finding("inconclusive", why)
     return finding("improvement", why) if -lost > limit else []

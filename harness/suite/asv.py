@@ -84,7 +84,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "layer": (*_COUNTED, *_STEPS, *_TIMED),
     "train": (*_COUNTED, *_STEPS, "macs_exploration", *_TIMED, "time_vs_masked"),
     "infer": (*_COUNTED, *_TIMED),
-    "quality": ("quality_loss", "quality_gap"),
+    # Single seeds too: without them nobody can tell, from the history, whether a difference is noise.
+    "quality": (
+        "quality_loss",
+        "quality_gap",
+        *(name for name in METRICS if name.startswith("quality_loss_")),
+    ),
     "device": (*_COUNTED, *_STEPS, *_TIMED, "time_vs_masked"),
     "other": ("file_bytes", "peak_bytes", "peak_vs_dense", *_TIMED),
 }

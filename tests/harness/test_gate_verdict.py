@@ -125,6 +125,23 @@ def test_quality() -> None:
     assert [f.status for f in compare_figures(base, quality(0.5, 0.51, 0.49))] == ["improvement"]
 
 
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_quality_of_which_no_two_seeds_are_known_is_inconclusive(seeds: int) -> None:
+    """As of results that were kept before seeds were: no spread is known, and none is not a spread of 0."""
+
+    def known(loss: float) -> dict[str, Outcome]:
+        figures = {"quality_loss": loss, **{f"quality_loss_{seed}": loss for seed in range(seeds)}}
+        return {"work": Outcome(figures={"dsl@0.25": figures})}
+
+    worse = compare_figures(known(0.6), known(0.62))
+    assert statuses(worse) == [("inconclusive", "dsl@0.25", "quality_loss")]
+    assert f"{seeds} seeds are known" in worse[0].why
+    assert compare_figures(known(0.6), known(0.605)) == []
+    assert compare_figures(known(0.6), known(0.5)) == []
+    allowed = [Allowance(workload="work", metric="quality_loss", up_to=0.63, reason="fewer layers")]
+    assert [f.status for f in compare_figures(known(0.6), known(0.62), allowed)] == ["allowed"]
+
+
 def times(*values: float) -> dict[str, dict[str, list[float]]]:
     return {"work": {"dsl@0.5": list(values)}}
 
