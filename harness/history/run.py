@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,13 +63,14 @@ def measure_commit(
     is renamed, and told of.
 
     Raises:
-        HistoryError: a bench file does not import.
+        HistoryError: a bench file does not import, or results cannot be written.
     """
     console = console or Console(markup=False, stderr=True)
     begun, identity, benchmarks = time.perf_counter(), identify(threads), {}
     if keep:
         benchmarks = discover(root / BENCHMARKS)
-        (root / RESULTS).mkdir(parents=True, exist_ok=True)
+        for folder in (root / RESULTS, root / RESULTS / identity.name):
+            _expect_writable(folder)
         _make_way(results_file(root / RESULTS, subject.revision, identity), console)
     names = [workload.name for workload in workloads]
     outcomes: dict[str, Outcome] = {}
@@ -83,6 +85,18 @@ def measure_commit(
         if keep and outcomes:
             path = write_run(root / RESULTS, root, subject.revision, identity, benchmarks, outcomes)
     return Kept(subject, outcomes, path, time.perf_counter() - begun)
+
+
+def _expect_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".new-"):
+            pass
+    except OSError as error:
+        raise HistoryError(
+            f"{folder}: results cannot be written there ({error.strerror or error}), so nothing was measured; make it "
+            "a folder that you may write to, on a disk that has room"
+        ) from error
 
 
 def _make_way(path: Path, console: Console) -> None:

@@ -278,6 +278,17 @@ def test_what_keeps_figures_from_being_written_is_told_before_they_are_measured(
     assert not (kept / "measured").exists()
 
 
+@pytest.mark.parametrize("machine", [True, False])
+def test_that_results_cannot_be_written_is_told_before_they_are_measured(machine: bool, kept: Path) -> None:
+    place = kept / RESULTS / identify(1).name if machine else kept / RESULTS
+    place.parent.mkdir(parents=True)
+    place.write_text("not a folder")
+    found = CliRunner().invoke(app, ["run", "--only", SPMM])
+    assert isinstance(found.exception, HistoryError)
+    assert f"{place}: results cannot be written there" in str(found.exception)
+    assert not (kept / "measured").exists()
+
+
 def test_what_was_not_measured_stays(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("run", "--only", SPMM)[0] == 0
     (path,) = (kept / RESULTS).glob("*/*-*.json")
