@@ -15,7 +15,7 @@ from harness.gate.run import Verdict
 from harness.gate.verdict import Exit, Finding, exit_code
 from harness.suite.workload import METRICS
 
-__all__ = ["headline", "markdown", "plain", "show"]
+__all__ = ["headline", "markdown", "number", "plain", "show"]
 
 _ORDER = ("regression", "inconclusive", "allowed", "improvement", "note", "new", "skipped")
 _COLOURS = {"regression": "bold red", "inconclusive": "yellow", "improvement": "green"}
@@ -66,17 +66,21 @@ def _sorted(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (_ORDER.index(f.status), -size[f]))
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:,.0f}" if _is_count(finding.metric) else f"{value:.4g}"
+def number(value: float | None, metric: str) -> str:
+    """A figure as people read it: counts to the last digit, all others to four."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if _is_count(metric) and math.isfinite(value) else f"{value:.4g}"
 
+
+def _cells(finding: Finding) -> tuple[str, ...]:
     change = f"{finding.change:+.1%}" if math.isfinite(finding.change) else "-"
     return (
         finding.status,
         f"{finding.workload}/{finding.form}",
         finding.metric,
-        number(finding.base),
-        number(finding.head),
+        number(finding.base, finding.metric),
+        number(finding.head, finding.metric),
         change,
         finding.why,
     )

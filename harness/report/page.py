@@ -10,6 +10,7 @@ from importlib import resources
 from statistics import geometric_mean
 from typing import Any
 
+from harness.gate.page import number
 from harness.gate.verdict import Exit, Finding, compare_figures, compared, exit_code
 from harness.history.reader import Run
 from harness.report.charts import shares_chart, trend_chart
@@ -204,7 +205,7 @@ def to_html(report: Report) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"share": _share, "count": _count, "signed": _signed, "day": _day}
+    environment.filters |= {"share": _share, "number": number, "signed": _signed, "day": _day}
     template = (resources.files("harness.report") / "page.html").read_text(encoding="utf-8")
     charts = {
         title: shares_chart(rows, f"{title}: share of dense time by density")
@@ -251,10 +252,6 @@ def to_markdown(report: Report) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "-"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else "-"
 
 
 def _signed(value: float) -> str:

@@ -211,6 +211,23 @@ def test_each_workload_is_held_against_the_newest_run_that_has_it() -> None:
     assert lines[2] > 1.0
 
 
+def changed(one: Run, metric: str, value: float, version: str = "1") -> Run:
+    """As a run in which a figure of one form is another."""
+
+    def other(record: Record) -> Record:
+        here = record.benchmark.endswith(f".track_{metric}") and record.params[1] == "dsl@0.25"
+        return dataclasses.replace(record, value=value, version=version) if here else record
+
+    return dataclasses.replace(one, records=tuple(map(other, one.records)))
+
+
+def test_figures_are_written_by_their_kind() -> None:
+    found = build([run(1), changed(changed(run(2), "quality_loss", 0.6512), "macs", 1234567.0)])
+    html = to_html(found)
+    assert "<td>0.6</td><td>0.6512</td>" in html
+    assert "<td>250,000</td><td>1,234,567</td>" in html
+
+
 def test_nothing_in_common_does_not_pass() -> None:
     found = build([only(run(1), "lightgcn-train"), only(run(2), "multvae-train")])
     assert found.code == 2
