@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from harness.history.reader import Run
+from harness.history.reader import Record, Run
 from harness.revisions.collect import Outcome
 from harness.suite.workload import density_of, method_of
 
-__all__ = ["Row", "break_even", "figures_of", "outcomes_of", "rigl_share", "rows_of"]
+__all__ = ["Row", "break_even", "figures_of", "of_one_version", "outcomes_of", "rigl_share", "rows_of"]
 
 Figures = dict[str, dict[str, dict[str, float]]]
 
@@ -26,6 +26,24 @@ def figures_of(run: Run) -> Figures:
         metric = record.benchmark.rpartition(".track_")[2]
         found.setdefault(workload, {}).setdefault(form, {})[metric] = record.value
     return found
+
+
+def of_one_version(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """The runs without those figures whose benchmark has another version in the last run that has it, as two versions
+    do not compare; and how many these are.
+    """
+
+    def key(record: Record) -> tuple[str, tuple[object, ...]]:
+        return record.benchmark.rpartition(".track_")[2], record.params  # files and classes may be renamed
+
+    versions = {key(record): record.version for run in runs for record in run.records}
+    kept, dropped = [], 0
+    for run in runs:
+        records = tuple(r for r in run.records if r.version == versions[key(r)])
+        kept.append(replace(run, records=records))
+        others = (r.value for r in run.records if r.version != versions[key(r)])
+        dropped += sum(value is not None and not math.isnan(value) for value in others)
+    return kept, dropped
 
 
 def outcomes_of(run: Run) -> dict[str, Outcome]:

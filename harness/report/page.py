@@ -14,7 +14,15 @@ from harness.gate.page import number
 from harness.gate.verdict import Exit, Finding, compare_figures, compared, exit_code
 from harness.history.reader import Run
 from harness.report.charts import shares_chart, trend_chart
-from harness.report.figures import Row, break_even, figures_of, outcomes_of, rigl_share, rows_of
+from harness.report.figures import (
+    Row,
+    break_even,
+    figures_of,
+    of_one_version,
+    outcomes_of,
+    rigl_share,
+    rows_of,
+)
 from harness.report.trend import Step, series_of, steps_of
 from harness.revisions.collect import Outcome
 from harness.suite.registry import WORKLOADS
@@ -68,6 +76,7 @@ def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
     """
     if not runs:
         raise ValueError("no results: measure a commit first (harness run)")
+    runs, dropped = of_one_version(runs)
     run, before = runs[-1], runs[-2] if len(runs) > 1 else None
     findings: list[Finding] = []
     verdict, code = f"{run.commit[:10]}: nothing older on this machine to hold it against", 0
@@ -90,6 +99,8 @@ def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
         verdict = (
             f"{words}: {run.commit[:10]} against {against}, {count:,} exact counts and figures of quality"
         )
+        if dropped:
+            verdict += f"; {dropped} figures of other versions of their benchmarks are not compared"
         absent = len(old.keys() - new.keys())
         if absent:
             verdict += f"; {absent} workloads that were measured earlier are not in it"

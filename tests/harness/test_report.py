@@ -228,6 +228,14 @@ def test_figures_are_written_by_their_kind() -> None:
     assert "<td>250,000</td><td>1,234,567</td>" in html
 
 
+def test_figures_of_two_versions_of_a_benchmark_are_not_compared() -> None:
+    assert build([run(1), changed(run(2), "macs", 9e9)]).code == 1
+    found = build([run(1), changed(run(2), "macs", 9e9, "2")])
+    assert (found.code, found.findings, [s for s in found.steps if s.series.metric == "macs"]) == (0, [], [])
+    assert "figures of other versions of their benchmarks are not compared" in found.verdict
+    assert "other versions" not in build([run(1), run(2)]).verdict
+
+
 def test_nothing_in_common_does_not_pass() -> None:
     found = build([only(run(1), "lightgcn-train"), only(run(2), "multvae-train")])
     assert found.code == 2
