@@ -155,8 +155,9 @@ def report(
         str | None, typer.Option(help="Machine, as in .asv/results. Default: this one.")
     ] = None,
     threads: Threads = 1,
+    commit: Annotated[str, typer.Option(help="Revision that is held against its ancestors.")] = "HEAD",
 ) -> None:
-    """A page on the newest results of a machine: one file that opens from disk."""
+    """A page on a commit's results on a machine, held against those of its ancestors: one file that opens from disk."""
     from harness.history.identity import identify
     from harness.history.reader import read_results
     from harness.history.run import RESULTS
@@ -166,10 +167,16 @@ def report(
     root = repository()
     folder = root / RESULTS
     name = machine or identify(threads).name
-    runs, problems = read_results(folder, name, ancestry(root))
+    line = ancestry(root, commit)
+    runs, problems = read_results(folder, name, line)
     for problem in problems:
         Console(markup=False, stderr=True).print(problem, style="yellow", highlight=False, soft_wrap=True)
     if not runs:
+        if others := len(read_results(folder, name)[0]):
+            raise HistoryError(
+                f"{folder} has results of {others} commits on the machine {name}, but none of {commit} or an ancestor "
+                "that is in this clone; measure it with harness run, or name another with --commit"
+            )
         if problems:
             raise HistoryError(
                 f"none of the {len(problems)} result files in {folder / name} can be read (see above); harness run and "
@@ -180,7 +187,7 @@ def report(
             f"{folder} has no results of the machine {name}; measure a commit with harness run"
             + (f", or name one of {', '.join(there)}" if there else "")
         )
-    found = build(runs, problems)
+    found = build(runs, problems, line[-1])
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(to_html(found), encoding="utf-8")

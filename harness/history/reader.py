@@ -59,15 +59,16 @@ class Run:
 
 
 def read_results(
-    folder: Path, machine: str | None = None, ancestry: Sequence[str] = ()
+    folder: Path, machine: str | None = None, ancestry: Sequence[str] | None = None
 ) -> tuple[list[Run], list[str]]:
-    """All runs below asv's results folder, oldest commit first, and what is wrong with the files that were skipped.
+    """Runs below asv's results folder, oldest commit first, and what is wrong with the files that were skipped.
 
     Args:
         machine: only those of this machine.
-        ancestry: commits, parents first: which of two is older that were made in the same second.
+        ancestry: only those of these commits, in this order, parents first. Without it: all, by the commits' dates,
+            which rebases and clocks put out of order.
     """
-    place = {commit: number for number, commit in enumerate(ancestry)}
+    place = {commit: number for number, commit in enumerate(ancestry or ())}
     runs, problems = [], []
     for path in sorted(folder.glob("*/*.json")):
         if path.name in _NOT_RUNS or (machine is not None and path.parent.name != machine):
@@ -80,8 +81,9 @@ def read_results(
         if run.machine != path.parent.name:
             problems.append(f"{path}: skipped, it is of the machine {run.machine!r}")
             continue
-        runs.append(run)
-    return sorted(runs, key=lambda run: (run.date, place.get(run.commit, -1), run.commit)), problems
+        if ancestry is None or run.commit in place:
+            runs.append(run)
+    return sorted(runs, key=lambda run: (place.get(run.commit, -1), run.date, run.commit)), problems
 
 
 def read_file(path: Path) -> Run:

@@ -67,9 +67,11 @@ class Report:
     problems: list[str]
 
 
-def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
-    """The report on the newest of these runs, all of one machine and oldest first, each workload held against the
-    newest run before it that has it.
+def build(runs: Sequence[Run], problems: Sequence[str] = (), commit: str | None = None) -> Report:
+    """The report on the last of these runs, all of one machine, of a commit and its ancestors, oldest first; each
+    workload is held against the last run before it that has it.
+
+    commit: the one asked for, by default that of the last run. If it is another, the verdict says so and never passes.
 
     Raises:
         ValueError: no run.
@@ -104,6 +106,9 @@ def build(runs: Sequence[Run], problems: Sequence[str] = ()) -> Report:
         absent = len(old.keys() - new.keys())
         if absent:
             verdict += f"; {absent} workloads that were measured earlier are not in it"
+    if commit is not None and commit != run.commit:
+        verdict = f"{commit[:10]} is not measured, its nearest ancestor that is: {verdict}"
+        code = code or int(Exit.inconclusive)
     figures = figures_of(run)
     rows = [row for row in rows_of(figures) if row.workload in WORKLOADS]
     groups = {

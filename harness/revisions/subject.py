@@ -93,12 +93,19 @@ def commit_of(root: Path, revision: str) -> str:
         raise GitError(f"no commit is called {revision!r}; see git log") from None
 
 
-def ancestry(root: Path) -> list[str]:
-    """All commits, parents first; none if there is none."""
+def ancestry(root: Path, revision: str = "HEAD") -> list[str]:
+    """A commit and its ancestors, parents first; nothing where there is no HEAD yet.
+
+    Raises:
+        GitError: no other revision is called so.
+    """
     try:
-        return git(root, "rev-list", "--topo-order", "--reverse", "--all", "HEAD").split()
-    except GitError:  # without a commit git knows no HEAD
-        return []
+        commit = commit_of(root, revision)
+    except GitError:
+        if revision == "HEAD":
+            return []
+        raise
+    return git(root, "rev-list", "--topo-order", "--reverse", commit).split()
 
 
 def repository(start: Path | None = None) -> Path:

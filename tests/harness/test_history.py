@@ -351,6 +351,37 @@ def test_commits_of_one_second_are_in_the_order_of_their_ancestry(
     assert [run.commit for run in runs] == commits
 
 
+def test_the_report_is_of_the_current_commit_and_its_ancestors(kept: Path) -> None:
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(kept)]
+
+    def commit() -> str:
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+        return commits_between(kept, "HEAD")[0][:10]
+
+    subprocess.run([*git, "checkout", "-q", "-b", "side"], check=True)
+    later = {"GIT_COMMITTER_DATE": "2035-01-01T12:00:00Z"}  # the newest of all by its date
+    subprocess.run(
+        [*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True, env={**os.environ, **later}
+    )
+    side = commits_between(kept, "HEAD")[0][:10]
+    assert command("run", "--only", SPMM)[0] == 0
+    subprocess.run([*git, "checkout", "-q", "main"], check=True)
+    ended = CliRunner().invoke(app, ["report"])
+    assert isinstance(ended.exception, HistoryError)
+    assert "results of 1 commits" in str(ended.exception)
+    first = commit()
+    assert command("run", "--only", SPMM)[0] == 0
+    code, output = command("report")
+    assert (code, output.startswith(f"{first}: nothing older")) == (0, True)
+    assert command("report", "--commit", "side")[1].startswith(f"{side}: nothing older")
+    second = commit()
+    code, output = command("report")
+    assert (code, output.startswith(f"{second} is not measured, its nearest ancestor that is: {first}")) == (
+        0,
+        True,
+    )
+
+
 @pytest.mark.parametrize("folder", ["sparsecore", "harness", "benchmarks"])
 def test_figures_of_what_was_not_committed_are_not_kept(folder: str, kept: Path) -> None:
     if folder == "harness":

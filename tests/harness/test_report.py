@@ -236,6 +236,15 @@ def test_figures_of_two_versions_of_a_benchmark_are_not_compared() -> None:
     assert "other versions" not in build([run(1), run(2)]).verdict
 
 
+def test_a_commit_that_is_not_measured_does_not_pass() -> None:
+    found = build([run(1), run(2)], commit="f" * 40)
+    assert found.code == 2
+    assert found.verdict.startswith(
+        f"ffffffffff is not measured, its nearest ancestor that is: PASS: {run(2).commit[:10]}"
+    )
+    assert build([run(1), run(2)], commit=run(2).commit).code == 0
+
+
 def test_nothing_in_common_does_not_pass() -> None:
     found = build([only(run(1), "lightgcn-train"), only(run(2), "multvae-train")])
     assert found.code == 2
