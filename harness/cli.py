@@ -156,6 +156,9 @@ def report(
     ] = None,
     threads: Threads = 1,
     commit: Annotated[str, typer.Option(help="Revision that is held against its ancestors.")] = "HEAD",
+    judge: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 (regression) or 2 (inconclusive), not always 0.")
+    ] = False,
 ) -> None:
     """A page on a commit's results on a machine, held against those of its ancestors: one file that opens from disk."""
     from harness.history.identity import identify
@@ -194,6 +197,7 @@ def report(
     Console(markup=False).print(found.verdict, highlight=False, soft_wrap=True)
     if as_markdown:
         print(to_markdown(found))
+    raise typer.Exit(found.code if judge else 0)
 
 
 @app.command()

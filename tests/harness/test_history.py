@@ -380,6 +380,8 @@ def test_the_report_is_of_the_current_commit_and_its_ancestors(kept: Path) -> No
         0,
         True,
     )
+    assert command("report", "--exit-code")[0] == 2
+    assert command("report", "--exit-code", "--commit", first)[0] == 0
 
 
 @pytest.mark.parametrize("folder", ["sparsecore", "harness", "benchmarks"])
