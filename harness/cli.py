@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -67,11 +66,11 @@ def gate(
     verbose: Annotated[bool, typer.Option("--verbose", help="Also list what is new or was skipped.")] = False,
 ) -> None:
     """Is the working tree worse than a revision? Exit code 0 pass, 1 regression, 2 inconclusive or cannot run."""
-    from harness.gate.page import markdown as page
-    from harness.gate.page import plain, show
+    from harness.gate.page import show, write
     from harness.gate.run import Plan
     from harness.gate.run import gate as run
     from harness.gate.verdict import exit_code
+    from harness.revisions.collect import settings
     from harness.revisions.subject import commit_of, expect_own_suite, repository
     from harness.suite.registry import choose
 
@@ -92,26 +91,14 @@ def gate(
     if counters and times:
         raise typer.BadParameter("--counters takes no times, --times takes them always: give one of the two")
     plan = Plan(workloads, False if counters else True if times else None, rounds, threads=threads)
+    machine = describe_machine() | settings()
+    for name, value in settings().items():
+        errors.print(f"{name}={value} is set: both sides are measured so", style="yellow", highlight=False)
     verdict = run(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
     )
     show(verdict, Console(markup=False), verbose)
-    called = f"harness {shlex.join(sys.argv[1:])}"
-    if markdown is not None:
-        facts = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
-        with replacing(markdown) as temporary:
-            temporary.write_text(page(verdict, called, facts), encoding="utf-8")
-    if output is not None:
-        document = {
-            "command": called,
-            "machine": describe_machine(),
-            "base": verdict.base.revision,
-            "head": verdict.head.revision,
-            "exit_code": int(exit_code(verdict.findings)),
-            "findings": [plain(finding) for finding in verdict.findings],
-        }
-        with replacing(output) as temporary:
-            temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write(verdict, f"harness {shlex.join(sys.argv[1:])}", machine, markdown, output)
     raise typer.Exit(int(exit_code(verdict.findings)))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,8 +17,9 @@ from rich.table import Table
 from harness.gate.run import Verdict
 from harness.gate.verdict import Exit, Finding, exit_code
 from harness.suite.workload import METRICS
+from recsys.files import replacing
 
-__all__ = ["headline", "markdown", "number", "plain", "show"]
+__all__ = ["headline", "number", "plain", "show", "write"]
 
 _ORDER = ("regression", "inconclusive", "allowed", "improvement", "note", "new", "skipped")
 _COLOURS = {"regression": "bold red", "inconclusive": "yellow", "improvement": "green"}
@@ -119,7 +123,28 @@ def plain(finding: Finding) -> dict[str, Any]:
     return found | dict.fromkeys(odd)
 
 
-def markdown(verdict: Verdict, command: str, machine: str) -> str:
+def write(
+    verdict: Verdict, command: str, machine: Mapping[str, object], page: Path | None, document: Path | None
+) -> None:
+    """The verdict as Markdown, and as JSON, each where a path is given."""
+    if page is not None:
+        facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+        with replacing(page) as temporary:
+            temporary.write_text(_markdown(verdict, command, facts), encoding="utf-8")
+    if document is not None:
+        found = {
+            "command": command,
+            "machine": dict(machine),
+            "base": verdict.base.revision,
+            "head": verdict.head.revision,
+            "exit_code": int(exit_code(verdict.findings)),
+            "findings": [plain(finding) for finding in verdict.findings],
+        }
+        with replacing(document) as temporary:
+            temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _markdown(verdict: Verdict, command: str, machine: str) -> str:
     """A page: the verdict line first, then the findings, then how to repeat it."""
     lines = [f"**{headline(verdict)}**", ""]
     shown = _sorted(verdict.findings)

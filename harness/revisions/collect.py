@@ -17,7 +17,10 @@ from pathlib import Path
 import harness
 from harness.revisions.subject import Subject
 
-__all__ = ["Outcome", "collect"]
+__all__ = ["Outcome", "collect", "settings"]
+
+# What reaches the measuring processes from the environment, and changes what they measure.
+_SETTINGS = ("SPARSECORE_BACKEND", "SPARSECORE_SIMD", "THP_MEM_ALLOC_ENABLE")
 
 Progress = Callable[[str], object]
 
@@ -36,6 +39,11 @@ class Outcome:
     missing: str | None = None
     lacks: bool = False
     error: str | None = None
+
+
+def settings() -> dict[str, str]:
+    """Those variables of the environment that change what is measured, where they are set."""
+    return {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
 
 
 def collect(

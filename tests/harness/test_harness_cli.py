@@ -16,6 +16,8 @@ import harness.cli
 import sparsecore
 from harness.cli import app
 from harness.doctor import examine
+from harness.gate.run import Verdict
+from harness.revisions.subject import Subject
 from sparsecore.errors import SparsecoreError
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,25 @@ def test_list() -> None:
     assert found.exit_code == 0
     assert "gather_dot" in found.output.replace("\n", "")
     assert "multvae" not in found.output
+
+
+def test_settings_that_change_what_is_measured_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    side = Subject("x", "x", tmp_path, "x")
+    monkeypatch.setattr("harness.gate.run.gate", lambda *given: Verdict(side, side))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SPARSECORE_SIMD", "portable")
+    monkeypatch.delenv("SPARSECORE_BACKEND", raising=False)
+    page, document = tmp_path / "page.md", tmp_path / "found.json"
+    found = CliRunner().invoke(
+        app, ["gate", "--base", "HEAD", "--markdown", str(page), "--json", str(document)]
+    )
+    assert found.exit_code == 0, found.output
+    assert "SPARSECORE_SIMD=portable is set" in found.output
+    assert "SPARSECORE_SIMD portable" in page.read_text()
+    machine = json.loads(document.read_text())["machine"]
+    assert (machine["SPARSECORE_SIMD"], "SPARSECORE_BACKEND" in machine) == ("portable", False)
 
 
 def test_plain_benchmarks(tmp_path: Path) -> None:
