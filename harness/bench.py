@@ -10,10 +10,9 @@ from typing import Annotated
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from harness.command import new_file, regular_expression
+from harness.command import console, new_file, regular_expression
 from harness.suite.measure import Effort, measure
 from harness.suite.registry import choose
 from harness.suite.workload import METRICS, Missing
@@ -47,7 +46,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure workloads here and now. Exit code 1 if one fails."""
-    console = Console(markup=False)
+    here = console()
     workloads = choose(name, quick=not full)
     if not workloads:
         raise typer.BadParameter(f"no workload matches {name!r}; see harness list")
@@ -57,14 +56,14 @@ def bench(
         try:
             figures = measure(workload, Effort(True, seconds))
         except Missing as missing:
-            console.print(f"{workload.name}: skipped, {missing}", highlight=False)
+            here.print(f"{workload.name}: skipped, {missing}", highlight=False)
             continue
         except Exception:
             failed = True
-            console.print(f"{workload.name}: failed\n{traceback.format_exc()}", highlight=False)
+            here.print(f"{workload.name}: failed\n{traceback.format_exc()}", highlight=False)
             continue
         found[workload.name] = figures
-        console.print(_table(workload.name, figures))
+        here.print(_table(workload.name, figures))
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

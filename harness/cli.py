@@ -97,7 +97,7 @@ def gate(
     verdict = run(
         root, base, plan, root / STORE / "subjects", lambda line: errors.print(line, highlight=False)
     )
-    show(verdict, Console(markup=False), verbose)
+    show(verdict, command.console(), verbose)
     write(verdict, f"harness {shlex.join(sys.argv[1:])}", machine, markdown, output)
     raise typer.Exit(int(exit_code(verdict.findings)))
 
@@ -190,7 +190,6 @@ def report(
 @app.command()
 def publish(
     output: Annotated[Path, typer.Option(help="Folder of the site.")] = Path(".asv/html"),
-    threads: Threads = 1,
 ) -> None:
     """asv's own pages from the same results, with what they need from the network put beside them."""
     from harness.history.publish import publish as run
@@ -310,7 +309,7 @@ def list_workloads(only: Only = None) -> None:
     for workload in choose(only):
         forms = f"{len(workload.forms)}"
         table.add_row(workload.name, workload.group, "yes" if workload.quick else "", forms, workload.what)
-    Console(markup=False).print(table)
+    command.console().print(table)
 
 
 _EXTRA = ("asv", "asv_runner", "jinja2", "matplotlib", "psutil")

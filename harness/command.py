@@ -7,6 +7,7 @@ they are called before anything is measured, and leave the text as it is.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from harness.places import file_refused, results_refused
 
 __all__ = [
     "Interruptible",
+    "console",
     "fail",
     "mendable",
     "new_file",
@@ -32,6 +34,14 @@ __all__ = [
     "some_of",
     "whole_numbers",
 ]
+
+
+def console() -> Console:
+    """Standard output for tables: 200 columns where it is no terminal and COLUMNS is not set, as names that are broken
+    over lines cannot be searched for.
+    """
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(markup=False, width=200 if wide else None)
 
 
 def run_main(main: Callable[..., Any], *more: type[Exception]) -> None:

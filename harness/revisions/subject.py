@@ -90,7 +90,13 @@ def commit_of(root: Path, revision: str) -> str:
     try:
         return git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except GitError:
-        raise GitError(f"no commit is called {revision!r}; see git log") from None
+        shallow = git(root, "rev-parse", "--is-shallow-repository") == "true"
+        more = (
+            "this clone is shallow, git fetch --unshallow (or --deepen=100) gets more"
+            if shallow
+            else "see git log"
+        )
+        raise GitError(f"no commit is called {revision!r}; {more}") from None
 
 
 def ancestry(root: Path, revision: str = "HEAD") -> list[str]:

@@ -18,6 +18,7 @@ from harness.cli import app
 from harness.doctor import examine
 from harness.gate.run import Verdict
 from harness.revisions.subject import Subject
+from harness.suite.registry import WORKLOADS
 from sparsecore.errors import SparsecoreError
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,14 @@ def test_list() -> None:
     assert "multvae" not in found.output
 
 
+def test_names_in_tables_are_whole_where_nobody_looks_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = CliRunner().invoke(app, ["list"]).output.splitlines()
+    assert {line.split()[0] for line in lines if line.strip()} >= set(WORKLOADS)
+    monkeypatch.setenv("COLUMNS", "70")
+    assert max(map(len, CliRunner().invoke(app, ["list"]).output.splitlines())) <= 70
+
+
 def test_settings_that_change_what_is_measured_are_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -112,6 +121,12 @@ def test_settings_that_change_what_is_measured_are_told(
     assert "SPARSECORE_SIMD portable" in page.read_text()
     machine = json.loads(document.read_text())["machine"]
     assert (machine["SPARSECORE_SIMD"], "SPARSECORE_BACKEND" in machine) == ("portable", False)
+
+
+def test_publish_has_no_option_that_does_nothing() -> None:
+    found = CliRunner().invoke(app, ["publish", "--threads", "2"])
+    assert found.exit_code == 2
+    assert "No such option" in found.output
 
 
 def test_plain_benchmarks(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import harness
 import sparsecore
 from harness.gate.verdict import last_line
 from harness.revisions.collect import Outcome, collect
-from harness.revisions.subject import GitError, Subject, extract, git, repository, snapshot
+from harness.revisions.subject import GitError, Subject, commit_of, extract, git, repository, snapshot
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(harness.__file__).parents[1]
@@ -54,6 +54,15 @@ def test_revisions_are_unpacked_and_share_compiled_kernels(house: Path, tmp_path
     assert places[0] == places[1]
     assert (places[0] / "k.py").read_text() == "k = 1\n"
     assert extract(house, new.revision[:8], store).path == new.path
+
+
+def test_a_commit_that_a_shallow_clone_lacks(house: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", house.as_uri(), str(clone)], check=True)
+    with pytest.raises(GitError, match=r"'HEAD~1'; this clone is shallow, git fetch --unshallow"):
+        commit_of(clone, "HEAD~1")
+    with pytest.raises(GitError, match=r"'HEAD~9'; see git log"):
+        commit_of(house, "HEAD~9")
 
 
 def test_the_working_tree_counts_as_the_commit_until_something_differs(house: Path, tmp_path: Path) -> None:
