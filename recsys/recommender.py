@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.sparse import csr_array, load_npz, save_npz
 
-from recsys.csr import entry_rows
 from recsys.errors import DataError, OutputExistsError, RecsysError
 from recsys.files import new_folder, save_tensors
 from recsys.models.base import Recommender
@@ -30,7 +28,7 @@ from recsys.places import Places
 __all__ = ["SavedRecommender"]
 
 FORMAT = 1
-_TOGETHER, _MOST_SCORES = 256, 1 << 24  # users, and scores of theirs, at a time
+_TOGETHER = 256  # users at a time
 _NEW_USER = (
     "; for somebody new give the items they have chosen (items, --item); one who was held out for validation or test "
     "is known to a model that is trained on everything (recsys train --refit RUN --everything)"
@@ -235,9 +233,9 @@ class SavedRecommender:
             elif not skip_unknown:
                 self._row(raw)  # which says why
         found: dict[int | str, list[tuple[int | str, float]]] = {}
-        raws, together = list(rows), max(1, min(_TOGETHER, _MOST_SCORES // len(self.item_ids)))
-        for start in range(0, len(raws), together):
-            part = raws[start : start + together]
+        raws = list(rows)
+        for start in range(0, len(raws), _TOGETHER):
+            part = raws[start : start + _TOGETHER]
             place = np.array([rows[raw] for raw in part])
             found |= zip(part, self._best(place, self.history[place], k, exclude_seen), strict=True)
         return found
@@ -258,18 +256,14 @@ class SavedRecommender:
     def _best(
         self, rows: NDArray[np.int64], seen: csr_array, k: int, exclude_seen: bool
     ) -> list[list[tuple[int | str, float]]]:
-        scores = self.model.score(rows, seen).cpu()
-        left = np.full(len(rows), scores.shape[1])
+        left = np.full(len(rows), len(self.item_ids))
         if exclude_seen:
-            scores[
-                torch.from_numpy(entry_rows(seen)), torch.from_numpy(seen.indices.astype(np.int64))
-            ] = -torch.inf
             left -= np.diff(seen.indptr)
-        values, best = scores.topk(min(int(k), scores.shape[1]))
+        scores, best = self.model.best(rows, seen, int(k), seen if exclude_seen else None)
         return [
             list(zip(items[:many].tolist(), numbers[:many], strict=True))
             for items, numbers, many in zip(
-                self.item_ids[best.numpy()], values.tolist(), np.minimum(left, k), strict=True
+                self.item_ids[best.cpu().numpy()], scores.tolist(), np.minimum(left, k), strict=True
             )
         ]
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.csr import entry_rows
 from recsys.errors import ConfigError, DataError
 from recsys.models.devices import sent
 
@@ -106,6 +107,9 @@ class Triples:
         return self.users.numel()
 
 
+_MOST_SCORES = 1 << 24  # that exist at a time
+
+
 class Recommender(nn.Module, ABC):
     """A model that can be trained on a data set and that scores whole catalogues.
 
@@ -166,6 +170,29 @@ class Recommender(nn.Module, ABC):
         """
         scores = self.score(users, inputs)
         return scores.gather(1, items.to(scores.device))
+
+    @torch.no_grad()
+    def best(
+        self, users: np.ndarray, inputs: csr_array, k: int, exclude: csr_array | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The items with the highest scores of each user, best first: scores and items, both (B, min(k, n_items)).
+
+        users, inputs: as in `score`. exclude: (B, n_items), what is left out; where fewer are left, the last scores
+        are -inf. A model whose scores need not all exist for that overrides this.
+        """
+        height, count = max(1, _MOST_SCORES // self.n_items), min(k, self.n_items)
+        parts = []
+        for start in range(0, len(users), height):
+            part = slice(start, start + height)
+            scores = self.score(users[part], inputs[part])
+            if exclude is not None:
+                left_out = exclude[part]
+                rows, items = entry_rows(left_out), left_out.indices.astype(np.int64)
+                scores[
+                    sent(torch.from_numpy(rows), scores.device), sent(torch.from_numpy(items), scores.device)
+                ] = -torch.inf
+            parts.append(scores.topk(count))
+        return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
     def tune(self) -> None:
         """Called once on a model that was just made and is to be trained: whatever makes that faster."""

@@ -229,7 +229,7 @@ def test_many_users_get_what_each_gets(trained, tiny, monkeypatch, model):
             )
     assert saved.recommend_many([]) == {}
     whole = saved.recommend_many(users)
-    monkeypatch.setattr("recsys.recommender._MOST_SCORES", 1)  # of a large catalogue fewer users at a time
+    monkeypatch.setattr("recsys.models.base._MOST_SCORES", 1)  # of a large catalogue fewer users at a time
     assert [[item for item, _ in best] for best in saved.recommend_many(users).values()] == [
         [item for item, _ in best] for best in whole.values()
     ]
