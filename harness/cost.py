@@ -132,13 +132,14 @@ def main(
             "interval": config.sparsity.interval,
             "rows": rows,
         }
+        # After each preset: what was measured stays if a later one is interrupted.
+        save_results(
+            output,
+            "python -m harness.cost",
+            _page(workloads),
+            {"threads": torch.get_num_threads(), "workloads": workloads},
+        )
         console.print(f"{preset}: " + ", ".join(f"{r['cell']} {r['time vs dense']:.2f}" for r in rows))
-    save_results(
-        output,
-        "python -m harness.cost",
-        _page(workloads),
-        {"threads": torch.get_num_threads(), "workloads": workloads},
-    )
 
 
 if __name__ == "__main__":

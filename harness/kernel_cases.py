@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness import graph_forms, lazy_forms
 from harness import kernel_forms as forms
-from harness import lazy_forms
 from harness.operands import Forms
 
 __all__ = ["CASES", "LOSING", "SKEWED", "Case", "densities_of"]
@@ -67,6 +67,15 @@ CASES: tuple[Case, ...] = (
         _TABLE | {"batch": 16384},
         _SMALL_TABLE | {"batch": 7},
         _by_density(2.0, 2.1, 3.0),
+        "rows",
+    ),
+    # UltraGCN's batches: each user's item and its negatives. No target; where it stands is to be seen.
+    Case(
+        "gather_dot 1M x 64, 512 users with 33 items each",
+        forms.gather_dot,
+        _TABLE | {"batch": 512, "each": 33},
+        _SMALL_TABLE | {"batch": 7, "each": 5},
+        {},
         "rows",
     ),
     *(
@@ -134,7 +143,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "propagate gowalla, d = 64",
-        forms.propagate,
+        graph_forms.propagate,
         {"dim": 64},
         {"dim": 20, "users": 30, "items": 40},
         {0.5: 3.2},
@@ -143,7 +152,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "propagate gowalla, d = 64, neighbours close together",
-        forms.propagate,
+        graph_forms.propagate,
         {"dim": 64, "reordered": True},
         {"dim": 20, "users": 30, "items": 40, "reordered": True},
         {},
@@ -152,7 +161,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "propagate_mean gowalla, 3 hops from a table, d = 64",
-        forms.propagate_mean,
+        graph_forms.propagate_mean,
         {"dim": 64, "hops": 3},
         {"dim": 20, "hops": 2, "users": 30, "items": 40},
         {},
@@ -257,10 +266,10 @@ def densities_of(case: Case) -> tuple[float, ...]:
     """Densities at which a case is measured."""
     if case in SKEWED:
         return (0.01,)
-    if case.build is forms.propagate:
+    if case.build is graph_forms.propagate:
         return (0.5,)
     if case in LOSING:
         return (0.5, 0.1)
     # An exploration exchanges what is not stored for what is; hops read embeddings, whatever the table's density.
-    few = (forms.explore, forms.propagate_mean)
+    few = (forms.explore, graph_forms.propagate_mean)
     return (0.5, 0.25, 0.1) if case.build in few else (0.9, 0.5, 0.25, 0.1)

@@ -6,10 +6,6 @@ The operands are built once; every form computes the same thing from them. What 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +13,7 @@ from torch import Tensor, nn
 import sparsecore
 from harness.operands import (
     Forms,
+    Run,
     Weight,
     by_torch_sparse,
     moments_on_huge_pages,
@@ -31,8 +28,6 @@ __all__ = [
     "explore",
     "gather",
     "gather_dot",
-    "propagate",
-    "propagate_mean",
     "score_topk",
     "sddmm",
     "spmm",
@@ -58,26 +53,50 @@ def gather(density: float, rows: int, cols: int, batch: int, encoding: str | Non
 
 
 def gather_dot(
-    density: float, rows: int, cols: int, batch: int, encoding: str | None = None, other: str | None = None
+    density: float,
+    rows: int,
+    cols: int,
+    batch: int,
+    each: int = 1,
+    encoding: str | None = None,
+    other: str | None = None,
 ) -> Forms:
-    """Scores of pairs from two tables, the second in an encoding of its own if ``other`` is given."""
+    """Scores of pairs from two tables, the second in an encoding of its own if ``other`` is given.
+
+    With more than one item for ``each`` user a dense form may also be a product that is sampled at those places, which
+    writes no rows; torch has it for int32 and int64 indices, and sums in the order of the pattern.
+    """
     users, items = (
         Weight(rows, cols, density, encoding=encoding),
         Weight(rows, cols, density, encoding=other or encoding),
     )
     left, right = users.dense(), items.dense()
     huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()
-    a, b, c, d, e, f, g, h = (random_ids(rows, batch) for _ in range(8))
+    shape = (batch, each) if each > 1 else (batch,)
+    a, c, e, g = (random_ids(rows, batch) for _ in range(4))
+    b, d, f, h = (random_ids(rows, *shape) for _ in range(4))
+
+    def rows_of(table: Tensor, ids: Tensor) -> Tensor:
+        found = F.embedding(ids, table)
+        return found.unsqueeze(1) if each > 1 else found
+
+    dense: dict[str, Run] = {
+        "(E[u] * E[i]).sum(-1)": lambda: (rows_of(left, c()) * F.embedding(d(), right)).sum(-1),
+        "vecdot(E[u], E[i])": lambda: torch.linalg.vecdot(rows_of(left, e()), F.embedding(f(), right)),
+        "(E[u] * E[i]).sum(-1) on huge pages": lambda: (rows_of(huge, g()) * F.embedding(h(), huger)).sum(-1),
+    }
+    if each > 1:
+        crow, blank = torch.arange(batch + 1) * each, torch.zeros(batch * each)
+
+        def sampled() -> Tensor:
+            places = torch_csr(crow, h().view(-1), blank, (batch, rows))
+            return torch.sparse.sampled_addmm(places, F.embedding(g(), huge), huger.t(), beta=0.0).values()
+
+        dense["sampled_addmm(E[u], E') on huge pages"] = sampled
     return Forms(
         ours=lambda: ops.gather_dot(users.values, *users.index, a(), items.values, *items.index, b(), cols),
-        dense={
-            "(E[u] * E[i]).sum(1)": lambda: (F.embedding(c(), left) * F.embedding(d(), right)).sum(1),
-            "vecdot(E[u], E[i])": lambda: torch.linalg.vecdot(left[e()], right[f()]),
-            "(E[u] * E[i]).sum(1) on huge pages": lambda: (
-                F.embedding(g(), huge) * F.embedding(h(), huger)
-            ).sum(1),
-        },
-        nbytes=2 * batch * users.row_bytes,
+        dense=dense,
+        nbytes=batch * (users.row_bytes + each * items.row_bytes),
         resident=users.nbytes + items.nbytes,
         dense_resident=8 * rows * cols,
     )
@@ -270,71 +289,3 @@ def explore(density: float, rows: int, cols: int, encoding: str | None = None) -
         resident=weight.nbytes + 2 * 4 * weight.nnz,
         dense_resident=13 * rows * cols,  # weight, two moments, mask
     )
-
-
-def propagate(density: float, dim: int, users: int = 0, items: int = 0, reordered: bool = False) -> Forms:
-    """The density is that of nothing here: both sides multiply the same graph with dense rows."""
-    import scipy.sparse
-
-    graph = _graph(users, items, reordered)
-    crow, col, weight = graph.arrays()[:3]
-    x, shape = torch.randn(graph.n_nodes, dim), (graph.n_nodes, graph.n_nodes)
-    narrow, wide = _torch_graph(graph, torch.int32), _torch_graph(graph, torch.int64)
-    matrix = scipy.sparse.csr_array((weight.numpy(), col.numpy(), crow.numpy()), shape=shape)
-    numpy = x.numpy()
-    return Forms(
-        ours=lambda: graph(x),
-        dense={"torch.sparse CSR int32": lambda: narrow @ x, "torch.sparse CSR int64": lambda: wide @ x},
-        others={
-            "scipy": lambda: matrix @ numpy,
-            **by_torch_sparse(sparsecore.Pattern(crow, col, shape), weight, x),
-        },
-        flops=2 * graph.n_edges * dim,
-        nbytes=4 * graph.n_edges * dim,
-    )
-
-
-def propagate_mean(density: float, dim: int, hops: int, users: int = 0, items: int = 0) -> Forms:
-    """Final embeddings of LightGCN from a table of some density, on a graph in the order in which it is trained."""
-    graph = _graph(users, items, True)
-    table = sparsecore.SparseEmbedding(graph.n_nodes, dim, density=density)
-    values, index, arrays = table.values.detach(), table.index, graph.arrays()
-    dense = table.to_dense().weight.detach()
-    narrow, wide = _torch_graph(graph, torch.int32), _torch_graph(graph, torch.int64)
-
-    def mean(hop: Callable[[Tensor], Tensor]) -> Tensor:
-        total = dense
-        for _ in range(hops):  # Horner's rule: E + A(E + A(E + ..))
-            total = hop(total).add_(dense)
-        return total.div_(hops + 1)
-
-    return Forms(
-        ours=lambda: ops.propagate_mean(*arrays, values, *index, dim, hops),
-        dense={
-            "torch.sparse CSR int32": lambda: mean(lambda x: narrow @ x),
-            "torch.sparse CSR int64": lambda: mean(lambda x: wide @ x),
-        },
-        others={"dense, our propagation": lambda: mean(graph)},
-        flops=2 * graph.n_edges * dim * hops,
-        nbytes=4 * graph.n_edges * dim * hops,
-    )
-
-
-def _graph(users: int, items: int, reordered: bool) -> sparsecore.Graph:
-    """Gowalla's, or a random one; perhaps in an order in which neighbours are close together."""
-    import scipy.sparse
-
-    matrix: Any
-    if users:
-        matrix = scipy.sparse.random_array((users, items), density=0.05, format="csr", rng=0)
-    else:
-        from recsys.data import load
-
-        matrix = load("gowalla", data_dir=os.environ["SPARSECORE_DATA"]).train
-    graph = sparsecore.normalized_bipartite(matrix)
-    return graph.reordered(graph.locality_order(matrix.shape[0])) if reordered else graph
-
-
-def _torch_graph(graph: sparsecore.Graph, kind: torch.dtype) -> Tensor:
-    crow, col, weight = graph.arrays()[:3]
-    return torch_csr(crow.to(kind), col.to(kind), weight, (graph.n_nodes, graph.n_nodes))

@@ -140,6 +140,25 @@ def measure(kind: str, rows: int, folder: Path) -> dict[str, Any]:
     return {"file": size, **json.loads(done.stdout)}
 
 
+def _page(rows: int, found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        f"# Loading {rows:,} interactions",
+        "",
+        f"Of {rows // 100:,} users and {rows // 1000:,} items, drawn at random, so that some pairs repeat and are",
+        "merged; split by ratio as by default. Peak: growth of the process, as the operating system counts it; kept:",
+        "what of it is still there when the data is ready, data and what the allocator has not given back.",
+        "",
+        "| kind | file, MB | distinct pairs | seconds | peak, GB | bytes a row | kept, GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {kind} | {row['file'] / 1e6:,.0f} | {row['pairs']:,} | {row['seconds']:.1f} | {row['peak'] / 1e9:.2f} "
+        f"| {row['peak'] / rows:.0f} | {row['kept'] / 1e9:.2f} |"
+        for kind, row in found.items()
+    ]
+    return lines
+
+
 def main(
     output: Annotated[
         Path, typer.Option(callback=new_results, help="Results are written to OUTPUT.json and OUTPUT.md.")
@@ -159,23 +178,11 @@ def main(
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for kind in chosen:
             found[kind] = measure(kind, rows, Path(folder))
+            # After each kind: what was measured stays if a later one is interrupted.
+            save_results(
+                output, "python -m harness.loading", _page(rows, found), {"rows": rows, "kinds": found}
+            )
             Console(markup=False, stderr=True).print(f"{kind}: {found[kind]}")
-    lines = [
-        f"# Loading {rows:,} interactions",
-        "",
-        f"Of {rows // 100:,} users and {rows // 1000:,} items, drawn at random, so that some pairs repeat and are",
-        "merged; split by ratio as by default. Peak: growth of the process, as the operating system counts it; kept:",
-        "what of it is still there when the data is ready, data and what the allocator has not given back.",
-        "",
-        "| kind | file, MB | distinct pairs | seconds | peak, GB | bytes a row | kept, GB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for kind, row in found.items():
-        lines.append(
-            f"| {kind} | {row['file'] / 1e6:,.0f} | {row['pairs']:,} | {row['seconds']:.1f} | {row['peak'] / 1e9:.2f} "
-            f"| {row['peak'] / rows:.0f} | {row['kept'] / 1e9:.2f} |"
-        )
-    save_results(output, "python -m harness.loading", lines, {"rows": rows, "kinds": found})
 
 
 if __name__ == "__main__":

@@ -135,9 +135,9 @@ class Weight:
         return (4 * self.nnz + index) / self.rows
 
 
-def random_ids(rows: int, batch: int, lists: int = IDS) -> Callable[[], Tensor]:
+def random_ids(rows: int, *shape: int, lists: int = IDS) -> Callable[[], Tensor]:
     """A function that gives other random ids at every call, and other ones than every other such function."""
     generator = torch.Generator().manual_seed(next(_seeds))
-    drawn = [torch.randint(rows, (batch,), generator=generator) for _ in range(lists)]
+    drawn = [torch.randint(rows, shape, generator=generator) for _ in range(lists)]
     turn = itertools.cycle(drawn)
     return lambda: next(turn)

@@ -58,9 +58,9 @@ def _counts(run: Callable[[], object], resident: int) -> Callable[[], dict[str, 
 
 
 def _propagate() -> dict[str, Form]:
-    from harness import kernel_forms
+    from harness import graph_forms
 
-    made = kernel_forms.propagate(1.0, dim=64, users=2000, items=3000)
+    made = graph_forms.propagate(1.0, dim=64, users=2000, items=3000)
     first, *others = made.dense.items()
     return {
         "dense": Form(first[1]),

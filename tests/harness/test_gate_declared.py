@@ -127,6 +127,7 @@ def test_a_workload_that_a_quick_run_no_longer_takes_is_gone() -> None:
     ("name", "differs"),
     [
         ("kernel_forms.py", True),
+        ("graph_forms.py", True),
         ("operands.py", True),
         ("gpu_steps.py", True),
         ("suite/frozen.py", True),

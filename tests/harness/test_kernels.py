@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from harness import compile_times, handoff, kernel_forms, kernels, lazy_forms
 from harness.ceilings import measure_ceilings
 from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
+from harness.operands import Forms
 
 # Forms without a value of their own: they change state, or look up other rows at each call.
 STATEFUL = (
@@ -44,6 +46,28 @@ def test_all_forms_compute_the_same(case: Case) -> None:
         if case.build is kernel_forms.sddmm and other.shape != ours.shape:
             continue  # dense: at every position
         torch.testing.assert_close(ours, other if other.shape == ours.shape else other.t(), msg=name)
+
+
+@pytest.mark.parametrize("each", [1, 5])
+@pytest.mark.parametrize("build", [kernel_forms.gather, kernel_forms.gather_dot])
+def test_lookups_compute_the_same_of_the_same_ids(
+    build: Callable[..., Forms], each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids(rows: int, *shape: int) -> Callable[[], torch.Tensor]:
+        fixed = torch.randint(rows, shape, generator=torch.Generator().manual_seed(len(shape)))
+        return lambda: fixed
+
+    monkeypatch.setattr(kernel_forms, "random_ids", ids)
+    forms = build(
+        0.5, rows=50, cols=20, batch=7, **({"each": each} if build is kernel_forms.gather_dot else {})
+    )
+    ours = forms.ours()
+    assert isinstance(ours, torch.Tensor)
+    assert len(forms.dense) == 3 + (each > 1 and build is kernel_forms.gather_dot)
+    for name, run in forms.dense.items():
+        found = run()
+        assert isinstance(found, torch.Tensor)
+        torch.testing.assert_close(found.view(ours.shape), ours, msg=name)
 
 
 def test_every_target_is_measured() -> None:
