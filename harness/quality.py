@@ -100,11 +100,13 @@ def _changes(section: dict[str, Any]) -> str:
     if section["preset"] not in presets():
         return "of a preset that is no more"
     known, saved = flat(load_config(section["preset"]).to_dict()), flat(section["config"])
-    return ", ".join(
+    changes = [
         f"`{key} = {json.dumps(saved[key])}`"
         for key in saved
         if key not in _UNSAID and (key not in known or known[key] != saved[key])
-    )
+    ]
+    parts = section.get("pretrained", {}).values()  # files of older versions do without
+    return ", ".join([*changes, *(f"begins with what `{part['preset']}` has learnt" for part in parts)])
 
 
 def _read(file: Path) -> dict[str, Any] | None:

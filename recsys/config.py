@@ -62,7 +62,8 @@ class Config(Section):
     def hash(self) -> str:
         """16 hexadecimal digits that change with every setting that decides what comes out.
 
-        The place of the data does not, nor do a further log and the device.
+        The place of the data does not, nor do a further log, the device, and the place of runs that weights are taken
+        from: their names stand for them.
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
@@ -70,6 +71,8 @@ class Config(Section):
             content["data"]["name"] = Path(self.data.name).name
         content["train"].pop("tensorboard")
         content["train"].pop("device")
+        parts = content["train"]["pretrained"]
+        content["train"]["pretrained"] = {part: Path(folder).name for part, folder in parts.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def anchored(self) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recsys.config import Config, load_config, presets
 from recsys.data import available
 from recsys.errors import ConfigError
 from recsys.models.settings import FittedConfig
-from recsys.reproduce.definition import TableDefinition, TableRow, load_published, load_table
+from recsys.reproduce.definition import PartRow, TableDefinition, TableRow, load_published, load_table
 from recsys.reproduce.measure import measure_cells
 from recsys.reproduce.page import Section, table_page
 from recsys.results import save_results
@@ -88,10 +89,15 @@ def reproduce(
         why = [f"--only {only!r} is in none of them (such as 'cdae-ml-1m dsl density=0.5')"] if only else []
         raise ConfigError(f"no run of the table {name!r} is left: {'; '.join([*why, *notes])}")
     # All of them, before hours are spent on the first.
+    parts = [_parts(table, row, cells, data_dir, overrides) for row, cells in work]
+    work = [(row, _begun_with(own, cells, runs)) for (row, cells), own in zip(work, parts, strict=True)]
     plans = [Plan.of(cells, runs / row.preset) for row, cells in work]
+    plans += [Plan.of(cells, runs / preset) for own in parts for preset, cells in own.values()]
     if not quiet:
+        # Parts may be those of several rows, or a row of their own.
         total, left = (
-            sum(map(len, lists)) for lists in zip(*((p.cells, p.open) for p in plans), strict=True)
+            len({plan.place(cell) for plan in plans for cell in some(plan)})
+            for some in (lambda plan: plan.cells, lambda plan: plan.open)
         )
         say.print(
             f"{total} trainings in {len(work)} row{'s' * (len(work) > 1)}, {left} of them to be done; fewer by "
@@ -100,7 +106,11 @@ def reproduce(
             soft_wrap=True,
         )
     sections: list[Section] = []
-    for row, cells in work:
+    for (row, cells), own in zip(work, parts, strict=True):
+        for preset, first in own.values():
+            if not quiet:
+                say.print(f"{row.preset}: begins with {len(first)} runs of {preset}", highlight=False)
+            print_failures(train_all(first, runs / preset, jobs, threads or threads_for(jobs), quiet))
         if not quiet:
             say.print(f"{row.preset}: {len(cells)} runs", highlight=False)
         outcome = train_all(cells, runs / row.preset, jobs, threads or threads_for(jobs), quiet)
@@ -112,6 +122,7 @@ def reproduce(
             {
                 "preset": row.preset,
                 "set": row.set,
+                "pretrained": {name: part.model_dump(mode="json") for name, part in row.pretrained.items()},
                 "config": config,
                 "metrics": [metric for metric in asked if summary and metric in summary[0]["test"]]
                 or shown_metrics(summary, config.train.metric),
@@ -164,8 +175,11 @@ def _missing(
     table: TableDefinition, row: TableRow, data_dir: str | None, overrides: Sequence[str]
 ) -> str | None:
     """Why a row cannot be, or None."""
-    if row.preset not in presets():
-        return f"{row.preset}: there is no such preset"
+    for preset in (row.preset, *(part.preset for part in row.pretrained.values())):
+        if preset not in presets():
+            return (
+                f"{row.preset}: there is no {'such preset' if preset == row.preset else f'preset {preset}'}"
+            )
     data = _cells(table.model_copy(update={"seeds": 1}), row, data_dir, overrides)[0].config.data
     dataset = data.name
     if dataset not in available(data.dir) and not Path(dataset).exists():
@@ -174,7 +188,7 @@ def _missing(
 
 
 def _cells(
-    table: TableDefinition, row: TableRow, data_dir: str | None, overrides: Sequence[str]
+    table: TableDefinition, row: PartRow, data_dir: str | None, overrides: Sequence[str]
 ) -> list[Cell]:
     options = row.set if data_dir is None else {**row.set, "data.dir": data_dir}
     shorter = {"train.epochs": table.epochs} if table.epochs else {}
@@ -193,6 +207,36 @@ def _cells(
     return make_grid(make_config, axes, 1 if fitted else table.seeds).cells
 
 
+def _parts(
+    table: TableDefinition,
+    row: TableRow,
+    cells: Sequence[Cell],
+    data_dir: str | None,
+    overrides: Sequence[str],
+) -> dict[str, tuple[str, list[Cell]]]:
+    """The runs that those of a row take weights from: {part: (preset, one run for each of `cells`)}."""
+    found = {}
+    for name, part in row.pretrained.items():
+        own = {(cell.name, cell.seed): cell for cell in _cells(table, part, data_dir, overrides)}
+        found[name] = part.preset, [own[cell.name, cell.seed] for cell in cells]
+    return found
+
+
+def _begun_with(
+    parts: Mapping[str, tuple[str, Sequence[Cell]]], cells: Sequence[Cell], runs: Path
+) -> list[Cell]:
+    """The cells, each with its parts as `train.pretrained`."""
+    folders: list[dict[str, str]] = [{} for _ in cells]
+    for name, (preset, own) in parts.items():
+        plan = Plan.of(own, runs / preset)
+        for one, cell in zip(folders, own, strict=True):
+            one[name] = str(plan.place(cell).resolve())
+    return [
+        replace(cell, config=cell.config.replace(train={"pretrained": one})) if one else cell
+        for cell, one in zip(cells, folders, strict=True)
+    ]
+
+
 def _cost(cells: Sequence[Cell], folder: Path, seconds: float) -> dict[str, Any]:
     """Of the first seed of each cell that has ended; nothing of models that take no steps."""
     if isinstance(cells[0].config.model, FittedConfig):
@@ -208,4 +252,5 @@ def _cost(cells: Sequence[Cell], folder: Path, seconds: float) -> dict[str, Any]
 def _plain(config: Config) -> dict[str, Any]:
     tree = config.to_dict()
     tree["data"].pop("dir", None)
+    tree["train"].pop("pretrained")  # folders; what they hold is in the row
     return tree

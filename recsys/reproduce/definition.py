@@ -16,6 +16,7 @@ from recsys.errors import ConfigError
 from recsys.settings import Section
 
 __all__ = [
+    "PartRow",
     "Published",
     "PublishedResult",
     "TableDefinition",
@@ -28,11 +29,10 @@ __all__ = [
 Method = Literal["dense", "masked", "static", "dsl"]
 
 
-class TableRow(Section):
-    """A preset, the metrics to show of it (none: those of the table), and settings that differ from the preset's."""
+class PartRow(Section):
+    """A preset, and settings that differ from the preset's."""
 
     preset: str
-    metrics: list[str] = Field(default=[])
     set: dict[str, Any] = Field(default={})
 
     @field_validator("set", mode="before")
@@ -40,6 +40,18 @@ class TableRow(Section):
     def _flat(cls, given: Any) -> Any:
         """TOML reads ``train.lr = 0.01`` without quotes as a table: it sets one setting, not all of [train]."""
         return dict(_flattened(given)) if isinstance(given, dict) else given
+
+
+class TableRow(PartRow):
+    """What a row shows.
+
+    metrics: those to show; none: those of the table.
+    pretrained: what runs take initial weights from, by the name of the part (`train.pretrained`): a preset that is
+        trained first, with the method, density and seed of the run.
+    """
+
+    metrics: list[str] = Field(default=[])
+    pretrained: dict[str, PartRow] = Field(default={})
 
 
 def _flattened(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

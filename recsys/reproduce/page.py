@@ -94,6 +94,13 @@ def _details(published: Published, section: Section) -> list[str]:
     if section["set"]:
         changed = ", ".join(f"`{key} = {value}`" for key, value in section["set"].items())
         lines += [f"Other settings than the preset's: {changed}.", ""]
+    for name, part in section["pretrained"].items():
+        changed = ", ".join(f"`{key} = {value}`" for key, value in part["set"].items())
+        lines += [
+            f"Begins with what a run of `{part['preset']}`{f' ({changed})' if changed else ''} of the same method, "
+            f"density and seed has learnt (`train.pretrained.{name}`).",
+            "",
+        ]
     if section["dataset"]:
         data = section["dataset"]
         lines += [

@@ -19,6 +19,7 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 
 def test_every_preset_is_valid():
     assert presets() == [
+        "bprmf-foursquare",
         "bprmf-gowalla",
         "bprmf-ml-1m",
         "cdae-citeulike-t",

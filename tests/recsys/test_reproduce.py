@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from recsys.cli import app
 from recsys.config import load_config
 from recsys.errors import ConfigError
 from recsys.models.settings import MODEL_SETTINGS
+from recsys.recommender import SavedRecommender
 from recsys.reproduce.definition import load_published, load_table, tables
 
 TABLE = """
@@ -185,6 +188,78 @@ def test_settings_of_rows(tmp_path, in_process):
     assert call(*command).exit_code == 0
     page = (tmp_path / "t.md").read_text()
     assert "Other settings than the preset's: `train.lr = 0.01`, `train.epochs = 1`, `model.beta_cap" in page
+
+
+PARTS = """
+title = "x"
+seeds = 2
+epochs = 1
+methods = ["dense", "static", "masked", "dsl"]
+densities = [0.5]
+
+[[rows]]
+preset = "convncf-ml-1m"
+[rows.set]
+"model.dim" = 16
+"model.channels" = [4, 4]
+"model.kernels" = [4, 4]
+"evaluation.negatives" = 20
+"data.name" = "synthetic"
+"data.options" = { users = 120, items = 60, interactions = 1800, clusters = 6 }
+[rows.pretrained.bprmf]
+preset = "PART"
+[rows.pretrained.bprmf.set]
+"model.dim" = 16
+"train.lr" = 0.03
+"evaluation.negatives" = 20
+"data.name" = "synthetic"
+"data.options" = { users = 120, items = 60, interactions = 1800, clusters = 6 }
+"""
+
+
+def run_config(folder):
+    return load_config(path=folder / "config.toml")
+
+
+def test_rows_begin_with_what_others_have_learnt(tmp_path, in_process):
+    table, runs = tmp_path / "t.toml", tmp_path / "runs"
+    table.write_text(PARTS.replace("PART", "bprmf-ml-1m"))
+    command = ["--table", table, "-o", tmp_path / "t", "--timing", 0, "--runs"]
+    result = call(*command, runs, "--only", "dense|static|dsl")
+    assert result.exit_code == 0, result.output
+    assert "12 trainings in 1 row, 12 of them to be done" in result.stderr
+    assert "convncf-ml-1m: begins with 6 runs of bprmf-ml-1m" in result.stderr
+    # Parts first, and each run has that of its own method and seed; index sets are the part's until some are moved.
+    assert [name.rpartition("-")[0] for name in in_process] == 2 * [
+        f"{cell}-seed{seed}" for seed in (0, 1) for cell in ("dense", "static-density0.5", "dsl-density0.5")
+    ]
+    for name in in_process[6:]:
+        part = Path(run_config(runs / "convncf-ml-1m" / name).train.pretrained["bprmf"])
+        assert part.parent == (runs / "bprmf-ml-1m").resolve()
+        assert part.name.rpartition("-")[0] == name.rpartition("-")[0]
+    static = runs / "convncf-ml-1m" / next(name for name in in_process[6:] if name.startswith("static"))
+    ours, part = (
+        SavedRecommender.load(folder).model
+        for folder in (static, run_config(static).train.pretrained["bprmf"])
+    )
+    assert torch.equal(ours.users.pattern.col, part.users.pattern.col)
+    assert not torch.equal(ours.users.values, part.users.values)
+    # The same runs elsewhere, and further ones: nothing that has ended is trained again.
+    moved = tmp_path / "moved"
+    runs.rename(moved)
+    result = call(*command, moved)
+    assert result.exit_code == 0, result.output
+    assert "16 trainings in 1 row, 4 of them to be done" in result.stderr
+    assert len(in_process) == 16
+    page, document = (tmp_path / "t.md").read_text(), json.loads((tmp_path / "t.json").read_text())
+    assert "Begins with what a run of `bprmf-ml-1m` (`model.dim = 16`, `train.lr = 0.03`, " in page
+    assert "of the same method, density and seed has learnt (`train.pretrained.bprmf`)." in page
+    assert str(tmp_path) not in json.dumps(document["sections"])
+    assert document["sections"][0]["pretrained"]["bprmf"]["preset"] == "bprmf-ml-1m"
+    table.write_text(PARTS.replace("PART", "bprmf-moon"))
+    result = call(*command, moved)
+    assert result.exit_code == 2
+    assert "convncf-ml-1m: there is no preset bprmf-moon" in result.stderr
 
 
 def test_yardsticks_are_one_run_each_beside_the_others(tmp_path, in_process):
