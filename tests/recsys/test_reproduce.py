@@ -75,6 +75,17 @@ def test_small_table_has_models_beyond_the_six():
     assert rows[-2:] == ["sasrec-ml-100k", "bprmf-ml-1m"]
 
 
+def test_the_row_of_the_docs_is_valid(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "recommenders.md").read_text()
+    (block,) = re.findall(r"```toml\n(\[\[rows\]\].*?)```", page, re.DOTALL)
+    (tmp_path / "t.toml").write_text(f'title = "x"\n{block}')
+    (row,) = load_table(str(tmp_path / "t.toml")).rows
+    widths = {
+        load_config(part.preset, options=part.set).model.dim for part in (row, *row.pretrained.values())
+    }
+    assert len(widths) == 1
+
+
 def test_published_values():
     published = load_published()
     assert "so there are none to compare with" in published.about
