@@ -19,6 +19,7 @@ def test_defaults_are_valid_and_survive_a_round_trip(tmp_path):
 
 def test_every_preset_is_valid():
     assert presets() == [
+        "bprmf-citeulike-t",
         "bprmf-foursquare",
         "bprmf-gowalla",
         "bprmf-ml-1m",
@@ -30,6 +31,8 @@ def test_every_preset_is_valid():
         "convncf-foursquare",
         "convncf-ml-1m",
         "ease-ml-1m",
+        "itemknn-citeulike-t",
+        "itemknn-foursquare",
         "itemknn-ml-1m",
         "lightgcn-amazon-book",
         "lightgcn-gowalla",
@@ -43,6 +46,7 @@ def test_every_preset_is_valid():
         "neumf-citeulike-t",
         "neumf-foursquare",
         "neumf-ml-1m",
+        "popularity-citeulike-t",
         "popularity-ml-1m",
         "quickstart",
         "sasrec-ml-100k",
