@@ -72,7 +72,7 @@ def test_main_table():
 
 def test_small_table_has_models_beyond_the_six():
     rows = [row.preset for row in load_table("small").rows]
-    assert rows[-2:] == ["sasrec-ml-100k", "bprmf-ml-1m"]
+    assert {"sasrec-ml-100k", "bprmf-ml-1m", "itemknn-citeulike-t", "popularity-citeulike-t"} <= set(rows)
 
 
 def test_the_row_of_the_docs_is_valid(tmp_path):
