@@ -260,7 +260,7 @@ class DynamicSparsity:
                 f"no gradient has come to {name or 'the model'} by its own forward pass in this step: it was not "
                 "explored. If that is so at every step, something reads its weight past it (layer.weight is for "
                 "reading, and trains nothing): leave that module dense (sparsify's exclude=)",
-                stacklevel=4,
+                stacklevel=6,  # whoever calls step(), which torch.no_grad wraps
             )
 
     def _begin_window(self) -> None:

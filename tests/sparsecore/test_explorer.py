@@ -360,8 +360,9 @@ def test_frozen_full_and_unused_weights_stay() -> None:
         name: m.pattern.positions() for name, m in model.named_children() if isinstance(m, SparseModule)
     }
     one_step(model, optimizer, torch.randn(5, 10))
-    with pytest.warns(UserWarning, match="no gradient has come to unused"):
+    with pytest.warns(UserWarning, match="no gradient has come to unused") as said:
         report = explorer.step()
+    assert said[0].filename == __file__
     one_step(model, optimizer, torch.randn(5, 10))
     explorer.step()  # said once
     assert report is not None
