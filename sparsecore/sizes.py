@@ -8,7 +8,7 @@ import torch
 
 from sparsecore.errors import DensityError
 
-__all__ = ["column_dtype", "default_device", "exact_nnz", "pointer_dtype"]
+__all__ = ["check_density", "column_dtype", "default_device", "exact_nnz", "pointer_dtype"]
 
 
 def default_device() -> torch.device:
@@ -30,6 +30,16 @@ def pointer_dtype(nnz: int) -> torch.dtype:
     return torch.int32 if nnz < 2**31 else torch.int64
 
 
+def check_density(density: float) -> None:
+    """Refuse what is no density.
+
+    Raises:
+        DensityError: for anything but a number in (0, 1].
+    """
+    if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
+        raise DensityError(f"density must be a number in (0, 1], got {density!r}")
+
+
 def exact_nnz(shape: tuple[int, int], density: float) -> int:
     """Number of nonzeros of a weight of this shape: ``round(density * rows * cols)``, at least 1.
 
@@ -37,8 +47,7 @@ def exact_nnz(shape: tuple[int, int], density: float) -> int:
         DensityError: if the density is outside (0, 1] or so low that nothing would be stored.
     """
     rows, cols = shape
-    if not isinstance(density, numbers.Real) or isinstance(density, bool) or not 0.0 < density <= 1.0:
-        raise DensityError(f"density must be a number in (0, 1], got {density!r}")
+    check_density(density)
     nnz = round(float(density) * rows * cols)
     if not rows * cols:
         raise DensityError(f"a {rows} x {cols} weight has nothing to store: leave it dense")

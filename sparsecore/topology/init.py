@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsecore.errors import DensityError
-from sparsecore.sizes import exact_nnz
+from sparsecore.sizes import check_density
 
 __all__ = ["allocate"]
 
@@ -30,14 +30,19 @@ def allocate(shapes: Sequence[tuple[int, ...]], density: float, distribution: st
         One density in (0, 1] for each shape.
 
     Raises:
-        DensityError: for a density outside (0, 1] or an unknown distribution.
+        DensityError: for a density outside (0, 1] or so low that nothing is stored, or an unknown distribution.
     """
     if distribution not in ("uniform", "er", "erk"):
         raise DensityError(f"distribution must be 'uniform', 'er' or 'erk', got {distribution!r}")
     if not shapes:
         raise DensityError("there is no weight to share a density out to")
     sizes = [_product(shape) for shape in shapes]
-    exact_nnz((1, sum(sizes)), density)
+    check_density(density)
+    if sum(sizes) and round(float(density) * sum(sizes)) < 1:
+        raise DensityError(
+            f"density {density:g} of weights with {sum(sizes)} positions in all leaves no nonzero at all; each weight "
+            "has to store one at least"
+        )
     if distribution == "uniform" or density == 1.0:
         return [float(density)] * len(sizes)
     raw = [

@@ -110,5 +110,5 @@ def test_allocate_refuses() -> None:
         allocate(SHAPES, 0.1, "zipf")
     with pytest.raises(DensityError, match="density must be a number"):
         allocate(SHAPES, 0.0)
-    with pytest.raises(DensityError, match="leaves no nonzero"):
-        allocate([(10, 10)], 0.001)
+    with pytest.raises(DensityError, match="of weights with 150 positions in all leaves no nonzero"):
+        allocate([(10, 10), (5, 10)], 0.001)
