@@ -181,7 +181,13 @@ def _refuse_unknown(model: nn.Module, patterns: list[str]) -> None:
 def _patterns(given: str | Iterable[str] | None, default: list[str]) -> list[str]:
     if given is None:
         return default
-    return [given] if isinstance(given, str) else list(given)
+    patterns = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for one in patterns:
+        if not isinstance(one, str):
+            raise ConversionError(
+                f"include= and exclude= take names of modules, as named_modules() has them, or patterns, got {one!r}"
+            )
+    return patterns
 
 
 def _nothing(model: nn.Module, include: object, exclude: object) -> str:

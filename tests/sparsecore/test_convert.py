@@ -221,6 +221,8 @@ def unsupported() -> nn.Module:
             "leave no module .* candidates are table, bag",
         ),
         (net, {"density": 0.5, "exclude": "*"}, ConversionError, "leave no module"),
+        (net, {"density": 0.5, "include": nn.Linear}, ConversionError, "take names of modules.*got <class"),
+        (net, {"density": 0.5, "exclude": ["head", 1]}, ConversionError, "take names of modules.*got 1"),
         (tied, {"density": 0.5}, ConversionError, "the modules table, head share one weight.*exclude them"),
         (tied, {"density": 0.5, "include": "head"}, ConversionError, "share one weight"),
         (unsupported, {"density": 0.5}, ConversionError, "bag: .*does not support mode='mean'"),
