@@ -38,7 +38,10 @@ def plan_exchange(
     try:
         index = explore.prune(module.values.detach(), module.index, shape, k)
     except FloatingPointError:
-        raise TopologyError(f"weights of {name} are NaN or infinite: nothing was rewritten") from None
+        raise TopologyError(
+            f"weights of {name} are NaN or infinite: nothing was rewritten. An update has made them so: go back to a "
+            "checkpoint (model, optimizer and explorer), and lower the learning rate or clip gradients"
+        ) from None
     if source is not None:
         try:
             index = explore.grow(source, index, shape, k, skip)
