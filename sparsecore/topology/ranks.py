@@ -215,7 +215,7 @@ def expect_layout(modules: Mapping[str, SparseModule], ranks: Ranks | None) -> N
     for name, module in modules.items():
         if not module.has_index:
             raise TopologyError(f"{name or 'the model'} has {NO_INDEX}")
-        if type(module.values) is not nn.Parameter or module.values.numel() != stored(module.index):
+        if type(module.values) not in (nn.Parameter, Tensor) or module.values.numel() != stored(module.index):
             raise TopologyError(
                 f"the values of {name or 'the model'} are cut up over ranks (FSDP), but an exploration needs them "
                 "whole. Train sparse modules with DistributedDataParallel, and split large tables by "

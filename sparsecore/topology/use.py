@@ -168,7 +168,7 @@ class Recorder:
         self._staged: dict[int, tuple[bool, list[tuple[Use, Tensor]], bool, Tensor | None]] = {}
         self._values = weakref.ref(values)
         self._hooks: list[RemovableHandle] = []
-        if values.requires_grad:
+        if values.requires_grad and values.is_leaf:  # computed ones (pruned) are refused by explorations
             self._hooks = [
                 values.register_hook(self._reached),
                 values.register_post_accumulate_grad_hook(self._was_reached),

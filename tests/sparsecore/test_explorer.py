@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparsecore
 from sparsecore import DynamicSparsity, SparseEmbedding, SparseLinear, TopologyError
@@ -441,6 +442,18 @@ def test_bad_models() -> None:
         sparsecore.MaskedSparsity(dense, optimizer, {"nope": torch.ones(3, 3)}, total_steps=5)
     with pytest.raises(TopologyError, match="either masks or density"):
         sparsecore.MaskedSparsity(dense, optimizer, total_steps=5)
+
+
+def test_values_that_are_computed_later_are_refused() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=2, total_steps=9)
+    prune.l1_unstructured(module, "values", amount=0.5)
+    one_step(module, optimizer, torch.randn(3, 10))
+    assert explorer.step() is None
+    one_step(module, optimizer, torch.randn(3, 10))
+    with pytest.raises(TopologyError, match=r"does not hold the values.*torch\.nn\.utils\.prune"):
+        explorer.step()
 
 
 def test_several_optimizers() -> None:
