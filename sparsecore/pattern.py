@@ -257,7 +257,10 @@ class Pattern:
         return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
 
     def to_csr(self, values: Tensor) -> Tensor:
-        """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit."""
+        """``torch.sparse_csr`` matrix that shares ``values``; int32 indices where they fit.
+
+        Clone it where training goes on: an exploration writes into the values, and the indices stay as they were.
+        """
         self._expect(values)
         index = torch.int32 if max(self.nnz, *self.shape) < 2**31 else torch.int64
         return torch.sparse_csr_tensor(
@@ -272,6 +275,8 @@ class Pattern:
 
     def to_scipy(self, values: Tensor) -> scipy.sparse.csr_array:
         """``scipy.sparse.csr_array`` that shares ``values`` where they are on the CPU.
+
+        Copy it where training goes on: an exploration writes into the values, and the indices stay as they were.
 
         Raises:
             PatternError: for values of a type that scipy does not have.

@@ -233,6 +233,7 @@ class SparseModule(nn.Module):
         """The weight as a ``torch.sparse_csr`` matrix, for reading: it shares the values, detached from autograd.
 
         No gradient comes back through it: a module whose own code multiplies by ``layer.weight`` would not train it.
+        An exploration writes into the values, while the indices of an earlier matrix may stay: clone it to keep it.
         """
         return self.pattern.to_csr(self.values.detach())
 

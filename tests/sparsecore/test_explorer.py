@@ -444,6 +444,20 @@ def test_bad_models() -> None:
         sparsecore.MaskedSparsity(dense, optimizer, total_steps=5)
 
 
+def test_a_copied_matrix_outlives_an_exploration() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    explorer = DynamicSparsity(module, optimizer, interval=1, total_steps=9)
+    shared, copied = module.pattern.to_scipy(module.values), module.pattern.to_scipy(module.values).copy()
+    weight, before = module.weight.clone(), module.pattern.to_dense(module.values.detach())
+    one_step(module, optimizer, torch.randn(3, 10))
+    explorer.step()
+    assert np.array_equal(shared.data, module.values.detach().numpy())
+    assert not np.array_equal(shared.toarray(), module.pattern.to_dense(module.values.detach()).numpy())
+    assert np.array_equal(copied.toarray(), before.numpy())
+    assert torch.equal(weight.to_dense(), before)
+
+
 def test_values_that_are_computed_later_are_refused() -> None:
     module = layer()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
