@@ -138,6 +138,13 @@ def test_distribution_keeps_the_overall_budget() -> None:
     assert count["head"][1] > count["head"][0], "the smallest layer is kept denser"
 
 
+def test_several_calls_give_several_densities() -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 20))
+    for name, density in (("0", 0.1), ("2", 0.5)):
+        sparsify(model, density, include=name)
+    assert [getattr(m, "density", None) for m in model] == [0.1, None, 0.5]
+
+
 def test_bias_density() -> None:
     model = sparsify(net(), 0.5, bias_density=0.25)
     assert isinstance(model.encoder[0].bias, SparseBias)  # type: ignore[index, union-attr]
