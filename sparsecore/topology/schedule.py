@@ -66,11 +66,11 @@ class Timetable:
         end_drop_fraction: float, schedule: str, stop_fraction: float, grow: str,
     ) -> None:  # fmt: skip
         if interval is not None and (not isinstance(interval, numbers.Integral) or interval < 1):
-            raise TopologyError(f"interval must be a positive number of steps or None, got {interval!r}")
+            raise TopologyError(
+                f"interval must be a positive whole number of steps or None, got {interval!r}"
+            )
         if interval is not None and total_steps is None:
             raise TopologyError("total_steps is needed: the drop fraction falls over the whole run")
-        if not 0.0 <= stop_fraction <= 1.0:
-            raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
         if grow not in ("gradient", "random"):
             raise TopologyError(f"grow must be 'gradient' or 'random', got {grow!r}")
         # Plain numbers, whatever a sweep took them from: a checkpoint holds them.
@@ -81,7 +81,13 @@ class Timetable:
             raise TopologyError(
                 f"drop_fraction and end_drop_fraction must be numbers, got {drop_fraction!r} and {end_drop_fraction!r}"
             ) from None
-        stop_fraction, total_steps = float(stop_fraction), None if total_steps is None else int(total_steps)
+        try:
+            stop_fraction = float(stop_fraction)
+        except TypeError:
+            raise TopologyError(f"stop_fraction must be a number, got {stop_fraction!r}") from None
+        if not 0.0 <= stop_fraction <= 1.0:
+            raise TopologyError(f"stop_fraction must be in [0, 1], got {stop_fraction!r}")
+        total_steps = None if total_steps is None else int(total_steps)
         self.interval, self.grow = interval, grow
         self.total_steps = 1 if total_steps is None else total_steps
         self.last_step = math.floor(stop_fraction * self.total_steps + 1e-6)

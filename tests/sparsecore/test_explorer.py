@@ -410,7 +410,8 @@ def test_evaluation_between_steps_leaves_no_trace() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"interval": 0, "total_steps": 5}, "interval must be a positive number"),
+        ({"interval": 0, "total_steps": 5}, "interval must be a positive whole number"),
+        ({"interval": 2.0, "total_steps": 5}, "interval must be a positive whole number .* got 2.0"),
         ({"interval": 5}, "total_steps is needed"),
         ({"interval": 5, "total_steps": 0}, "total_steps must be at least 1"),
         ({"total_steps": 5, "drop_fraction": 1.5}, r"drop_fraction must be in \[0, 1\], got 1.5"),
@@ -420,6 +421,7 @@ def test_evaluation_between_steps_leaves_no_trace() -> None:
         ),
         ({"total_steps": 5, "grow": "magic"}, "grow must be"),
         ({"total_steps": 5, "stop_fraction": -1}, "stop_fraction must be"),
+        ({"total_steps": 5, "stop_fraction": None}, "stop_fraction must be a number, got None"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
