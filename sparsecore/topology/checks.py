@@ -69,7 +69,7 @@ def expect_held(modules: Mapping[str, SparseModule], optimizers: Sequence[Optimi
         raise TopologyError(
             f"the optimizer does not hold the values of {', '.join(name or 'the model' for name in missing)}: build it "
             "from the parameters of the sparse model, after sparsify() and after whatever replaces parameters "
-            "(load_state_dict(assign=True), torch.nn.utils.prune)"
+            "(load_state_dict(assign=True), torch.nn.utils.prune); of several optimizers give all, as a list"
         )
 
 

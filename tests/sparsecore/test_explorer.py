@@ -475,6 +475,8 @@ def test_values_that_are_computed_later_are_refused() -> None:
 def test_several_optimizers() -> None:
     model = nn.Sequential(layer(10, 10, seed=1), layer(10, 10, seed=2))
     optimizers = [torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[1].parameters(), lr=0.1)]
+    with pytest.raises(TopologyError, match=r"not hold the values of 1: .* of several optimizers give all"):
+        DynamicSparsity(model, optimizers[0], interval=1, total_steps=5)
     explorer = DynamicSparsity(model, optimizers, interval=1, total_steps=5)
     model(torch.randn(4, 10)).sum().backward()
     for optimizer in optimizers:
