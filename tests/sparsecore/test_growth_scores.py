@@ -322,3 +322,20 @@ def test_gradients_are_summed_only_while_an_exploration_is_to_come():
     table.accumulator.reset()
     del explorer
     assert train(None, 1) == 0
+
+
+def test_a_table_that_is_looked_up_and_multiplied_by_learns_from_both() -> None:
+    table = sparsecore.SparseEmbedding(14, SIZE, density=0.3, dtype=torch.float64)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    explorer = DynamicSparsity(table, optimizer, interval=1, total_steps=9)
+    ids = torch.tensor([3, 5, 3])
+    sparsecore.ops.spmm(*table.operands, table(ids).tanh()).square().sum().backward()
+    weight = table.pattern.to_dense(table.values.detach()).requires_grad_()
+    F.linear(weight[ids].tanh(), weight).square().sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(recorded(table), [weight.grad])
+    torch.testing.assert_close(table.values.grad, weight.grad.view(-1)[table.pattern.positions()])
+    optimizer.step()
+    report = explorer.step()
+    assert report is not None
+    assert report.pruned > 0
