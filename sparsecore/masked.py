@@ -101,6 +101,11 @@ class MaskedSparsity:
         unknown = [name for name in masks if name not in parameters]
         if unknown or not masks:
             raise TopologyError(f"masks name no parameter of the model: {unknown or 'none given'}")
+        for name, mask in masks.items():
+            if mask.shape != parameters[name].shape:
+                raise TopologyError(
+                    f"the mask of {name} must have its shape {tuple(parameters[name].shape)}, got {tuple(mask.shape)}"
+                )
         # In the model's order: random growth draws weight by weight, as `DynamicSparsity` does.
         self.parameters = {name: p for name, p in parameters.items() if name in masks}
         # In the weights' own type: a product with a boolean mask converts it every time and is three times slower.

@@ -442,6 +442,9 @@ def test_bad_models() -> None:
         DynamicSparsity(model, optimizer, total_steps=5)
     with pytest.raises(TopologyError, match="masks name no parameter"):
         sparsecore.MaskedSparsity(dense, optimizer, {"nope": torch.ones(3, 3)}, total_steps=5)
+    for shape in ((3, 2), (1, 3)):
+        with pytest.raises(TopologyError, match=r"mask of weight must have its shape \(3, 3\)"):
+            sparsecore.MaskedSparsity(dense, optimizer, {"weight": torch.ones(shape)}, total_steps=5)
     with pytest.raises(TopologyError, match="either masks or density"):
         sparsecore.MaskedSparsity(dense, optimizer, total_steps=5)
 
