@@ -174,7 +174,7 @@ def _refuse_unknown(model: nn.Module, patterns: list[str]) -> None:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(mark in pattern for mark in "*?[") and pattern not in names:
-            near = difflib.get_close_matches(pattern, names, n=3) or [n or "''" for n in names[:20]]
+            near = difflib.get_close_matches(pattern, names, n=3) or [n for n in names if n][:20] or ["''"]
             raise ConversionError(f"the model has no module {pattern!r}; such as {', '.join(near)}")
 
 

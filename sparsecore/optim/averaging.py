@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 
+from sparsecore.errors import SparsecoreError
 from sparsecore.nn.base import SparseModule
 from sparsecore.ops import explore
 
@@ -33,7 +34,7 @@ class AveragedModel(swa_utils.AveragedModel):
         """One more step into the average, as torch's.
 
         Raises:
-            ValueError: the model has not the sparse modules of the one that the average was made of.
+            SparsecoreError: the model has not the sparse modules of the one that the average was made of.
         """
         pairs = _pairs(self.module, model)
         for mine, now in pairs:
@@ -52,7 +53,7 @@ def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[SparseModule, Spa
     theirs = [module for module in model.modules() if isinstance(module, SparseModule)]
     mine, now = ([(m.shape, m.nnz) for m in modules] for modules in (ours, theirs))
     if mine != now:
-        raise ValueError(
+        raise SparsecoreError(
             f"the average was made of a model whose sparse modules have (shape, nonzeros) {mine}, this one has {now}: "
             "average models of one kind and density"
         )

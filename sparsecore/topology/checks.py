@@ -86,7 +86,8 @@ def expect_told(recorder: Recorder, values: Tensor, name: str) -> None:
         raise TopologyError(
             f"{name} has a gradient, but nothing that computed it ran in this step: a CUDA graph that is replayed "
             "runs no Python. Take steps that explore without a graph (torch.compile: another mode than "
-            "'reduce-overhead'), or grow='random'; if the gradient is of earlier steps, call optimizer.zero_grad()"
+            "'reduce-overhead'), or grow='random'; if the gradient is of earlier steps (or step() "
+            "was called twice), call optimizer.zero_grad()"
         )
 
 

@@ -103,6 +103,10 @@ class DynamicSparsity:
         self.timetable = Timetable(
             interval, drop_fraction, total_steps, end_drop_fraction, schedule, stop_fraction, grow
         )
+        if not isinstance(model, nn.Module):
+            raise TopologyError(
+                f"the first argument must be the model, a nn.Module, got {type(model).__name__}"
+            )
         self.modules = {
             name: module for name, module in model.named_modules() if isinstance(module, SparseModule)
         }

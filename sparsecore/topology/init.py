@@ -37,8 +37,12 @@ def allocate(shapes: Sequence[tuple[int, ...]], density: float, distribution: st
     if not shapes:
         raise DensityError("there is no weight to share a density out to")
     sizes = [_product(shape) for shape in shapes]
+    if 0 in sizes:
+        raise DensityError(
+            f"a weight of shape {tuple(shapes[sizes.index(0)])} has nothing to store: leave it dense"
+        )
     check_density(density)
-    if sum(sizes) and round(float(density) * sum(sizes)) < 1:
+    if round(float(density) * sum(sizes)) < 1:
         raise DensityError(
             f"density {density:g} of weights with {sum(sizes)} positions in all leaves no nonzero at all; each weight "
             "has to store one at least"

@@ -112,3 +112,6 @@ def test_allocate_refuses() -> None:
         allocate(SHAPES, 0.0)
     with pytest.raises(DensityError, match="of weights with 150 positions in all leaves no nonzero"):
         allocate([(10, 10), (5, 10)], 0.001)
+    for distribution in ("uniform", "er", "erk"):
+        with pytest.raises(DensityError, match=r"of shape \(0, 5\) has nothing to store"):
+            allocate([(10, 10), (0, 5)], 0.1, distribution)
