@@ -377,7 +377,7 @@ def test_a_name_that_is_no_modules_is_refused(names: dict[str, object]) -> None:
     model = Net()
     with pytest.raises(ConversionError, match="no module 'haed'; such as head"):
         sparsify(model, 0.5, **names)  # type: ignore[arg-type]
-    with pytest.raises(ConversionError, match="no module 'xyz'; such as [a-z]"):
+    with pytest.raises(ConversionError, match=r"no module 'xyz'; such as [a-z]"):
         sparsify(model, 0.5, exclude="xyz")
     assert type(model.head) is nn.Linear
     sparsify(model, 0.5, exclude=["*norm*", "head"])  # a pattern may find nothing

@@ -435,8 +435,8 @@ def test_bad_models() -> None:
     dense = nn.Linear(3, 3)
     with pytest.raises(TopologyError, match="no sparse weight; call sparsify"):
         DynamicSparsity(dense, torch.optim.SGD(dense.parameters(), lr=0.1), total_steps=5)
-    with pytest.raises(TopologyError, match="first argument must be the model, a nn.Module, got SGD"):
-        DynamicSparsity(torch.optim.SGD(dense.parameters(), lr=0.1), dense)  # type: ignore[arg-type]
+    with pytest.raises(TopologyError, match=r"argument must be the model, a nn\.Module, got SGD"):
+        DynamicSparsity(torch.optim.SGD(dense.parameters(), lr=0.1), dense, total_steps=5)  # type: ignore[arg-type]
     model = nn.Sequential(nn.Linear(8, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # too early: these parameters are about to go
     sparsecore.sparsify(model, 0.5)
