@@ -105,6 +105,7 @@ def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:
     )
 
 
+@torch._disable_dynamo  # who watches, and who updates, is asked when it runs
 def deliver(
     parameter: Tensor,
     crow: Tensor,

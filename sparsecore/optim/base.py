@@ -105,6 +105,7 @@ class ElementwiseOptimizer(Optimizer):
         for parameter in group["params"]:
             change(parameter, self)
 
+    @torch._disable_dynamo  # as `step`, where a compiled function calls backward()
     @torch.no_grad()
     def update_rows(
         self,
@@ -138,6 +139,7 @@ class ElementwiseOptimizer(Optimizer):
         else:
             self._touched_rows(parameter, gradient, group)
 
+    @torch._disable_dynamo  # kernels are handed addresses; a compiled step of training breaks here
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.

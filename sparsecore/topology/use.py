@@ -174,6 +174,8 @@ class Recorder:
                 values.register_post_accumulate_grad_hook(self._was_reached),
             ]
 
+    # What autograd calls stays as it is where a compiled function calls backward().
+    @torch._disable_dynamo
     def _reached(self, grad: Tensor | None) -> None:
         """A backward pass has the whole gradient of the values, and is about to add it to ``values.grad``, or to return
         it. None is what an optimizer has left that updates in the backward pass: nothing will be added.
@@ -199,6 +201,7 @@ class Recorder:
         if stored is not None:
             self.stored = stored if self.stored is None else self.stored.add_(stored)
 
+    @torch._disable_dynamo
     def _was_reached(self, values: Tensor) -> None:
         """The gradient has been added. torch 2.6 forgets the other hook where saved tensors are packed."""
         task = torch._C._current_graph_task_id()

@@ -209,3 +209,30 @@ def test_a_table_with_sparse_gradients_breaks_the_graph_and_trains() -> None:
             explorer.step()
         results.append((table.pattern.to_mask(), table.values.detach()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's, after a break
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_that_is_compiled_with_its_backward_pass(sparse: bool, in_backward: bool) -> None:
+    results = []
+    for compiled in (False, True):
+        table = SparseEmbedding(50, 20, density=0.3, sparse=sparse, generator=_seeded())
+        optimizer = sparsecore.optim.Adam(table.parameters(), in_backward=in_backward)
+        explorer = DynamicSparsity(table, optimizer, interval=2, total_steps=6, generator=_seeded())
+
+        def step(ids: Tensor, table: nn.Module = table, optimizer: Any = optimizer) -> None:
+            table(ids).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        run = torch.compile(step, backend="aot_eager") if compiled else step
+        for count in range(4):
+            run((IDS + count) % 50)
+            explorer.step()
+        results.append((table.pattern.to_mask(), table.values.detach()))
+    (mask, values), (other, others) = results
+    assert torch.equal(mask, other)
+    torch.testing.assert_close(others, values)
