@@ -138,3 +138,10 @@ print("loaded")
     # torch 2.6 names the operator, too.
     assert "error when deserializing the saved file" in done.stdout or "Failed deserializing" in done.stdout
     assert done.stdout.endswith("loaded\n")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_table_with_sparse_gradients_is_exported_frozen_or_without_strict(strict: bool) -> None:
+    table = SparseEmbedding(50, 20, density=0.3, sparse=True, generator=seeded()).requires_grad_(not strict)
+    program = torch.export.export(table, (ids(4),), dynamic_shapes=({0: N},), strict=strict)
+    assert torch.equal(program.module()(ids(9, seed=1)), table(ids(9, seed=1)))
