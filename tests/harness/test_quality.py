@@ -32,6 +32,8 @@ def test_a_row_has_a_method_a_line_and_what_differs_from_the_preset(tmp_path: Pa
     )
     assert "masked |" not in text
     assert "`train.lr = 0.25`" in text
+    section["pretrained"] = {"gmf": {"preset": "neumf-gmf", "set": {}}}
+    assert "begins with what `neumf-gmf` has learnt" in quality.page({"mine": document})
     section["preset"] = "neumf-no-more"
     assert "of a preset that is no more" in quality.page({"mine": document})
 
