@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -31,6 +32,8 @@ __all__ = [
     "parse_value",
     "presets",
 ]
+
+_HASHED = re.compile(r"-seed\d+-[0-9a-f]{8}$")  # the folder of a cell, see `recsys.sweep.grid.Cell`
 
 
 class Config(Section):
@@ -62,8 +65,8 @@ class Config(Section):
     def hash(self) -> str:
         """16 hexadecimal digits that change with every setting that decides what comes out.
 
-        The place of the data does not, nor do a further log, the device, and the place of runs that weights are taken
-        from: their names stand for them.
+        The place of the data does not, nor do a further log, the device, and the place of runs of a sweep or table that
+        weights are taken from, whose names hold the hash of their settings.
         """
         content = self.to_dict()
         content["data"].pop("dir", None)
@@ -72,7 +75,10 @@ class Config(Section):
         content["train"].pop("tensorboard")
         content["train"].pop("device")
         parts = content["train"]["pretrained"]
-        content["train"]["pretrained"] = {part: Path(folder).name for part, folder in parts.items()}
+        content["train"]["pretrained"] = {
+            part: Path(folder).name if _HASHED.search(Path(folder).name) else folder
+            for part, folder in parts.items()
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def anchored(self) -> Config:

@@ -213,6 +213,16 @@ def test_hash_changes_with_settings_but_not_with_the_place_of_the_data():
     ]
     assert own[0] == own[1] != own[2]
     assert config.replace(train={"lr": 0.5}).hash != config.hash
+    parts = (
+        "runs/a/dsl-seed0-0123abcd",
+        "moved/dsl-seed0-0123abcd",
+        "runs/a/dsl-seed0-0123abce",
+        "a/mine",
+        "b/mine",
+    )
+    begun = [config.replace(train={"pretrained": {"gmf": part}}).hash for part in parts]
+    assert begun[0] == begun[1]
+    assert len({config.hash, *begun}) == 5
     assert len(config.hash) == 16
 
 
