@@ -63,8 +63,8 @@ def gather_dot(
 ) -> Forms:
     """Scores of pairs from two tables, the second in an encoding of its own if ``other`` is given.
 
-    With more than one item for ``each`` user a dense form may also be a product that is sampled at those places, which
-    writes no rows; torch has it for int32 and int64 indices, and sums in the order of the pattern.
+    With ``each`` > 1 every user has as many items. A dense form may then be a product that is sampled at those places,
+    too, which writes no rows of items.
     """
     users, items = (
         Weight(rows, cols, density, encoding=encoding),
