@@ -31,6 +31,10 @@ __all__ = [
     "same_dtype",
 ]
 
+# Every eager call asks these.
+_peek_transforms = torch._C._functorch.peek_interpreter_stack
+_n_modes, _in_autocast = torch._C._len_torch_dispatch_stack, torch._C._is_any_autocast_enabled
+_in_function_mode, _tracing = torch.overrides._is_torch_function_mode_enabled, torch._C._get_tracing_state
 _KNOWS_AUTOCAST = hasattr(torch.library, "register_autocast")  # torch 2.6 does not
 # Every reader of an operator's schema sees these as three and as six arguments.
 _library = torch.library.Library("sparsecore", "DEF")
@@ -116,9 +120,9 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return op(*args)
-        if not _KNOWS_AUTOCAST and torch._C._is_any_autocast_enabled():
+        if not _KNOWS_AUTOCAST and _in_autocast():
             args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _peek_transforms() is not None:
             return transformed.apply(*args)
         if within_transform():  # what torch.func.vjp returns is called when its level has ended
             args = tuple(torch._C._functorch.unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args)
@@ -127,7 +131,7 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
         differentiable = False
         for a in args:
             kind = type(a)
-            if kind in _TENSORS:
+            if kind is Tensor or kind is torch.nn.Parameter:
                 differentiable = differentiable or a.requires_grad
             elif kind not in _OTHERS:  # a subclass of tensors
                 return op(*args)
@@ -184,7 +188,7 @@ def _version(first: Any) -> int | None:
     return first._version if type(first) is Tensor and not first.is_inference() else None
 
 
-_HALF = (torch.float16, torch.bfloat16)
+_HALF = frozenset((torch.float16, torch.bfloat16))
 _FLOATING = ("values", "values_a", "dy", "grad", "weight", "queries")
 
 
@@ -211,19 +215,13 @@ def in_float32(schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _IDS = (torch.int64, torch.int32)
 _OTHERS = frozenset((type(None), bool, int, float))
 
 
 def _watched() -> bool:
     """Whether something besides autograd wants to see every call: a mode, autocast, or torch.jit.trace."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._is_any_autocast_enabled()
-        or torch.overrides._is_torch_function_mode_enabled()
-        or torch._C._get_tracing_state() is not None
-    )
+    return _n_modes() > 0 or _in_autocast() or _in_function_mode() or _tracing() is not None
 
 
 def same_dtype(name: str, **tensors: Tensor) -> None:

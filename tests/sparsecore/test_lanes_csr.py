@@ -67,6 +67,22 @@ def test_memory_that_is_not_contiguous() -> None:
 
 
 @pytest.mark.parametrize("batch", [3, 8, 20])
+def test_infinite_weights_stay_in_their_rows(batch: int) -> None:
+    """What follows a row in memory is read with it."""
+    pattern = random_pattern((37, 20), 0.3, 3)
+    lengths, odd = pattern.crow.diff(), torch.arange(37) % 2 == 1
+    values = torch.where(odd, torch.inf, 1.0).repeat_interleave(lengths)
+    found = lanes_csr.spmm(values, pattern.crow, pattern.col, torch.ones(batch, 20), 1)
+    assert torch.equal(found[:, ~odd], lengths[~odd].float().expand(batch, -1))
+    assert torch.equal(found[:, odd].isinf(), (lengths[odd] > 0).expand(batch, -1))
+    # Backwards a row's weights reach the columns that it stores alone.
+    dy = torch.zeros(batch, 37)
+    dy[:, 4] = 1.0
+    turned = lanes_csr.spmm_t(values.nan_to_num(posinf=2.0), pattern.crow, pattern.col, dy, 20, 1)
+    assert torch.equal(turned, pattern.to_mask()[4].float().expand(batch, -1))
+
+
+@pytest.mark.parametrize("batch", [3, 8, 20])
 def test_nothing_is_multiplied_that_is_not_stored_nor_read_that_was_not_written(batch: int) -> None:
     """Scratch of an earlier call holds NaN; infinity reaches the rows that store its column, of its example, alone."""
     pattern = random_pattern((37, 20), 0.3, 3)

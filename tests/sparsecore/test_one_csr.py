@@ -61,29 +61,43 @@ def test_infinity_where_nothing_is_stored() -> None:
     assert not found.isnan().any()
 
 
+def test_infinite_weights_stay_in_their_rows() -> None:
+    """What follows a row in memory is read with it."""
+    pattern = Pattern.random((30, 20), 0.3, generator=torch.Generator().manual_seed(3))
+    lengths = pattern.crow.diff()
+    values = torch.tensor([1.0, torch.inf]).repeat(15).repeat_interleave(lengths)
+    found = one_csr.spmm(values, pattern.crow, pattern.col, torch.ones(1, 20), 1)[0]
+    assert torch.equal(found[0::2], lengths[0::2].float())
+    assert torch.equal(found[1::2].isinf(), lengths[1::2] > 0)
+
+
 @pytest.mark.parametrize(
-    ("examples", "dtype", "most", "long", "taken"),
+    ("examples", "dtype", "expand", "most", "long", "taken"),
     [
-        (1, torch.float32, 0, 0, True),
-        (1, torch.float64, 0, 0, True),
-        (2, torch.float32, 0, 0, False),
-        (1, torch.float32, -1, 0, True),
-        (1, torch.float32, -1, 1, False),
+        (1, torch.float32, True, 0, 0, True),
+        (1, torch.float64, True, 0, 0, True),
+        (2, torch.float32, True, 0, 0, False),
+        (1, torch.float32, True, -1, 0, True),
+        (1, torch.float32, True, -1, 1, False),
+        (1, torch.float32, False, -1, 1, True),
+        (2, torch.float32, False, 0, 0, False),
     ],
 )
 def test_where_it_is_taken(
     examples: int,
     dtype: torch.dtype,
+    expand: bool,
     most: int,
     long: int,
     taken: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """``most`` and ``long``: how far the weight is above its limits."""
+    """``expand``: whether there is AVX-512; ``most`` and ``long``: how far the weight is above its limits."""
     used: list[int] = []
     run = one_csr.spmm
     monkeypatch.setattr(one_csr, "spmm", lambda *args: (used.append(1), run(*args))[1])
     pattern = Pattern.random((30, 400), 0.5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(one_csr, "has_expand", lambda: expand)
     monkeypatch.setattr(one_csr, "_MOST_NONZEROS", pattern.nnz + most)
     monkeypatch.setattr(one_csr, "_LONG_ROW", pattern.nnz // 30 + long)
     values = values_for(pattern, dtype=dtype)

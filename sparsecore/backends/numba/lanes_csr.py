@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
 from sparsecore.backends.numba.jit import device_function, kernel, operand, share_out
-from sparsecore.backends.numba.lanes_rows import add_row, dots_of_row, spread_row
+from sparsecore.backends.numba.lanes_rows import SPARE, add_row, dots_of_row, spread_row
 from sparsecore.backends.numba.memory import MOST_KEPT, result_of, scratch_tensor
 from sparsecore.encoding import has_expand
 
@@ -99,7 +99,7 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) ->
     index, kind, _, columns, column = index_at(crow, col)
     zero = NUMBER[x.dtype]
     examples = _examples(batch)
-    size = len(examples) * (cols + _ROWS)
+    size = len(examples) * (cols + SPARE + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
     data = (values.data_ptr(), zero, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), size)
     _sum_rows(index, kind, columns, column, *data, batch, rows, cols, examples, n_chunks)
@@ -117,7 +117,7 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor, dy: Tensor, n_cols: int, n
     work = batch * values.shape[0]
     if work < _LONG_SUMS and work - 16 * batch * n_cols < _WORTH_SUMS:
         n_chunks = 1
-    size = w * (-(-batch // w) * n_cols + _ROWS)
+    size = w * (-(-batch // w) * n_cols + SPARE + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, dy.dtype)
     data = (values.data_ptr(), zero, dy.data_ptr(), scratch.data_ptr(), size)
     _spread(index, kind, columns, column, *data, batch, rows, n_cols, examples, n_chunks)
@@ -132,7 +132,7 @@ def sddmm(crow: Tensor, col: Tensor, dy: Tensor, x: Tensor, nnz: int, n_chunks: 
     out = result_of(crow, "gradient", (nnz,), x.dtype)
     index, kind, _, columns, column = index_at(crow, col)
     examples = _examples(batch)
-    size = len(examples) * (cols + _ROWS)
+    size = len(examples) * (cols + SPARE + _ROWS)
     scratch = scratch_tensor("lanes", n_chunks * size, x.dtype)
     data = (dy.data_ptr(), NUMBER[x.dtype], x.data_ptr(), out.data_ptr(), scratch.data_ptr(), size)
     _dots(index, kind, columns, column, *data, batch, rows, cols, examples, n_chunks)
@@ -162,6 +162,7 @@ def _sum_rows(
         return share_out(chunk, n_chunks)
     w = len(examples)
     first, last = _rows_of(index, kind, rows, n_chunks, chunk)
+    limit = np.int64(peek(index, rows, kind))
     tile = chunk * size
     panel = tile + _ROWS * w
     for slab in range(0, batch, w):
@@ -173,7 +174,9 @@ def _sum_rows(
             for row in range(start, stop):
                 end = np.int64(peek(index, row + 1, kind))
                 place = tile + (row - start) * w
-                add_row(values, begin, end, columns, column, scratch, panel, place, zero, examples)
+                add_row(
+                    values, begin, end, limit, columns, column, scratch, panel, cols, place, zero, examples
+                )
                 begin = end
             for e in range(n):
                 out = (slab + e) * rows + start
@@ -243,6 +246,7 @@ def _spread(
         return share_out(chunk, n_chunks)
     w = len(examples)
     first, last = _rows_of(index, kind, rows, n_chunks, chunk)
+    limit = np.int64(peek(index, rows, kind))
     tile = chunk * size
     sums = tile + _ROWS * w
     for i in range(sums, tile + size):
@@ -251,11 +255,14 @@ def _spread(
         stop = min(start + _ROWS, last)
         for slab in range(0, batch, w):
             _pack_rows(dy, zero, slab, min(w, batch - slab), rows, start, stop, scratch, tile, w)
+            behind = (-(-batch // w) - slab // w) * cols
             begin = np.int64(peek(index, start, kind))
             for row in range(start, stop):
                 end = np.int64(peek(index, row + 1, kind))
                 place, total = tile + (row - start) * w, sums + slab * cols
-                spread_row(values, begin, end, columns, column, scratch, total, place, zero, examples)
+                spread_row(
+                    values, begin, end, limit, columns, column, scratch, total, behind, place, zero, examples
+                )
                 begin = end
 
 
@@ -292,7 +299,9 @@ def _pack_rows(dy, zero, first, n, rows, start, stop, scratch, tile, w):
 
 @device_function
 def _pack(x, zero, first, n, cols, scratch, panel, w):
-    """scratch[panel + w * j + e] = x[first + e, j] of n examples, 0 in lanes that are left."""
+    """scratch[panel + w * j + e] = x[first + e, j] of n examples, 0 in lanes that are left and in a column ``cols``."""
+    for e in range(w):
+        poke(scratch, panel + w * cols + e, zero)
     for begin in range(0, cols, _PACKED):
         end = min(begin + _PACKED, cols)
         for e in range(w):

@@ -1,10 +1,16 @@
 """One row of a weight in CSR times activations that are packed w examples wide, for kernels that are handed addresses.
 
 ``scratch[panel + w * j + e]`` is the activation of column j and example e; w is the length of the tuple ``examples``.
+
+Nonzeros are taken some at a time. Those that are left at a row's end are taken as if they were as many, which reads
+what belongs to the next rows and makes nothing of it: a loop over them, left after another number of turns in every
+row, would cost more than they do. Only the last rows before ``limit``, the end of all nonzeros, have such a loop: how a
+row is rounded does not depend on who computes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,7 +20,9 @@ from numba.extending import intrinsic
 
 from sparsecore.backends.numba.simd_types import I32, I64, call
 
-__all__ = ["add_row", "dots_of_row", "spread_row"]
+__all__ = ["SPARE", "add_row", "dot_of_row", "dots_of_row", "spread_row"]
+
+SPARE = 8  # columns of scratch behind the weight's, for what is left at a row's end
 
 
 class _Row:
@@ -55,44 +63,63 @@ class _Row:
 
     def spread(self, number: Any) -> Any:
         """The number in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        one = self.builder.insert_element(undefined, number, I32(0))
-        everywhere = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.builder.shuffle_vector(one, undefined, everywhere)
+        return _spread(self.builder, number, self.width)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return call(self.builder, f"llvm.fmuladd.v{self.width}f{self.bits}", self.vector, [a, b, c])
 
+    def offsets(self, k: Any, left: Any, nowhere: Any, apart: int) -> list[Any]:
+        """Where in a panel the vectors of the next nonzeros lie, of those that are not left one of ``nowhere``."""
+        columns = _next(self.builder, self.columns, k, self.column)
+        wide = ir.VectorType(I64, SPARE)
+        columns = columns if self.column == I64 else self.builder.zext(columns, wide)
+        instead = _spread(self.builder, nowhere, SPARE)
+        instead = self.builder.add(instead, ir.Constant(wide, [apart * i for i in range(SPARE)]))
+        columns = self.builder.select(_are_left(self.builder, left), columns, instead)
+        columns = self.builder.mul(columns, ir.Constant(wide, [self.width] * SPARE))
+        return [self.builder.extract_element(columns, I32(i)) for i in range(SPARE)]
+
 
 @intrinsic
-def add_row(typing_context, values, begin, end, columns, column, scratch, panel, place, zero, examples):
-    """scratch[place + e] = sum of values[k] * scratch[panel + w * columns[k] + e] for k from begin to end, e < w."""
+def add_row(
+    typing_context, values, begin, end, limit, columns, column, scratch, panel, cols, place, zero, examples
+):
+    """scratch[place + e] = sum of values[k] * scratch[panel + w * columns[k] + e] for k from begin to end, e < w.
+
+    The panel has zeros for a column number ``cols``.
+    """
     w = examples.count
-    sums = 2 if w == 16 else 4  # at a time: multiply-adds to the same one wait for each other
+    sums = 2 if w == 16 else 4  # multiply-adds to the same one wait for each other
 
     def emit(context, builder, signature, arguments):
-        values_, begin_, end_, columns_, _, scratch_, panel_, place_ = arguments[:8]
+        values_, begin_, end_, limit_, columns_, _, scratch_, panel_, cols_, place_ = arguments[:10]
         row = _Row(context, builder, zero, column, w, columns_, scratch_)
         vector, values_at = row.vector, row.numbers(values_)
-        nothing = ir.Constant(vector, [0.0] * w)
         totals = [cgutils.alloca_once(builder, vector) for _ in range(sums)]
         for total in totals:
-            builder.store(nothing, total)
+            builder.store(ir.Constant(vector, [0.0] * w), total)
 
-        def add(k, total):
-            value = builder.load(builder.gep(values_at, [k]), typ=row.number)
-            total_ = row.multiply_add(
-                row.spread(value), row.activations(panel_, k), builder.load(total, typ=vector)
-            )
+        def add(i, value, activations):
+            total = totals[i % sums]
+            total_ = row.multiply_add(row.spread(value), activations, builder.load(total, typ=vector))
             builder.store(total_, total)
 
-        def add_each(k):
-            for i, total in enumerate(totals):
-                add(builder.add(k, I64(i)), total)
+        def add_one(k, i=0):
+            value = builder.load(builder.gep(values_at, [k]), typ=row.number)
+            add(i, value, row.activations(panel_, k))
 
-        done = _in_groups(builder, begin_, end_, sums, add_each)
-        with cgutils.for_range(builder, builder.sub(end_, done)) as loop:
-            add(builder.add(done, loop.index), totals[0])
+        def add_each(k):
+            for i in range(SPARE):
+                add_one(builder.add(k, I64(i)), i)
+
+        def add_rest(k, left):
+            found = _next(builder, values_at, k, row.number)
+            nothing = ir.Constant(found.type, [0.0] * SPARE)
+            found = builder.select(_are_left(builder, left), found, nothing)
+            for i, offset in enumerate(row.offsets(k, left, cols_, 0)[:-1]):
+                add(i, builder.extract_element(found, I32(i)), row.load(builder.add(panel_, offset)))
+
+        _in_groups(builder, begin_, end_, limit_, add_each, add_rest, add_one)
         loaded = [builder.load(total, typ=vector) for total in totals]
         while len(loaded) > 1:
             loaded = [builder.fadd(*loaded[i : i + 2]) for i in range(0, len(loaded), 2)]
@@ -100,7 +127,56 @@ def add_row(typing_context, values, begin, end, columns, column, scratch, panel,
         return context.get_dummy_value()
 
     long = types.int64
-    return types.void(long, long, long, long, column, long, long, long, zero, examples), emit
+    given = (long, long, long, long, long, column, long, long, long, long, zero, examples)
+    return types.void(*given), emit
+
+
+@intrinsic
+def dot_of_row(typing_context, values, begin, end, limit, columns, column, x, zero):
+    """The sum of values[k] * x[columns[k]] for k from begin to end: one example, which lies at x as it is."""
+
+    def emit(context, builder, signature, arguments):
+        values_, begin_, end_, limit_, columns_, _, x_ = arguments[:7]
+        row = _Row(context, builder, zero, column, SPARE, columns_, x_)
+        vector, values_at = row.vector, row.numbers(values_)
+        nothing = ir.Constant(vector, [0.0] * SPARE)
+        total, single = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, row.number)
+        builder.store(nothing, total)
+        builder.store(ir.Constant(row.number, 0.0), single)
+
+        def activation(k):
+            j = builder.load(builder.gep(row.columns, [k]), typ=row.column)
+            j = j if row.column == I64 else builder.zext(j, I64)
+            return builder.load(builder.gep(row.scratch, [j]), typ=row.number)
+
+        def add_each(k, left=None):
+            found, picked = _next(builder, values_at, k, row.number), nothing
+            for i in range(SPARE):
+                picked = builder.insert_element(picked, activation(builder.add(k, I64(i))), I32(i))
+            if left is not None:
+                stored = _are_left(builder, left)
+                found, picked = (builder.select(stored, each, nothing) for each in (found, picked))
+            builder.store(row.multiply_add(found, picked, builder.load(total, typ=vector)), total)
+
+        def add_one(k):
+            value = builder.load(builder.gep(values_at, [k]), typ=row.number)
+            product = builder.fmul(value, activation(k))
+            builder.store(builder.fadd(builder.load(single, typ=row.number), product), single)
+
+        _in_groups(builder, begin_, end_, limit_, add_each, add_each, add_one)
+        sums, lanes = builder.load(total, typ=vector), SPARE
+        while lanes > 1:
+            lanes //= 2
+            low, high = ([*range(lanes)], [*range(lanes, 2 * lanes)])
+            halves = (
+                builder.shuffle_vector(sums, sums, ir.Constant(ir.VectorType(I32, lanes), half))
+                for half in (low, high)
+            )
+            sums = builder.fadd(*halves)
+        return builder.fadd(builder.extract_element(sums, I32(0)), builder.load(single, typ=row.number))
+
+    long = types.int64
+    return zero(long, long, long, long, long, column, long, zero), emit
 
 
 @intrinsic
@@ -148,12 +224,14 @@ def dots_of_row(
             second = pairs(c, d, [0, 4, 2, 6], [1, 5, 3, 7])
             write(k, pairs(first, second, [0, 1, 4, 5], [2, 3, 6, 7]), four)
 
-        done = _in_groups(builder, begin_, end_, 4, group)
-        with cgutils.for_range(builder, builder.sub(end_, done)) as loop:
-            k = builder.add(done, loop.index)
+        def one(k):
             sums = products(k)
             sums = pairs(sums, sums, [0, 2], [1, 3])
             write(k, builder.fadd(*(builder.extract_element(sums, I32(i)) for i in range(2))), row.number)
+
+        done = _whole_groups(builder, begin_, end_, 4, group)
+        with cgutils.for_range(builder, builder.sub(end_, done)) as loop:
+            one(builder.add(done, loop.index))
         return context.get_dummy_value()
 
     long = types.int64
@@ -161,39 +239,89 @@ def dots_of_row(
 
 
 @intrinsic
-def spread_row(typing_context, values, begin, end, columns, column, scratch, sums, place, zero, examples):
-    """scratch[sums + w * columns[k] + e] += values[k] * scratch[place + e] for k from begin to end, e < w."""
+def spread_row(
+    typing_context, values, begin, end, limit, columns, column, scratch, sums, cols, place, zero, examples
+):
+    """scratch[sums + w * columns[k] + e] += values[k] * scratch[place + e] for k from begin to end, e < w.
+
+    What lies there for the SPARE columns from ``cols`` on is overwritten.
+    """
     w = examples.count
 
     def emit(context, builder, signature, arguments):
-        values_, begin_, end_, columns_, _, scratch_, sums_, place_ = arguments[:8]
+        values_, begin_, end_, limit_, columns_, _, scratch_, sums_, cols_, place_ = arguments[:10]
         row = _Row(context, builder, zero, column, w, columns_, scratch_)
         own, values_at = row.load(place_), row.numbers(values_)
 
-        def add(k):
+        def add(k, there):
             value = builder.load(builder.gep(values_at, [k]), typ=row.number)
-            there = row.place_of_column(sums_, k)
             before = builder.load(there, typ=row.vector)
             before.align = row.bits // 8
             total = row.multiply_add(row.spread(value), own, before)
             builder.store(total, there).align = row.bits // 8
 
-        def group(k):
-            for i in range(4):
-                add(builder.add(k, I64(i)))
+        def one(k):
+            add(k, row.place_of_column(sums_, k))
 
-        done = _in_groups(builder, begin_, end_, 4, group)
-        with cgutils.for_range(builder, builder.sub(end_, done)) as loop:
-            add(builder.add(done, loop.index))
+        def group(k):
+            for i in range(SPARE):
+                one(builder.add(k, I64(i)))
+
+        def rest(k, left):  # to a column each: additions to the same one wait for each other
+            for i, offset in enumerate(row.offsets(k, left, cols_, 1)[:-1]):
+                add(builder.add(k, I64(i)), row.place(builder.add(sums_, offset)))
+
+        _in_groups(builder, begin_, end_, limit_, group, rest, one)
         return context.get_dummy_value()
 
     long = types.int64
-    return types.void(long, long, long, long, column, long, long, long, zero, examples), emit
+    given = (long, long, long, long, long, column, long, long, long, long, zero, examples)
+    return types.void(*given), emit
 
 
-def _in_groups(builder: Any, begin: Any, end: Any, size: int, body: Any) -> Any:
+def _in_groups(
+    builder: Any,
+    begin: Any,
+    end: Any,
+    limit: Any,
+    group: Callable[[Any], None],
+    rest: Callable[[Any, Any], None],
+    one: Callable[[Any], None],
+) -> None:
+    """Nonzeros in groups; then those that are left in another, if there are as many up to the limit, or one by one."""
+    k = _whole_groups(builder, begin, end, SPARE, group)
+    left = builder.sub(end, k)
+    can_be_read = builder.icmp_signed("<=", builder.add(k, I64(SPARE)), limit)
+    with builder.if_else(can_be_read, likely=True) as (then, otherwise):
+        with then:
+            rest(k, left)
+        with otherwise, cgutils.for_range(builder, left) as loop:
+            one(builder.add(k, loop.index))
+
+
+def _whole_groups(builder: Any, begin: Any, end: Any, size: int, group: Callable[[Any], None]) -> Any:
     """Loop over whole groups of nonzeros, and where the rest of them begins."""
     groups = builder.sdiv(builder.sub(end, begin), I64(size))
     with cgutils.for_range(builder, groups) as loop:
-        body(builder.add(begin, builder.mul(loop.index, I64(size))))
+        group(builder.add(begin, builder.mul(loop.index, I64(size))))
     return builder.add(begin, builder.mul(groups, I64(size)))
+
+
+def _spread(builder: Any, number: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    everywhere = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(builder.insert_element(undefined, number, I32(0)), undefined, everywhere)
+
+
+def _next(builder: Any, pointer: Any, k: Any, kind: Any) -> Any:
+    """The next SPARE numbers from k on."""
+    vector = ir.VectorType(kind, SPARE)
+    loaded = builder.load(builder.bitcast(builder.gep(pointer, [k]), vector.as_pointer()), typ=vector)
+    loaded.align = 1
+    return loaded
+
+
+def _are_left(builder: Any, left: Any) -> Any:
+    """Which of SPARE lanes are less than ``left``."""
+    numbers = ir.Constant(ir.VectorType(I32, SPARE), [*range(SPARE)])
+    return builder.icmp_signed("<", numbers, _spread(builder, builder.trunc(left, I32), SPARE))

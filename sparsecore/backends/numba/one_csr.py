@@ -1,8 +1,7 @@
-"""``y = W x`` for one example, from CSR: one number after the other, of operands that are handed over by address.
+"""``y = W x`` for one example, from CSR: eight nonzeros at a time, of operands that are handed over by address.
 
-A small call takes less time than one whose operands become numpy arrays first, and the plain loop, which the compiler
-vectorises, is as fast as `few_spmm`'s vectors where these are 8 wide and rows are long. Results do not depend on the
-number of threads. Limits were chosen on Zen 3, without AVX-512, and on Zen 5.
+A small call takes less time than one whose operands become numpy arrays first, and where vectors are 8 wide this is
+faster than `few_spmm`'s. Results do not depend on the number of threads. Limits were chosen on Zen 5.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
 from sparsecore.backends.numba.jit import kernel, operand, share_out
+from sparsecore.backends.numba.lanes_rows import dot_of_row
 from sparsecore.backends.numba.memory import result_of
+from sparsecore.encoding import has_expand
 
 __all__ = ["spmm", "suits"]
 
 _MOST_NONZEROS = 65536  # up to here what surrounds the loop counts most
-# Nonzeros of a row, on average, from which the loop is no slower than vectors; rows of 60 are slower without AVX-512.
-_LONG_ROW = 80
+_LONG_ROW = 80  # nonzeros of a row, on average, from which the loop is no slower than vectors of AVX-512
 _FLOATING = (torch.float32, torch.float64)
 
 
@@ -27,7 +27,7 @@ def suits(batch: int, nnz: int, rows: int, dtype: torch.dtype) -> bool:
     """Whether this is the way to a product of so many examples with a weight in CSR."""
     if batch != 1 or dtype not in _FLOATING:
         return False
-    return nnz <= _MOST_NONZEROS or nnz >= _LONG_ROW * rows
+    return not has_expand() or nnz <= _MOST_NONZEROS or nnz >= _LONG_ROW * rows
 
 
 def spmm(values: Tensor, crow: Tensor, col: Tensor, x: Tensor, n_chunks: int) -> Tensor:
@@ -51,11 +51,8 @@ def _dot_rows(index, kind, columns, column, values, zero, x, y, rows, n_chunks, 
         split_at(index, kind, rows, n_chunks, chunk),
         split_at(index, kind, rows, n_chunks, chunk + 1),
     )
-    begin = np.int64(peek(index, first, kind))
+    begin, limit = np.int64(peek(index, first, kind)), np.int64(peek(index, rows, kind))
     for row in range(first, last):
         end = np.int64(peek(index, row + 1, kind))
-        s = zero
-        for k in range(begin, end):
-            s += peek(values, k, zero) * peek(x, np.int64(peek(columns, k, column)), zero)
-        poke(y, row, s)
+        poke(y, row, dot_of_row(values, begin, end, limit, columns, column, x, zero))
         begin = end
