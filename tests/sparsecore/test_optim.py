@@ -467,6 +467,21 @@ def test_moments_do_not_become_subnormal(dtype: torch.dtype) -> None:
     assert not optimizer.state[p]["momentum_buffer"].any()
 
 
+@of_numba
+@every_dtype
+@pytest.mark.parametrize("eps", [1e-10, 0.0])
+def test_adagrads_sums_do_not_become_subnormal_where_eps_outweighs_them(dtype: torch.dtype, eps: float) -> None:
+    small = torch.finfo(dtype).tiny ** 0.5 / 16  # its square is subnormal
+    ours, theirs = (nn.Parameter(torch.zeros(20, dtype=dtype)) for _ in range(2))
+    optimizers = optim.Adagrad([ours], lr=0.1, eps=eps), torch.optim.Adagrad([theirs], lr=0.1, eps=eps)
+    for _ in range(3):
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = torch.full_like(p, small)
+            optimizer.step()
+    assert bool(optimizers[0].state[ours]["sum"].any()) is (eps == 0.0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3 if eps == 0.0 else 1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad])
 def test_torchs_arguments(kind: type[torch.optim.Optimizer]) -> None:
     p = nn.Parameter(torch.ones(3))

@@ -124,7 +124,9 @@ def adagrad_(
 ) -> None:
     """``torch.optim.Adagrad``'s rule, in place, for a learning rate that has already decayed."""
     x = flat(values)
-    constants = np.array([-lr, weight_decay, eps], x.dtype)
+    tiny, precision = _TINY[x.dtype], float(np.finfo(x.dtype).eps)
+    # Beside eps the root of a subnormal sum is nothing, unless eps is next to nothing itself.
+    constants = np.array([-lr, weight_decay, eps, tiny if eps * precision >= tiny**0.5 else 0.0], x.dtype)
     _adagrad(*_spans(spans, grad), x, flat(grad), flat(total), constants, _chunks(grad))
 
 
@@ -305,10 +307,11 @@ def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, c
 
 
 @device_function
-def _adagrad_rule(x, g, s, rate, decay, eps):
+def _adagrad_rule(x, g, s, rate, decay, eps, tiny, zero):
     """Element, gradient and sum of squares -> the new element and sum."""
     g = fma(decay, x, g)
     s = fma(g, g, s)
+    s = where(greater(tiny, s), zero, s)
     return fma(rate, div(g, add(sqrt(s), eps)), x), s
 
 
@@ -317,6 +320,7 @@ def _adagrad(begins, offsets, values, grad, total, constants, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     rate, decay, eps = splat(at(constants, 0)), splat(at(constants, 1)), splat(at(constants, 2))
+    tiny, zero = splat(at(constants, 3)), splat(values.dtype.type(0))
     line, last = LINE // values.itemsize, split(offsets, n_chunks, chunk + 1)
     for u in range(split(offsets, n_chunks, chunk), last):
         if u + SPANS_AHEAD < last:
@@ -330,13 +334,13 @@ def _adagrad(begins, offsets, values, grad, total, constants, n_chunks, chunk):
         i, end = at(offsets, u), at(offsets, u + 1)
         p = at(begins, u)
         while i + LANES <= end:
-            x, s = _adagrad_rule(load(values, p), load(grad, i), load(total, p), rate, decay, eps)
+            x, s = _adagrad_rule(load(values, p), load(grad, i), load(total, p), rate, decay, eps, tiny, zero)
             store(total, p, s)
             store(values, p, x)
             i, p = i + LANES, p + LANES
         if i < end:
             mask = first_lanes(end - i)
             x, s = load_masked(values, p, mask), load_masked(total, p, mask)
-            x, s = _adagrad_rule(x, load_masked(grad, i, mask), s, rate, decay, eps)
+            x, s = _adagrad_rule(x, load_masked(grad, i, mask), s, rate, decay, eps, tiny, zero)
             store_masked(total, p, s, mask)
             store_masked(values, p, x, mask)
