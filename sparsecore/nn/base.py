@@ -28,6 +28,8 @@ from sparsecore.topology.use import Recorder
 
 __all__ = ["SparseModule", "weight_parameter"]
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 class SparseModule(nn.Module):
     """A module with one sparse weight of shape ``(rows, cols)`` and a constant number of nonzeros.
@@ -60,10 +62,7 @@ class SparseModule(nn.Module):
         self._recorder = None
         device = default_device() if device is None else device
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise SparsecoreError(
-                f"a sparse weight needs a floating-point dtype, got {str(dtype).removeprefix('torch.')}"
-            )
+        _expect_dtype(dtype)
         pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
         self._store(
@@ -203,6 +202,7 @@ class SparseModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         before = self.index[0].device.type
         was_meta = before == "meta"
+        _expect_dtype(fn(self.values.detach()[:0]).dtype)  # before anything is converted
         with self._watched_elsewhere(), integers_kept(self):
             super()._apply(fn, recurse)
         if was_meta and not self.index[0].is_meta:
@@ -316,6 +316,14 @@ class SparseModule(nn.Module):
 
     def _shape_repr(self) -> str:
         return f"nnz={self.nnz}, density={self.density:.4g}"
+
+
+def _expect_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        raise SparsecoreError(
+            "a sparse weight needs a floating-point dtype of 64, 32 or 16 bits, got "
+            + str(dtype).removeprefix("torch.")
+        )
 
 
 def weight_parameter(module: nn.Module) -> nn.Parameter:

@@ -115,8 +115,8 @@ class DynamicSparsity:
         self.optimizers = realignable(optimizer)
         expect_held(self.modules, self.optimizers)
         self.generator = own_generator(generator)
-        tracked = self.modules if track_ever_active else {}
-        self.history = {name: EverActive(module.index, module.shape) for name, module in tracked.items()}
+        tracked = self.modules.items() if track_ever_active else ()
+        self.history = {name: EverActive(module.index, module.shape) for name, module in tracked}
         self.steps = 0
         self.ranks = Ranks.find(process_group)
         expect_layout(self.modules, self.ranks)
@@ -124,6 +124,7 @@ class DynamicSparsity:
         if self.ranks is not None:
             self.ranks.same_state(self.generator)
             self.ranks.check(self._copies)
+        self.timetable.warn_if_idle()
         self._begin()
 
     def _begin(self) -> None:
@@ -229,9 +230,8 @@ class DynamicSparsity:
         """Decide the exchange of one weight without touching it."""
         if source is None or not module.values.requires_grad or module.nnz == math.prod(module.shape):
             return None
-        k = math.ceil(fraction * module.nnz)
-        gradient = None if isinstance(source, str) else source
-        return plan_exchange(module, k, gradient, generator, name or "the model")
+        scores = None if isinstance(source, str) else source
+        return plan_exchange(module, math.ceil(fraction * module.nnz), scores, generator, name or "the model")
 
     def _sources(self) -> list[GradientSource | str | None]:
         """Where each weight has its growth scores from; None if it has seen no gradient since the last exploration."""

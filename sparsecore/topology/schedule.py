@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -97,6 +98,14 @@ class Timetable:
             "end_drop_fraction": end_drop_fraction, "schedule": schedule, "stop_fraction": stop_fraction,
             "grow": grow,
         }  # fmt: skip
+
+    def warn_if_idle(self) -> None:
+        """Tell who builds an explorer that it will never explore, if the run is too short for that."""
+        if self.interval is not None and self.interval > self.total_steps:
+            warnings.warn(
+                f"nothing will be explored: interval is {self.interval}, and the run has {self.total_steps} steps",
+                stacklevel=3,
+            )
 
     def due(self, step: int) -> bool:
         """Whether the step with this number (the first is 1) ends with an exploration."""

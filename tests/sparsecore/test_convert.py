@@ -451,8 +451,19 @@ def test_modules_in_a_plain_list_are_refused(kind: type) -> None:
 
 def test_complex_weights_are_refused() -> None:
     with pytest.raises(
-        SparsecoreError, match="0: a sparse weight needs a floating-point dtype, got complex64"
+        SparsecoreError,
+        match="0: a sparse weight needs a floating-point dtype of 64, 32 or 16 bits, got complex64",
     ):
         sparsify(nn.Sequential(nn.Linear(8, 8, dtype=torch.complex64)), 0.5)
     with pytest.raises(SparsecoreError, match="got int32"):
         SparseLinear(8, 8, density=0.5, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_a_layer_is_not_cast_to_what_it_cannot_compute_with(dtype: torch.dtype) -> None:
+    model = nn.Sequential(SparseLinear(8, 8, density=0.5), nn.Linear(8, 8))
+    with pytest.raises(SparsecoreError, match=f"64, 32 or 16 bits, got {str(dtype)[6:]}"):
+        model.to(dtype)
+    assert model[0].values.dtype is torch.float32
+    assert model[0](torch.ones(2, 8)).shape == (2, 8)

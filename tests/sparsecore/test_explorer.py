@@ -431,6 +431,19 @@ def test_bad_settings(settings: dict, message: str) -> None:
         DynamicSparsity(module, optimizer, **settings)
 
 
+def test_a_run_too_short_to_explore_is_told() -> None:
+    module = layer()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.warns(
+        UserWarning, match="nothing will be explored: interval is 100, and the run has 99"
+    ) as told:
+        DynamicSparsity(module, optimizer, total_steps=99)
+    assert told[0].filename == __file__
+    DynamicSparsity(module, optimizer, total_steps=100)
+    DynamicSparsity(module, optimizer, interval=None)
+    DynamicSparsity(module, optimizer, interval=10, total_steps=100, stop_fraction=0.0)  # asked for
+
+
 def test_bad_models() -> None:
     dense = nn.Linear(3, 3)
     with pytest.raises(TopologyError, match="no sparse weight; call sparsify"):
@@ -605,7 +618,7 @@ def test_an_optimizer_that_wraps_another_is_refused_unless_it_shows_its_state() 
     base = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     with pytest.raises(TopologyError, match="Wrapped keeps state in the optimizer in its base"):
         DynamicSparsity(module, Wrapped(base, shared=False), total_steps=5)
-    DynamicSparsity(module, Wrapped(base, shared=True), total_steps=5)
+    DynamicSparsity(module, Wrapped(base, shared=True), total_steps=500)
 
 
 def test_values_of_two_modules_are_refused() -> None:
@@ -617,7 +630,7 @@ def test_values_of_two_modules_are_refused() -> None:
         DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=5)
     module = layer(8, 8)
     again = nn.Sequential(module, module)
-    DynamicSparsity(again, torch.optim.SGD(again.parameters(), lr=0.1), total_steps=5)
+    DynamicSparsity(again, torch.optim.SGD(again.parameters(), lr=0.1), total_steps=500)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

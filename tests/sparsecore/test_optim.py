@@ -470,7 +470,9 @@ def test_moments_do_not_become_subnormal(dtype: torch.dtype) -> None:
 @of_numba
 @every_dtype
 @pytest.mark.parametrize("eps", [1e-10, 0.0])
-def test_adagrads_sums_do_not_become_subnormal_where_eps_outweighs_them(dtype: torch.dtype, eps: float) -> None:
+def test_adagrads_sums_do_not_become_subnormal_where_eps_outweighs_them(
+    dtype: torch.dtype, eps: float
+) -> None:
     small = torch.finfo(dtype).tiny ** 0.5 / 16  # its square is subnormal
     ours, theirs = (nn.Parameter(torch.zeros(20, dtype=dtype)) for _ in range(2))
     optimizers = optim.Adagrad([ours], lr=0.1, eps=eps), torch.optim.Adagrad([theirs], lr=0.1, eps=eps)
