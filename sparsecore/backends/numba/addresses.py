@@ -15,8 +15,9 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import device_function
+from sparsecore.backends.numba.simd_types import I64, element
 
-__all__ = ["NUMBER", "index_at", "peek", "plain", "poke", "split_at"]
+__all__ = ["NUMBER", "address", "index_at", "peek", "plain", "poke", "split_at"]
 
 # A number of each type, by which a kernel knows what lies at an address.
 NUMBER = {
@@ -42,6 +43,17 @@ def index_at(crow: Tensor, col: Tensor | None) -> tuple[Any, ...]:
     if col is None:
         return crow.data_ptr(), _WORD, crow.shape[1], 0, _NO_COLUMN
     return crow.data_ptr(), NUMBER[crow.dtype], 0, col.data_ptr(), NUMBER[col.dtype]
+
+
+@intrinsic
+def address(typing_context, array):
+    """Where the memory of a contiguous array begins."""
+
+    def emit(context, builder, signature, arguments):
+        first = element(context, builder, signature.args[0], arguments[0], I64(0))
+        return builder.ptrtoint(first, I64)
+
+    return types.int64(array), emit
 
 
 @intrinsic

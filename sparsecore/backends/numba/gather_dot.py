@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsecore.backends.numba.addresses import address
 from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
+from sparsecore.backends.numba.lanes_rows import dot_of_row
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
@@ -245,6 +247,9 @@ def _dot_csr(
     row = scratch[chunk]
     for j in range(d):
         row[j] = 0
+    zero, column = values_b.dtype.type(0), col_b.dtype.type(0)
+    places = address(values_b), address(col_b), address(row)
+    limit = np.int64(at(crow_b, crow_b.shape[0] - 1))
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     end = last * each
     for e in range(first, last):
@@ -266,9 +271,7 @@ def _dot_csr(
                 prefetch_row(values_b, place, lines)
                 prefetch(col_b, place)
             s = at(ids_b, j)
-            total = values_a.dtype.type(0)
-            for k in range(at(crow_b, s), at(crow_b, s + 1)):
-                total += at(values_b, k) * at(row, at(col_b, k))
-            put(out, j, total)
+            begin, behind = np.int64(at(crow_b, s)), np.int64(at(crow_b, s + 1))
+            put(out, j, dot_of_row(places[0], begin, behind, limit, places[1], column, places[2], zero))
         for k in range(at(crow_a, r), at(crow_a, r + 1)):
             row[at(col_a, k)] = 0

@@ -18,7 +18,7 @@ from sparsecore.backends.numba.jit import array, kernel, share_out, threads
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.optimizer import adam_parts, adam_span, flat, prefetch_span, splats
 from sparsecore.backends.numba.processor import VALUES_AHEAD
-from sparsecore.backends.numba.scatter import pack_row, take_row
+from sparsecore.backends.numba.scatter import STRIP, pack_row, take_row
 from sparsecore.backends.numba.simd import LANES, at, prefetch, put
 from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD
 
@@ -58,7 +58,7 @@ def adam_rows_(
     rest = (entries, bags, scales, weighted, summands, flat(values), flat(exp_avg), flat(exp_avg_sq), *parts)
     entered, n = entries.shape[0], threads(grad.numel())
     passes, digits = digits_of(crow.shape[0] - 1)
-    sums = workspace("row sums", n, _ROWS * summands.shape[1] + LANES, grad.dtype)
+    sums = workspace("row sums", n, _ROWS * summands.shape[1] + LANES + STRIP, grad.dtype)
     scaled = workspace("row weights", n, entered * weighted + 1, grad.dtype)
     lists = workspace("row lists", n, 6 * entered + 2 + (1 << digits), torch.int64)
     _adam_rows(index, columns, *rest, sums, scaled, lists, entered.bit_length(), passes, digits, n)
@@ -74,7 +74,7 @@ def ask_for_row(index, row):
     raise NotImplementedError
 
 
-def sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+def sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place, strip):
     """Sum of entries at the columns that a row stores, to ``out[place:]``."""
     raise NotImplementedError
 
@@ -94,14 +94,14 @@ def _ask_for_row(index, row):
 
 
 @overload(sum_row, inline="always")
-def _sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
-    def bitmap(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+def _sum_row(index, columns, row, source, weights, step, begin, end, grad, d, out, place, strip):
+    def bitmap(index, columns, row, source, weights, step, begin, end, grad, d, out, place, strip):
         pack_row(columns, row * columns.shape[1] + 2, source, weights, step, begin, end, grad, d, out, place)
 
-    def csr(index, columns, row, source, weights, step, begin, end, grad, d, out, place):
+    def csr(index, columns, row, source, weights, step, begin, end, grad, d, out, place, strip):
         first = np.int64(at(index, row))
         stored = np.int64(at(index, row + 1)) - first
-        take_row(columns, first, stored, source, weights, step, begin, end, grad, d, out, place)
+        take_row(columns, first, stored, source, weights, step, begin, end, grad, d, out, place, strip)
 
     return bitmap if index.ndim == 2 else csr
 
@@ -129,6 +129,7 @@ def _adam_rows(
     rows, begins = own[2 * entered : 3 * entered], own[3 * entered : 4 * entered]
     starts, places = own[4 * entered : 5 * entered + 1], own[5 * entered + 1 : 6 * entered + 2]
     weights, sums = scaled[chunk], sums[chunk]
+    strip = sums[_ROWS * d + LANES :]
     weights[0] = 1
     found, total, before = 0, 0, np.int64(-1)
     for e in range(n):
@@ -156,7 +157,7 @@ def _adam_rows(
             if u + VALUES_AHEAD < found:
                 prefetch_lines(grad, at(source, at(starts, u + VALUES_AHEAD)) * d, lines)
             row, o, begin, end = at(rows, u), at(places, u) - base, at(starts, u), at(starts, u + 1)
-            sum_row(index, columns, row, source, weights, weighted, begin, end, grad, d, sums, o)
+            sum_row(index, columns, row, source, weights, weighted, begin, end, grad, d, sums, o, strip)
         for u in range(top, bottom):
             if u + SPANS_AHEAD < found:
                 p = at(begins, u + SPANS_AHEAD)

@@ -31,12 +31,14 @@ from sparsecore.backends.numba.simd import (
     prefetch,
     put,
     splat,
+    store,
     store_masked,
     zeros,
 )
 from sparsecore.backends.numba.spans import Spans
 
 __all__ = [
+    "STRIP",
     "gradient",
     "pack_row",
     "scatter_grad",
@@ -48,6 +50,8 @@ __all__ = [
 ]
 
 _NONE = np.empty(0, np.int64)
+STRIP = 4 * LANES
+_SPARSE = 8  # of so many columns one is stored where sums of single columns take as long as sums of all
 
 
 def scatter_grad(crow: Tensor, col: Tensor | None, ids: Tensor, grad: Tensor, nnz: int) -> Tensor:
@@ -139,7 +143,8 @@ def sum_groups(
         index = array(crow)
         _sum_bitmap(index, masks_of(index), *rest)
     else:
-        _sum_csr(array(crow), array(col), *rest)
+        strip = workspace("strip", n, STRIP, out.dtype)
+        _sum_csr(array(crow), array(col), strip, *rest)
 
 
 @device_function
@@ -179,8 +184,13 @@ def pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k):
 
 
 @device_function
-def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out, place):
-    """Sum of the entries begin .. end, at ``stored`` columns from ``col[first]`` on, to ``out[place:]``."""
+def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out, place, strip):
+    """Sum of the entries begin .. end, at ``stored`` columns from ``col[first]`` on, to ``out[place:]``. ``strip`` is
+    scratch of `STRIP` numbers.
+    """
+    if end - begin > 1 and stored * _SPARSE > d:
+        _take_from_sums(col, first, stored, source, weights, step, begin, end, grad, d, out, place, strip)
+        return
     g, w = np.int64(at(source, begin)) * d, at(weights, begin * step)
     for i in range(stored):
         put(out, place + i, w * at(grad, g + at(col, first + i)))
@@ -188,6 +198,44 @@ def take_row(col, first, stored, source, weights, step, begin, end, grad, d, out
         g, w = np.int64(at(source, e)) * d, at(weights, e * step)
         for i in range(stored):
             put(out, place + i, at(out, place + i) + w * at(grad, g + at(col, first + i)))
+
+
+@device_function
+def _take_from_sums(col, first, stored, source, weights, step, begin, end, grad, d, out, place, strip):
+    """`take_row` by the sums of all columns, in registers, of which those that are stored are taken."""
+    blocks, taken = d // LANES, 0
+    fours = blocks // 4 * 4
+    for b in range(0, fours, 4):
+        s0 = s1 = s2 = s3 = zeros(grad)
+        for e in range(begin, end):
+            g = np.int64(at(source, e)) * d + b * LANES
+            w = splat(at(weights, e * step))
+            s0 = fma(w, load(grad, g), s0)
+            s1 = fma(w, load(grad, g + 16), s1)
+            s2 = fma(w, load(grad, g + 32), s2)
+            s3 = fma(w, load(grad, g + 48), s3)
+        store(strip, 0, s0)
+        store(strip, 16, s1)
+        store(strip, 32, s2)
+        store(strip, 48, s3)
+        taken = _take(col, first, stored, taken, b * LANES, STRIP, strip, out, place)
+    for b in range(fours, blocks + (d % LANES != 0)):
+        lanes = first_lanes(min(LANES, d - b * LANES))
+        s = zeros(grad)
+        for e in range(begin, end):
+            g = np.int64(at(source, e)) * d + b * LANES
+            s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+        store(strip, 0, s)
+        taken = _take(col, first, stored, taken, b * LANES, LANES, strip, out, place)
+
+
+@device_function
+def _take(col, first, stored, taken, start, width, strip, out, place):
+    """Write the columns start .. start + width of a row that are stored; how many of the row have been taken then."""
+    while taken < stored and np.int64(at(col, first + taken)) < start + width:
+        put(out, place + taken, at(strip, np.int64(at(col, first + taken)) - start))
+        taken += 1
+    return taken
 
 
 @kernel
@@ -224,7 +272,7 @@ def _sum_bitmap(
 
 @kernel
 def _sum_csr(
-    crow, col, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
+    crow, col, strip, rows, starts, source, weights, step, grad, place, positions, out, lines, n_chunks, chunk
 ):
     if chunk < 0:
         return share_out(chunk, n_chunks)
@@ -249,7 +297,7 @@ def _sum_csr(
                 for i in range(stored):
                     put(positions, o + i, k + i)
         begin, end = np.int64(at(starts, u)), np.int64(at(starts, u + 1))
-        take_row(col, k, stored, source, weights, step, begin, end, grad, d, out, o)
+        take_row(col, k, stored, source, weights, step, begin, end, grad, d, out, o, strip[chunk])
 
 
 @kernel
