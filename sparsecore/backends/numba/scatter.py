@@ -156,29 +156,43 @@ def _pack(out, k, block, mask):
 
 
 @device_function
+def _sum_four(source, weights, step, begin, end, grad, d, b):
+    """Weighted sums of the entries' rows, of four blocks of 16 columns from block b on."""
+    s0 = s1 = s2 = s3 = zeros(grad)
+    for e in range(begin, end):
+        g = np.int64(at(source, e)) * d + b * LANES
+        w = splat(at(weights, e * step))
+        s0 = fma(w, load(grad, g), s0)
+        s1 = fma(w, load(grad, g + 16), s1)
+        s2 = fma(w, load(grad, g + 32), s2)
+        s3 = fma(w, load(grad, g + 48), s3)
+    return s0, s1, s2, s3
+
+
+@device_function
+def _sum_block(source, weights, step, begin, end, grad, d, b):
+    """The same of one block, of which the last one of a row may have less than 16 columns."""
+    lanes = first_lanes(min(LANES, d - b * LANES))
+    s = zeros(grad)
+    for e in range(begin, end):
+        g = np.int64(at(source, e)) * d + b * LANES
+        s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+    return s
+
+
+@device_function
 def pack_row(masks, m, source, weights, step, begin, end, grad, d, out, k):
     """Sum of the entries begin .. end, at the columns that a bitmap's row stores, to ``out[k:]``; the next place."""
     blocks = d // LANES
     fours = blocks // 4 * 4
     for b in range(0, fours, 4):
-        s0 = s1 = s2 = s3 = zeros(grad)
-        for e in range(begin, end):
-            g = np.int64(at(source, e)) * d + b * LANES
-            w = splat(at(weights, e * step))
-            s0 = fma(w, load(grad, g), s0)
-            s1 = fma(w, load(grad, g + 16), s1)
-            s2 = fma(w, load(grad, g + 32), s2)
-            s3 = fma(w, load(grad, g + 48), s3)
+        s0, s1, s2, s3 = _sum_four(source, weights, step, begin, end, grad, d, b)
         k = _pack(out, k, s0, bits(masks, m + b))
         k = _pack(out, k, s1, bits(masks, m + b + 1))
         k = _pack(out, k, s2, bits(masks, m + b + 2))
         k = _pack(out, k, s3, bits(masks, m + b + 3))
     for b in range(fours, blocks + (d % LANES != 0)):
-        lanes = first_lanes(min(LANES, d - b * LANES))
-        s = zeros(grad)
-        for e in range(begin, end):
-            g = np.int64(at(source, e)) * d + b * LANES
-            s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+        s = _sum_block(source, weights, step, begin, end, grad, d, b)
         k = _pack(out, k, s, bits(masks, m + b))
     return k
 
@@ -206,25 +220,14 @@ def _take_from_sums(col, first, stored, source, weights, step, begin, end, grad,
     blocks, taken = d // LANES, 0
     fours = blocks // 4 * 4
     for b in range(0, fours, 4):
-        s0 = s1 = s2 = s3 = zeros(grad)
-        for e in range(begin, end):
-            g = np.int64(at(source, e)) * d + b * LANES
-            w = splat(at(weights, e * step))
-            s0 = fma(w, load(grad, g), s0)
-            s1 = fma(w, load(grad, g + 16), s1)
-            s2 = fma(w, load(grad, g + 32), s2)
-            s3 = fma(w, load(grad, g + 48), s3)
+        s0, s1, s2, s3 = _sum_four(source, weights, step, begin, end, grad, d, b)
         store(strip, 0, s0)
         store(strip, 16, s1)
         store(strip, 32, s2)
         store(strip, 48, s3)
         taken = _take(col, first, stored, taken, b * LANES, STRIP, strip, out, place)
     for b in range(fours, blocks + (d % LANES != 0)):
-        lanes = first_lanes(min(LANES, d - b * LANES))
-        s = zeros(grad)
-        for e in range(begin, end):
-            g = np.int64(at(source, e)) * d + b * LANES
-            s = fma(splat(at(weights, e * step)), load_masked(grad, g, lanes), s)
+        s = _sum_block(source, weights, step, begin, end, grad, d, b)
         store(strip, 0, s)
         taken = _take(col, first, stored, taken, b * LANES, LANES, strip, out, place)
 
