@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -82,4 +83,7 @@ def make_explorer(
         if masks is None:
             density_or_masks = {"density": parameter_densities(model, density)}
         return sparsecore.MaskedSparsity(model, optimizer, **density_or_masks, **options)
-    return sparsecore.DynamicSparsity(model, optimizer, **options)
+    with warnings.catch_warnings():
+        # Runs of an epoch or two, to try something, are usual here.
+        warnings.filterwarnings("ignore", message="nothing will be explored", category=UserWarning)
+        return sparsecore.DynamicSparsity(model, optimizer, **options)
