@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _NONE = np.empty(0, np.int64)
-STRIP = 4 * LANES
+STRIP = 4 * LANES  # numbers of scratch for the sums of four blocks of columns
 _SPARSE = 8  # of so many columns one is stored where sums of single columns take as long as sums of all
 
 
