@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsecore
-from harness.operands import moments_on_huge_pages, on_huge_pages
+from harness.operands import on_huge_pages, state_on_huge_pages
 
 __all__ = ["BprStep"]
 
@@ -52,7 +52,7 @@ class BprStep:
                 self.table, self.optimizer, interval=interval, total_steps=10**9
             )
         elif form == "dense lazy on huge pages":
-            self.optimizer = moments_on_huge_pages(torch.optim.SparseAdam(parameters))
+            self.optimizer = state_on_huge_pages(torch.optim.SparseAdam(parameters))
         elif form == "dense lazy":
             self.optimizer = torch.optim.SparseAdam(parameters)
         else:

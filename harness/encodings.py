@@ -8,6 +8,7 @@ writes ``OUTPUT.json`` and ``OUTPUT.md``. Every operation runs on the same weigh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ __all__ = ["DENSITIES", "compare", "main"]
 
 DENSITIES = (0.02, 0.04, 0.0625, 0.1, 0.25, 0.5, 0.9)
 _TABLE, _LAYER = (500_000, 64), (20_000, 600)
-_LOOKUPS, _BATCH = 16_384, 64
+_LOOKUPS, _BATCH, _FEW = 16_384, 64, (1, 4, 16)
 
 Index = tuple[Tensor, Tensor | None]
 Runs = dict[str, Callable[[], object]]
@@ -45,13 +46,16 @@ def _of_table(values: Tensor, index: Index, shape: tuple[int, int]) -> Runs:
 
 
 def _of_layer(values: Tensor, index: Index, shape: tuple[int, int]) -> Runs:
-    x, dy = torch.randn(_BATCH, shape[1]), torch.randn(_BATCH, shape[0])
-    return {
-        "spmm": lambda: ops.spmm(values, *index, x),
-        "spmm, B = 1": lambda: ops.spmm(values, *index, x[:1]),
-        "spmm_t": lambda: ops.spmm_t(values, *index, dy, shape[1]),
-        "sddmm": lambda: ops.sddmm(*index, dy, x, values.numel()),
-    }
+    runs: Runs = {}
+    for batch in (_BATCH, *_FEW):
+        x, dy = torch.randn(batch, shape[1]), torch.randn(batch, shape[0])
+        suffix = "" if batch == _BATCH else f", B = {batch}"
+        runs |= {
+            f"spmm{suffix}": partial(ops.spmm, values, *index, x),
+            f"spmm_t{suffix}": partial(ops.spmm_t, values, *index, dy, shape[1]),
+            f"sddmm{suffix}": partial(ops.sddmm, *index, dy, x, values.numel()),
+        }
+    return runs
 
 
 def compare(density: float, threads: list[int], seconds: float, shrink: int = 1) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ import typer
 from torch import Tensor
 
 from harness.command import new_results, run_main, some_of, whole_numbers
-from harness.operands import Forms, Weight, torch_csr
+from harness.operands import Forms, Weight
 from recsys.results import save_results
 from sparsecore import ops
 from sparsecore.measure import interleaved
@@ -43,7 +43,7 @@ OPERATIONS = ("spmm", "spmm_t", "sddmm")
 _LAYERS = ((20_000, 600), (600, 20_000), (1024, 1024), (600, 200))
 # Shapes, densities and batches of the parts, and those of a run that only has to run.
 PARTS = {
-    "dense": (_LAYERS, (0.98, 0.9, 0.7, 0.5), (256,)),
+    "dense": (_LAYERS, (0.98, 0.9, 0.7, 0.5), (256, 1024)),
     "torch.sparse": (_LAYERS, (0.01, 0.1, 0.5), (1, 4, 16, 64)),
 }
 QUICK = {part: (((60, 33),), (0.5,), (3,)) for part in PARTS}
@@ -100,10 +100,7 @@ def _forms(part: str, weight: Weight, batches: tuple[int, ...]) -> Iterator[tupl
         for operation, batch in itertools.product(OPERATIONS, batches):
             yield operation, batch, against_dense(operation, weight, table, batch)
     else:
-        csr = weight.csr()
-        turned = csr.to_sparse_coo().t().coalesce().to_sparse_csr()
-        pointers, columns = turned.crow_indices().to(torch.int32), turned.col_indices().to(torch.int32)
-        turned = torch_csr(pointers, columns, turned.values(), (weight.cols, weight.rows))
+        csr, turned = weight.csr(), weight.turned_csr()
         for operation, batch in itertools.product(OPERATIONS, batches):
             yield operation, batch, against_torch_sparse(operation, weight, csr, turned, batch)
 

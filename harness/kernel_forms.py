@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-import sparsecore
-from harness.operands import (
-    Forms,
-    Run,
-    Weight,
-    by_torch_sparse,
-    moments_on_huge_pages,
-    on_huge_pages,
-    random_ids,
-    torch_csr,
-)
+from harness.operands import Forms, Run, Weight, by_torch_sparse, random_ids, torch_csr
 from sparsecore import ops
 
 __all__ = [
-    "adam",
     "explore",
     "gather",
     "gather_dot",
@@ -35,8 +24,10 @@ __all__ = [
 ]
 
 
-def gather(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
-    weight = Weight(rows, cols, density, encoding=encoding)
+def gather(
+    density: float, rows: int, cols: int, batch: int, skewed: bool = False, encoding: str | None = None
+) -> Forms:
+    weight = Weight(rows, cols, density, skewed, encoding)
     table, huge, out = weight.dense(), weight.dense_on_huge_pages(), torch.empty(batch, cols)
     a, b, c, d = (random_ids(rows, batch) for _ in range(4))
     return Forms(
@@ -46,7 +37,7 @@ def gather(density: float, rows: int, cols: int, batch: int, encoding: str | Non
             "index_select(out=)": lambda: torch.index_select(table, 0, c(), out=out),
             "index_select(out=) on huge pages": lambda: torch.index_select(huge, 0, d(), out=out),
         },
-        nbytes=batch * (weight.row_bytes + 4 * cols),
+        nbytes=batch * weight.row_bytes,  # what is written is written in order
         resident=weight.nbytes,
         dense_resident=4 * rows * cols,
     )
@@ -58,6 +49,7 @@ def gather_dot(
     cols: int,
     batch: int,
     each: int = 1,
+    skewed: bool = False,
     encoding: str | None = None,
     other: str | None = None,
 ) -> Forms:
@@ -67,8 +59,8 @@ def gather_dot(
     too, which writes no rows of items.
     """
     users, items = (
-        Weight(rows, cols, density, encoding=encoding),
-        Weight(rows, cols, density, encoding=other or encoding),
+        Weight(rows, cols, density, skewed, encoding),
+        Weight(rows, cols, density, skewed, other or encoding),
     )
     left, right = users.dense(), items.dense()
     huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()
@@ -141,12 +133,13 @@ def spmm_t(
     weight = Weight(rows, cols, density, skewed, encoding)
     dy = torch.randn(batch, rows)
     table, out, sparse = weight.dense(), torch.empty(batch, cols), weight.scipy().T
-    dyt = dy.t().contiguous()
+    turned, dyt = weight.turned_csr(), dy.t().contiguous()
     transposed = dyt.numpy()
     return Forms(
         ours=lambda: ops.spmm_t(weight.values, *weight.index, dy, cols),
         dense={"mm(out=)": lambda: torch.mm(dy, table, out=out)},
         others={
+            "torch.sparse CSR, a transposed copy kept": lambda: turned @ dyt,
             "scipy": lambda: sparse @ transposed,
             **by_torch_sparse(weight.pattern, weight.values, dyt, transposed=True),
         },
@@ -173,14 +166,27 @@ def sddmm(
 
 
 def score_topk(
-    density: float, rows: int, cols: int, batch: int, k: int, encoding: str | None = None
+    density: float,
+    rows: int,
+    cols: int,
+    batch: int,
+    k: int,
+    seen: int = 0,
+    skewed: bool = False,
+    encoding: str | None = None,
 ) -> Forms:
-    weight = Weight(rows, cols, density, encoding=encoding)
+    """With ``seen``, each query has as many items that are left out."""
+    weight = Weight(rows, cols, density, skewed, encoding)
     queries, table, scores = torch.randn(batch, cols), weight.dense(), torch.empty(batch, rows)
     step = 8192
+    who, which = torch.arange(batch).repeat_interleave(seen), torch.randint(rows, (batch, seen)).sort().values
+    left_out = (torch.arange(batch + 1) * seen, which.view(-1)) if seen else ()
 
     def whole() -> object:
-        return torch.topk(torch.mm(queries, table.t(), out=scores), k)
+        torch.mm(queries, table.t(), out=scores)
+        if seen:
+            scores[who, which.view(-1)] = -torch.inf
+        return torch.topk(scores, k)
 
     def in_blocks() -> object:
         best = [torch.topk(queries @ part.t(), min(k, len(part))) for part in table.split(step)]
@@ -189,56 +195,11 @@ def score_topk(
         return found.values, ids.gather(1, found.indices)
 
     return Forms(
-        ours=lambda: ops.score_topk(queries, weight.values, *weight.index, k),
-        dense={"mm + topk": whole, "blocks of mm + topk": in_blocks},
+        ours=lambda: ops.score_topk(queries, weight.values, *weight.index, k, *left_out),
+        dense={"mm + topk": whole} if seen else {"mm + topk": whole, "blocks of mm + topk": in_blocks},
         flops=2 * batch * weight.nnz,
         resident=weight.nbytes,
         dense_resident=4 * rows * cols,
-    )
-
-
-def adam(density: float, rows: int, cols: int, batch: int, encoding: str | None = None) -> Forms:
-    """Gradient of a lookup and Adam over all values."""
-    weight = Weight(rows, cols, density, encoding=encoding)
-    values = nn.Parameter(weight.values)
-    ours = sparsecore.optim.Adam([values])
-    table, huge = nn.Parameter(weight.dense()), nn.Parameter(weight.dense_on_huge_pages())
-    dense = torch.optim.Adam([table], fused=True)
-    on_huge = moments_on_huge_pages(torch.optim.Adam([huge], fused=True))
-    grad, kept, kept_huge = (
-        torch.randn(batch, cols),
-        torch.zeros(rows, cols),
-        on_huge_pages(torch.zeros(rows, cols)),
-    )
-    a, b, c, d = (random_ids(rows, batch) for _ in range(4))
-
-    def run() -> None:
-        ours.zero_grad()  # as in training: the gradient's memory serves again
-        values.grad = ops.scatter_grad(*weight.index, a(), grad, weight.nnz)
-        ours.step()
-
-    def fresh() -> None:
-        table.grad = torch.ops.aten.embedding_dense_backward(grad, b(), rows, -1, False)
-        dense.step()
-
-    def in_place() -> None:
-        table.grad = kept.zero_().index_add_(0, c(), grad)
-        dense.step()
-
-    def in_place_huge() -> None:
-        huge.grad = kept_huge.zero_().index_add_(0, d(), grad)
-        on_huge.step()
-
-    return Forms(
-        ours=run,
-        dense={
-            "embedding backward + fused Adam": fresh,
-            "zero_ + index_add_ + fused Adam": in_place,
-            "zero_ + index_add_ + fused Adam on huge pages": in_place_huge,
-        },
-        nbytes=7 * 4 * weight.nnz + rows * (weight.row_bytes - 4 * weight.nnz / rows),
-        resident=weight.nbytes + 3 * 4 * weight.nnz,
-        dense_resident=16 * rows * cols,
     )
 
 

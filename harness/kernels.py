@@ -23,14 +23,19 @@ from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
 from harness.command import new_results, run_main, whole_numbers
 from harness.handoff import handoff_ns
-from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
+from harness.kernel_cases import CASES, Case
+from harness.losing_cases import LOSING, SKEWED
 from harness.overhead import measure_overhead
 from recsys.results import save_results
 from sparsecore.measure import Timing, interleaved
 
 __all__ = ["main", "measure"]
 
-HEAD = "| operation | density | threads | ratio | of medians | target | dense | others | ms | useful | of ceiling |"
+HEAD = (
+    "| operation | density | threads | ratio | of medians | target | dense | others | ms | spread | useful "
+    + "| of ceiling |"
+)
+_LEAST = 7  # samples of each form
 
 
 def measure(
@@ -40,7 +45,8 @@ def measure(
 
     Returns:
         A row each: ``ratio`` and ``median ratio`` (dense / ours), the fastest ``dense`` form, ``others`` (time / ours),
-        ``ms``, the useful ``rate`` a second, its ``fraction`` of the case's ceiling, and the ``target``.
+        ``ms`` and its ``spread`` (median / minimum - 1), the useful ``rate`` a second, its ``fraction`` of the case's
+        ceiling, and the ``target``.
     """
     forms = case.build(density, **(case.quick if quick else case.size))
     candidates = {"ours": forms.ours, **forms.dense, **forms.others}
@@ -49,7 +55,7 @@ def measure(
         for n_threads, ceiling in ceilings.items():
             torch.set_num_threads(n_threads)
             times: dict[str, Timing] = interleaved(
-                candidates, seconds, least=1 if quick else 3, warm=0 if quick else 1
+                candidates, seconds, least=1 if quick else _LEAST, warm=0 if quick else 1
             )
             ours = times["ours"]
             dense = min(forms.dense, key=lambda name: times[name].minimum)
@@ -66,6 +72,7 @@ def measure(
                     "dense": dense,
                     "others": {name: times[name].minimum / ours.minimum for name in forms.others},
                     "ms": 1e3 * ours.minimum,
+                    "spread": ours.median / ours.minimum - 1,
                     "unit": "GFLOP/s" if case.bound == "fma" else "GB/s",
                     "rate": rate,
                     "bound": case.bound,
@@ -89,7 +96,7 @@ def _measure_all(
         if reason:
             skipped.append(f"{case.name}: {reason}")
             continue
-        for density in densities_of(case):
+        for density in case.densities:
             for row in measure(case, density, ceilings, seconds, quick):
                 rows.append(row)
                 target = f" (target {row['target']:g})" if row["target"] else ""
@@ -106,13 +113,13 @@ def _line(r: dict[str, Any]) -> str:
     target = f"{r['target']:g}" if r["target"] else ""
     return (
         f"| {r['operation']} | {r['density']:g} | {r['threads']} | {r['ratio']:.2f} | {r['median ratio']:.2f} "
-        f"| {target} | {r['dense']} | {others} | {r['ms']:.3g} | {r['rate'] / 1e9:.3g} {r['unit']} "
+        f"| {target} | {r['dense']} | {others} | {r['ms']:.3g} | {r['spread']:.0%} | {r['rate'] / 1e9:.3g} {r['unit']} "
         f"| {r['fraction']:.0%} |"
     )
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    return [HEAD, "|---|---|---|---|---|---|---|---|---|---|---|", *map(_line, rows)]
+    return [HEAD, "|---|---|---|---|---|---|---|---|---|---|---|---|", *map(_line, rows)]
 
 
 def _page(document: dict[str, Any]) -> list[str]:
@@ -120,9 +127,10 @@ def _page(document: dict[str, Any]) -> list[str]:
         "# Kernels",
         "",
         "Ratio: time of the fastest dense form / ours, minima of interleaved samples (*of medians* beside it); above 1",
-        "sparse is faster. *Others*: time of torch.sparse CSR, scipy and torch-sparse (if there) / ours. *Useful*:",
-        "work on nonzeros alone; *of ceiling*: fraction of the rate below that bounds the operation. Before each timed",
-        "call the form runs once untimed, so that every form finds the caches as in a loop of its own.",
+        "sparse is faster. *Others*: time of torch.sparse CSR, scipy and torch-sparse (if there) / ours. *Spread*: how",
+        "far our median is above our minimum. *Useful*: work on nonzeros alone; *of ceiling*: fraction of the rate",
+        "below that bounds the operation. Before each timed call the form runs once untimed, so that every form finds",
+        "the caches as in a loop of its own.",
         "",
         *_table(document["wins"]),
         "",
@@ -175,12 +183,12 @@ def _page(document: dict[str, Any]) -> list[str]:
             "## First calls",
             "",
             "Seconds in a new process with an empty kernel cache, and in the next one. A kernel is compiled once, for",
-            "one thread and for several. What an earlier row compiled is not compiled again.",
+            "one thread and for several. What an earlier row compiled is not compiled again, and is not listed.",
             "",
             "| operation | threads | compiled | cached | kernels |",
             "|---|---|---|---|---|",
         ]
-        for r in document["compile"]:
+        for r in (r for r in document["compile"] if r["kernels"]):
             kernels = ", ".join(f"{name} {seconds:.1f}" for name, seconds in r["kernels"].items())
             lines.append(
                 f"| {r['operation']} | {r['threads']} | {r['compiled']:.2f} | {r['cached']:.3f} | {kernels} |"
@@ -216,7 +224,7 @@ def main(
     chosen = [case for case in CASES if only in case.name]
     may_lose = [case for case in (*LOSING, *SKEWED) if only in case.name]
     wins, skipped = _measure_all(chosen, ceilings, seconds, quick, console)
-    losses, _ = _measure_all(may_lose, ceilings, seconds / 2, quick, console)
+    losses, skipped_too = _measure_all(may_lose, ceilings, seconds / 2, quick, console)
     overhead, before = [], torch.get_num_threads()
     for n in numbers:
         torch.set_num_threads(n)
@@ -226,7 +234,7 @@ def main(
         "quick": quick,
         "wins": wins,
         "losses": losses,
-        "skipped": skipped,
+        "skipped": skipped + skipped_too,
         "ceilings": {n: asdict(c) for n, c in ceilings.items()},
         "handoff ns": [near, handoff_ns(rounds)],
         "overhead": overhead,

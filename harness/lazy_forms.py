@@ -11,10 +11,16 @@ import torch
 from torch import nn
 
 import sparsecore
-from harness.operands import IDS, Forms, Run, moments_on_huge_pages, on_huge_pages, random_ids
+from harness.operands import IDS, Forms, Run, on_huge_pages, random_ids, state_on_huge_pages
 from sparsecore import SparseEmbedding
 
 __all__ = ["lazy_adam", "lazy_adam_alone"]
+
+
+def _read(table: SparseEmbedding, batch: int) -> float:
+    """Bytes at random places: index, values and two moments of each row."""
+    index = sum(part.nbytes for part in table.index if part is not None)
+    return batch * (index + 3 * table.values.nbytes) / table.num_embeddings
 
 
 def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
@@ -36,7 +42,7 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
         return step
 
     lazy, adam = torch.optim.SparseAdam(dense.parameters()), sparsecore.optim.Adam
-    on_huge = moments_on_huge_pages(torch.optim.SparseAdam(huge.parameters()))
+    on_huge = state_on_huge_pages(torch.optim.SparseAdam(huge.parameters()))
     return Forms(
         ours=steps(table, adam(table.parameters(), in_backward=True)),
         dense={
@@ -44,7 +50,7 @@ def lazy_adam(density: float, rows: int, cols: int, batch: int) -> Forms:
             "nn.Embedding(sparse=True) + SparseAdam on huge pages": steps(huge, on_huge),
         },
         others={"ours, step() afterwards": steps(other, adam(other.parameters()))},
-        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+        nbytes=_read(table, batch),
     )
 
 
@@ -54,7 +60,7 @@ def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
     dense = nn.Parameter(torch.randn(rows, cols))
     huge = nn.Parameter(on_huge_pages(dense.detach()))
     ours = sparsecore.optim.Adam([table.values], in_backward=True)
-    torchs, on_huge = torch.optim.SparseAdam([dense]), moments_on_huge_pages(torch.optim.SparseAdam([huge]))
+    torchs, on_huge = torch.optim.SparseAdam([dense]), state_on_huge_pages(torch.optim.SparseAdam([huge]))
     grad, a, b, c = torch.randn(batch, cols), *(random_ids(rows, batch) for _ in range(3))
 
     def step() -> None:
@@ -71,5 +77,5 @@ def lazy_adam_alone(density: float, rows: int, cols: int, batch: int) -> Forms:
             "embedding_sparse_backward + SparseAdam": step,
             "embedding_sparse_backward + SparseAdam on huge pages": step_huge,
         },
-        nbytes=batch * (7 * 4 * density * cols + 4 * cols),
+        nbytes=_read(table, batch),
     )

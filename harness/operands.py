@@ -22,14 +22,15 @@ __all__ = [
     "Run",
     "Weight",
     "by_torch_sparse",
-    "moments_on_huge_pages",
     "on_huge_pages",
     "random_ids",
+    "state_on_huge_pages",
     "torch_csr",
 ]
 
 Run = Callable[[], object]
 _seeds = itertools.count()
+_STATE: dict[type, tuple[str, ...]] = {torch.optim.SGD: ("momentum_buffer",), torch.optim.Adagrad: ("sum",)}
 IDS = 64  # of ids: each call looks up rows that no cache holds
 
 
@@ -67,13 +68,16 @@ def on_huge_pages(tensor: Tensor) -> Tensor:
     return ask_huge_pages(torch.empty_like(tensor)).copy_(tensor)
 
 
-def moments_on_huge_pages(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer (Adam or SparseAdam), its state made beforehand, on huge pages."""
+def state_on_huge_pages(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, its state made beforehand, what is shaped as a parameter on huge pages."""
+    names = _STATE.get(type(optimizer), ("exp_avg", "exp_avg_sq"))
+    step = {torch.optim.SGD: {}, torch.optim.SparseAdam: {"step": 0}}.get(
+        type(optimizer), {"step": torch.tensor(0.0)}
+    )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            moments = {name: on_huge_pages(torch.zeros_like(parameter)) for name in ("exp_avg", "exp_avg_sq")}
-            step = 0 if isinstance(optimizer, torch.optim.SparseAdam) else torch.tensor(0.0)
-            optimizer.state[parameter] = {"step": step, **moments}
+            state = {name: on_huge_pages(torch.zeros_like(parameter)) for name in names}
+            optimizer.state[parameter] = {**step, **state}
     return optimizer
 
 
@@ -116,6 +120,12 @@ class Weight:
     def csr(self) -> Tensor:
         crow, col = self.pattern.crow.to(torch.int32), self.pattern.col.to(torch.int32)
         return torch_csr(crow, col, self.values, (self.rows, self.cols))
+
+    def turned_csr(self) -> Tensor:
+        """Of the transposed weight."""
+        turned = self.csr().to_sparse_coo().t().coalesce().to_sparse_csr()
+        crow, col = turned.crow_indices().to(torch.int32), turned.col_indices().to(torch.int32)
+        return torch_csr(crow, col, turned.values(), (self.cols, self.rows))
 
     def scipy(self) -> Any:
         import scipy.sparse

@@ -30,9 +30,9 @@ def _build(
     name: str, size: Mapping[str, int], reference: Callable[[], frozen.Run]
 ) -> Callable[[], dict[str, Form]]:
     def build() -> dict[str, Form]:
-        from harness import kernel_forms
+        from harness import kernel_forms, update_forms
 
-        make: Callable[..., Any] = getattr(kernel_forms, name)
+        make: Callable[..., Any] = update_forms.update if name == "adam" else getattr(kernel_forms, name)
         forms: dict[str, Form] = {}
         for encoding in _known_encodings():
             for density in DENSITIES:

@@ -13,16 +13,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from harness import compile_times, handoff, kernel_forms, kernels, lazy_forms
+from harness import compile_times, handoff, kernel_forms, kernels, lazy_forms, update_forms
 from harness.ceilings import measure_ceilings
-from harness.kernel_cases import CASES, LOSING, SKEWED, Case, densities_of
+from harness.kernel_cases import CASES, Case
+from harness.losing_cases import LOSING, SKEWED
 from harness.operands import Forms
 
 # Forms without a value of their own: they change state, or look up other rows at each call.
 STATEFUL = (
     kernel_forms.gather,
     kernel_forms.gather_dot,
-    kernel_forms.adam,
+    update_forms.update,
     lazy_forms.lazy_adam,
     lazy_forms.lazy_adam_alone,
     kernel_forms.explore,
@@ -72,7 +73,7 @@ def test_lookups_compute_the_same_of_the_same_ids(
 
 def test_every_target_is_measured() -> None:
     for case in (*CASES, *LOSING, *SKEWED):
-        assert set(case.targets) <= set(densities_of(case)), case.name
+        assert set(case.targets) <= set(case.densities), case.name
 
 
 def test_a_case_without_its_data_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +106,9 @@ def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "kernels.json").read_text())
     assert {row["operation"] for row in document["wins"]} == {case.name for case in CASES}
-    assert len(document["losses"]) == sum(len(densities_of(case)) for case in (*LOSING, *SKEWED))
+    assert len(document["losses"]) == sum(len(case.densities) for case in (*LOSING, *SKEWED))
     assert all(row["ratio"] > 0 and row["rate"] > 0 for row in document["wins"] + document["losses"])
-    assert len(document["overhead"]) == 2
+    assert len(document["overhead"]) == 4
     assert len(document["handoff ns"]) == 2
     assert "A cache line to another processor and back:" in (tmp_path / "kernels.md").read_text()
     page = (tmp_path / "kernels.md").read_text()
