@@ -1,5 +1,7 @@
 """Fixtures shared by all tests, and ``pytest --outcomes FILE``: what passed where, for docs/where.md (`harness.where`).
 
+``pytest --bare`` skips files that import what is not installed, and says so (`harness.gpu_check`).
+
 Tests say with ``@pytest.mark.feature("..")`` which row of that page they stand for.
 """
 
@@ -9,7 +11,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from recsys.machine import describe_machine
 
 try:
     from hypothesis import settings
-except ImportError:  # on a bare machine (harness.gpu_check) only the files that need it fail
+except ImportError:  # on a bare machine (harness.gpu_check) only the files that need it are left out
     pass
 else:
     # A slow or busy machine is no failure, so there are no deadlines; in CI the same examples run every time.
@@ -66,12 +68,17 @@ def real_data() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", metavar="FILE", help="write a summary of what passed where (json)")
+    parser.addoption("--bare", action="store_true", help="skip files whose imports are not installed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # A job in the background ignores Ctrl-C, and so would the processes that tests interrupt: they inherit it.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("--bare"):
+        config.pluginmanager.register(
+            _Bare()
+        )  # no hook of this file: those are not asked about other folders
     file = config.getoption("--outcomes")
     if file and not hasattr(config, "workerinput"):  # not in xdist's workers: they report to their controller
         config.pluginmanager.register(_Outcomes(Path(file), list(config.invocation_params.args)))
@@ -90,6 +97,21 @@ def _repeats(item: pytest.Item) -> bool:
     """The second run that `every_size` asks for, where another backend than numba's is the test's own choice."""
     chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     return chosen.get("every_size") == "vectors" and chosen.get("backend", "numba") != "numba"
+
+
+class _Bare:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """A file, or a folder by its conftest, that imports a package which is not here is skipped."""
+        report = yield
+        error = report.__dict__["call"].excinfo.value if report.failed else None
+        while error is not None and not isinstance(error, ModuleNotFoundError):
+            error = getattr(error, "cause", None) or error.__cause__  # the former of a conftest
+        if error is not None:
+            report.outcome = "skipped"
+            report.longrepr = (report.nodeid, 1, f"Skipped: not collected: needs {error.name}")
+            del report.__dict__["call"]  # no exception that a debugger should stop at
+        return report
 
 
 class _Outcomes:

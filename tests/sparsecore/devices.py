@@ -1,4 +1,7 @@
-"""Where the tests of a backend run: on the CPU and, marked ``gpu``, on CUDA."""
+"""Where the tests of a backend run: on the CPU and, marked ``gpu``, on CUDA.
+
+Without hypothesis, which a bare machine lacks (`harness.gpu_check`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from sparsecore import Pattern
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+_CHOSEN = os.environ.get(
+    "SPARSECORE_BACKEND"
+)  # where the environment asks for one, everything runs on that one
+BACKENDS = (_CHOSEN,) if _CHOSEN else ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch")
+of_numba = pytest.mark.skipif(
+    BACKENDS[0] != "numba", reason="about numba's kernels: another backend was asked for"
+)
 
 
 def devices(backend: str = "torch") -> list[Any]:
@@ -24,3 +36,10 @@ def devices(backend: str = "torch") -> list[Any]:
         pytest.param("cpu", marks=pytest.mark.skipif(bool(no_cpu), reason=no_cpu)),
         pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(bool(no_cuda), reason=no_cuda)]),
     ]
+
+
+def values_for(pattern: Pattern, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Values of a pattern, none of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(pattern.nnz, generator=generator, dtype=dtype) + 0.5
+    return drawn * (torch.randint(2, (pattern.nnz,), generator=generator) * 2 - 1)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-import pytest
 import torch
-from devices import INTERPRETED
+from devices import BACKENDS, of_numba, values_for
 from hypothesis import strategies as st
 
 from sparsecore import Pattern
 
-_CHOSEN = os.environ.get(
-    "SPARSECORE_BACKEND"
-)  # where the environment asks for one, everything runs on that one
-BACKENDS = (_CHOSEN,) if _CHOSEN else ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch")
-of_numba = pytest.mark.skipif(
-    BACKENDS[0] != "numba", reason="about numba's kernels: another backend was asked for"
-)
+__all__ = [
+    "BACKENDS",
+    "DTYPES",
+    "NARROW_WIDTHS",
+    "WIDE_WIDTHS",
+    "backends",
+    "dtypes",
+    "masks",
+    "of_numba",
+    "patterns",
+    "seeds",
+    "values_for",
+]
+
 DTYPES = (torch.float32, torch.float64)
 
 # Around the vector widths of kernels, and where the column type changes (uint8, int16, int32).
@@ -73,10 +77,3 @@ def patterns(draw: st.DrawFn, max_rows: int = 12, widths: tuple[int, ...] = NARR
     pattern = Pattern.from_mask(draw(masks(max_rows=max_rows, widths=widths)))
     pattern.check()
     return pattern
-
-
-def values_for(pattern: Pattern, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Values of a pattern, none of them zero."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(pattern.nnz, generator=generator, dtype=dtype) + 0.5
-    return drawn * (torch.randint(2, (pattern.nnz,), generator=generator) * 2 - 1)

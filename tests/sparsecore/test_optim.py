@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import BACKENDS, of_numba
+from devices import BACKENDS, of_numba
 from torch import Tensor, nn
 
 import sparsecore

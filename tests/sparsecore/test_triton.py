@@ -1,4 +1,7 @@
-"""The triton backend against dense torch: in Triton's interpreter on the CPU and, marked ``gpu``, on CUDA."""
+"""The triton backend against dense torch: in Triton's interpreter on the CPU and, marked ``gpu``, on CUDA.
+
+Without hypothesis, for a bare machine (`harness.gpu_check`); what it draws is in `test_triton_drawn`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.sparse
 import torch
-from devices import HAS_TRITON, devices
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from strategies import dtypes, patterns, seeds, values_for
+from devices import HAS_TRITON, devices, values_for
 from torch import Tensor
 
 import sparsecore
-from sparsecore import Pattern, SparsecoreError, backends, ops, optional, sampling
+from sparsecore import Pattern, SparsecoreError, backends, ops, optional
 from sparsecore.encoding import ENCODINGS, encode
 
 pytestmark = pytest.mark.feature("triton's kernels")
@@ -32,10 +31,6 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
 of_infinities = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 FEW = torch.cuda.is_available()  # a GPU compiles anew for most cases
-examples = settings(max_examples=3 if FEW else 40)
-encodings = st.sampled_from(ENCODINGS)
-pointer_types = st.sampled_from((torch.int32, torch.int64))
-column_types = st.sampled_from((None, torch.int16, torch.int32, torch.int64))  # None: the narrowest
 
 Index = tuple[Tensor, Tensor | None]
 
@@ -152,36 +147,6 @@ def check_touched(table: Table, n: int, seed: int = 0) -> None:
         close(values, dense.view(-1)[table.pattern.positions()[places]])
 
 
-@every_device
-@examples
-@given(patterns(), st.integers(0, 20), encodings, dtypes, pointer_types, column_types, seeds)
-def test_lookups_of_any_table(
-    device: str, pattern: Pattern, n: int, encoding: str, dtype: torch.dtype, pointers: torch.dtype,
-    columns: torch.dtype | None, seed: int,
-) -> None:  # fmt: skip
-    table = Table(pattern, device, encoding, dtype, seed, pointers, columns)
-    check_lookups(table, n, seed)
-    check_touched(table, n, seed)
-
-
-@every_device
-@examples
-@given(
-    patterns(), st.integers(1, 12), st.integers(0, 20), st.sampled_from((None, 1, 3)), encodings, encodings, dtypes,
-    column_types, seeds,
-)  # fmt: skip
-def test_products_of_any_pairs(
-    device: str, pattern: Pattern, rows: int, n: int, each: int | None, first: str, second: str,
-    dtype: torch.dtype, columns: torch.dtype | None, seed: int,
-) -> None:  # fmt: skip
-    a = Table(pattern, device, first, dtype, seed, columns=columns)
-    other = Pattern.random(
-        (rows, a.cols), nnz=(rows * a.cols + 1) // 2, generator=torch.Generator().manual_seed(seed)
-    )
-    check_pairs(a, Table(other, device, second, dtype, seed + 1), n, each)
-    check_pairs(a, a, n, each)
-
-
 def check_linear(table: Table, n: int, seed: int = 0) -> None:
     x = randn(n, table.cols, like=table.values, seed=seed).requires_grad_()
     dy = randn(n, table.rows, like=table.values, seed=seed + 1).requires_grad_()
@@ -191,43 +156,12 @@ def check_linear(table: Table, n: int, seed: int = 0) -> None:
 
 
 @every_device
-@examples
-@given(patterns(), st.integers(0, 70), encodings, dtypes, seeds)
-def test_linear_products_of_any_weight(
-    device: str, pattern: Pattern, n: int, encoding: str, dtype: torch.dtype, seed: int
-) -> None:
-    check_linear(Table(pattern, device, encoding, dtype, seed), n, seed % 1000)
-
-
-@every_device
 @pytest.mark.parametrize("n", [1, 16, 64, 130] if not FEW else [5, 130])
 @pytest.mark.parametrize(("rows", "cols"), [(129, 65), (64, 200), (300, 32), (1, 600)])
 def test_linear_products_around_the_sizes_of_a_tile(device: str, rows: int, cols: int, n: int) -> None:
     """Several parts of the sum, several tiles of each side."""
     pattern = Pattern.random((rows, cols), 0.4, generator=torch.Generator().manual_seed(n))
     check_linear(Table(pattern, device, "bitmap", torch.float32), n)
-
-
-@every_device
-@examples
-@given(patterns(), st.integers(1, 3), st.booleans(), encodings, dtypes, column_types, seeds)
-def test_propagation_of_any_table(
-    device: str, pattern: Pattern, hops: int, symmetric: bool, encoding: str, dtype: torch.dtype,
-    columns: torch.dtype | None, seed: int,
-) -> None:  # fmt: skip
-    table = Table(pattern, device, encoding, dtype, seed, columns=columns)
-    edges = scipy.sparse.random_array((table.rows, table.rows), density=0.3, rng=seed % 1000)
-    graph = sparsecore.Graph.from_scipy(edges + edges.T if symmetric else edges, dtype).to(device)
-    adjacency = torch.from_numpy((edges + edges.T if symmetric else edges).toarray()).to(table.values)
-
-    def mean() -> Tensor:
-        hop = total = table.dense()
-        for _ in range(hops):
-            hop = adjacency @ hop
-            total = total + hop
-        return total / (hops + 1)
-
-    check(lambda: ops.propagate_mean(*graph.arrays(), *table.operand, table.cols, hops), mean, [table.values])
 
 
 @every_device
@@ -385,19 +319,6 @@ def check_topk(table: Table, n: int, k: int, share: float, seed: int = 0) -> Non
 
 
 @every_device
-@examples
-@given(
-    patterns(max_rows=40), st.integers(0, 40), st.integers(1, 60) | st.just(70), st.sampled_from((0.0, 0.3, 1.0)),
-    encodings, dtypes, column_types, seeds,
-)  # fmt: skip
-def test_topk_of_any_table(
-    device: str, pattern: Pattern, n: int, k: int, share: float, encoding: str, dtype: torch.dtype,
-    columns: torch.dtype | None, seed: int,
-) -> None:  # fmt: skip
-    check_topk(Table(pattern, device, encoding, dtype, seed, columns=columns), n, k, share, seed % 1000)
-
-
-@every_device
 @every_encoding
 @every_dtype
 @pytest.mark.parametrize("k", [10, 65] if FEW else [1, 10, 64, 65])
@@ -501,28 +422,6 @@ def test_topk_of_scores_that_are_not_finite(device: str, encoding: str, missing:
         scores, ids = ops.score_topk(torch.ones(2, 1, device=device), values, *table.index, 6 + missing)
     assert ids[0].tolist() == [2, 4, 0, 5, *[-1] * (2 + missing)]
     assert scores[0].tolist() == [torch.inf, 2, 1, 1, *[-torch.inf] * (2 + missing)]
-
-
-# ---------------------------------------------------------------- exploration
-
-
-@every_device
-@examples
-@given(
-    st.integers(1, 3 * sampling.BLOCK) | st.integers(1, 200), st.floats(0, 1), st.data(), st.integers(0, 2**32 - 1)
-)  # fmt: skip
-def test_a_draw_is_the_same_as_everywhere(
-    device: str, total: int, share: float, data: st.DataObject, seed: int
-) -> None:
-    members = importlib.import_module("sparsecore.backends.triton.draw").members
-    count = round(share * total)
-    plan = sampling.plan_draw(total, count, torch.Generator().manual_seed(seed))
-    everyone = torch.zeros(total, dtype=torch.bool)
-    for ranks in sampling.sample_ranks(total, count, torch.Generator().manual_seed(seed)):
-        everyone[ranks] = True
-    first = data.draw(st.integers(0, total))
-    last = data.draw(st.integers(first, total))
-    assert torch.equal(members(plan, first, last, torch.device(device)).cpu(), everyone[first:last])
 
 
 # ---------------------------------------------------------------- the backend
