@@ -7,8 +7,9 @@ is listed. ``--device cpu --quick``
 runs all of it on tiny shapes, through the same code (torch.sparse), and judges nothing. Measurements are made in a
 process of their own (`harness.gpu_worker`): what fails there has its error in its row.
 
-A bare machine needs torch, numba, scipy and, for the tests, pytest, hence no typer here. The tests in files that
-import hypothesis, most of triton's among them, need that too: the others run, and what is missing is in the page.
+A bare machine needs torch, numba, scipy and, for the tests, pytest, hence no typer here. Tests in files that import
+more (hypothesis for what it draws, pydantic for training whole models) are left out there; the page names the files
+and what they lack. ``--slow`` runs the tests marked slow too, those of nccl: give more ``--seconds`` then.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ __all__ = ["jobs", "main", "measure", "run_tests"]
 
 _TOLERANCE = 1e-3  # relative; float32 products over 20,000 terms stay below 1e-5
 _TESTS_SECONDS = 180.0  # of which most compile kernels
+_SLOW_SECONDS = 240.0  # more for those marked slow
+_NOT_COLLECTED = re.compile(r"^SKIPPED \[\d+\] (\S+?)(?::\d+)?: not collected: needs (\S+)$", re.MULTILINE)
+_ROOT = Path(__file__).parents[1]
 
 
 def jobs() -> dict[str, list[Job]]:
@@ -161,16 +165,32 @@ def _by_torch(
     return {"torch backend, csr": by_torch}
 
 
-def run_tests(seconds: float) -> dict[str, Any]:
-    """Tests marked ``gpu`` and not ``slow``: outcomes by number, exit code, and the output's end if one fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests"]
+def run_tests(seconds: float, slow: bool = False) -> dict[str, Any]:
+    """Tests marked ``gpu``, of those marked ``slow`` too only if asked for.
+
+    Returns:
+        Outcomes by number, exit code, the output's end if one fails, and ``not collected``: test files that hold such
+        tests and import a package that is not here, with its name.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-m",
+        "gpu" if slow else "gpu and not slow",
+        "tests",
+    ]
     # A test file whose imports are missing here must not keep the others from running.
-    command += ["--continue-on-collection-errors", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+    command += ["--bare", "--continue-on-collection-errors", "-p", "no:benchmark", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "4"]  # most of the time kernels are compiled
-    root, begin = Path(__file__).parents[1], time.monotonic()
+    begin = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=seconds)
+        done = subprocess.run(
+            command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=seconds
+        )
         code, output = done.returncode, done.stderr + done.stdout
     except subprocess.TimeoutExpired as late:
         output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
@@ -178,7 +198,29 @@ def run_tests(seconds: float) -> dict[str, Any]:
     pattern = r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed|warnings?)"
     counts = {what: int(number) for number, what in re.findall(pattern, output.strip().split("\n")[-1])}
     tail = output[-6000:] if code else ""
-    return {"exit code": code, "counts": counts, "seconds": time.monotonic() - begin, "tail": tail}
+    return {
+        "exit code": code,
+        "counts": counts,
+        "seconds": time.monotonic() - begin,
+        "slow": slow,
+        "not collected": _not_collected(output),
+        "tail": tail,
+    }
+
+
+def _not_collected(output: str) -> dict[str, str]:
+    found = {
+        file: package for place, package in _NOT_COLLECTED.findall(output) for file in _with_gpu_tests(place)
+    }
+    return dict(sorted(found.items()))
+
+
+def _with_gpu_tests(place: str) -> list[str]:
+    """Test files at a place (a file or a folder of tests) that hold tests marked gpu, as far as their text tells."""
+    found = _ROOT / place
+    files = [found] if found.is_file() else found.rglob("test_*.py")
+    marked = [f for f in files if re.search(r"mark\.gpu|every_device", f.read_text())]
+    return [str(f.relative_to(_ROOT)) for f in marked]
 
 
 def _save(output: Path | None, document: dict[str, Any]) -> None:
@@ -219,6 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--tests", action=switch, default=True, help="Run the tests marked gpu first; never with --quick."
     )
     parser.add_argument(
+        "--slow", action=switch, default=False, help="Of the tests those marked slow too: nccl's."
+    )
+    parser.add_argument(
         "--seconds",
         type=float,
         default=420.0,
@@ -229,16 +274,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--output: {why}")
     if torch.device(given.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu --quick runs everything on the CPU")
-    _check(given.output, given.quick, given.device, given.tests, given.seconds)
+    _check(given.output, given.quick, given.device, given.tests, given.slow, given.seconds)
 
 
-def _check(output: Path | None, quick: bool, device: str, tests: bool, seconds: float) -> None:
+def _check(output: Path | None, quick: bool, device: str, tests: bool, slow: bool, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     document: dict[str, Any] = {"quick": quick, "seconds": 0.0, "device": {}, "tests": None}
     document |= {section: [] for section in SECTIONS} | {"warnings": {}}
     if tests and not quick:
-        document["tests"] = run_tests(min(_TESTS_SECONDS, seconds))
-        _tell(f"tests: {document['tests']['counts']}")
+        document["tests"] = run_tests(min(_TESTS_SECONDS + slow * _SLOW_SECONDS, seconds), slow)
+        _tell(f"tests: {document['tests']['counts']}, not collected: {document['tests']['not collected']}")
         _save(output, document)
     listed = jobs()
     section_of = {job: section for section, group in listed.items() for job in group}

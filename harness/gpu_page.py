@@ -99,6 +99,16 @@ def _steps(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _tests(tests: dict[str, Any]) -> list[str]:
+    counts = ", ".join(f"{number} {what}" for what, number in tests["counts"].items()) or "no counts"
+    which = "gpu, slow ones too" if tests.get("slow") else "gpu and not slow"
+    lines = [f"Tests marked {which}: {counts}; exit code {tests['exit code']}, {tests['seconds']:.0f} s.", ""]
+    if missing := tests.get("not collected"):
+        listed = "; ".join(f"{file} (needs {package})" for file, package in missing.items())
+        lines += [f"Not collected, so that their tests did not run here: {listed}.", ""]
+    return lines + (["```text", *tests["tail"].splitlines(), "```", ""] if tests["tail"] else [])
+
+
 def page(document: dict[str, Any]) -> list[str]:
     facts = ", ".join(f"{key} {value}" for key, value in document["device"].items()) or "no device answered"
     lines = ["# On a GPU", "", f"Device: {facts}. {document['seconds']:g} s in all.", ""]
@@ -106,14 +116,8 @@ def page(document: dict[str, Any]) -> list[str]:
         lines += ["Tiny shapes: everything ran once, nothing is judged.", ""]
     if missing := left_out(document):
         lines += [f"Not measured, {len(missing)} in all: {'; '.join(missing)}.", ""]
-    tests = document["tests"]
-    if tests:
-        counts = ", ".join(f"{number} {what}" for what, number in tests["counts"].items()) or "no counts"
-        lines += [
-            f"Tests marked gpu: {counts}; exit code {tests['exit code']}, {tests['seconds']:.0f} s.",
-            "",
-        ]
-        lines += ["```text", *tests["tail"].splitlines(), "```", ""] if tests["tail"] else []
+    if document["tests"]:
+        lines += _tests(document["tests"])
     for section in SECTIONS:
         table = _operations if section.endswith("operations") else _steps
         lines += [f"## {section.capitalize()}", "", *table(document[section]), ""]

@@ -228,6 +228,36 @@ def test_outcomes_of_the_tests_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     bad = run("F\nE  RuntimeError: no\n1 failed, 1 error in 2.00s\n", 1)
     assert bad["counts"] == {"failed": 1, "error": 1}
     assert "RuntimeError: no" in bad["tail"]
+    bare = run(
+        "SKIPPED [4] tests/sparsecore/test_triton_drawn.py:1: not collected: needs hypothesis\n"
+        "SKIPPED [1] tests/sparsecore/test_pattern.py:1: not collected: needs hypothesis\n"
+        "SKIPPED [1] tests/recsys:1: not collected: needs pydantic\n"
+        "SKIPPED [2] tests/sparsecore/test_devices.py:44: needs triton\n"
+        "70 passed, 8 skipped in 2.00s\n",
+        0,
+    )
+    without = {
+        "tests/recsys/test_model_devices.py": "pydantic",
+        "tests/sparsecore/test_triton_drawn.py": "hypothesis",
+    }
+    assert bare["not collected"] == without  # of what was skipped, the files that hold tests marked gpu
+    document: dict = {section: [] for section in gpu_page.SECTIONS}
+    document |= {"device": {}, "seconds": 1.0, "quick": False, "tests": bare, "warnings": {}}
+    assert "tests/recsys/test_model_devices.py (needs pydantic)" in "\n".join(gpu_page.page(document))
+
+
+def test_slow_tests_run_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run(command: list[str], **kwargs: object) -> SimpleNamespace:
+        asked.append(command[command.index("-m", 2) + 1])
+        return SimpleNamespace(stdout="1 passed in 1.00s\n", stderr="", returncode=0)
+
+    monkeypatch.setattr("harness.gpu_check.subprocess.run", run)
+    monkeypatch.setattr("harness.gpu_check.run_jobs", lambda *args: iter(()))
+    for more in ([], ["--slow"]):
+        gpu_check.main(["--device", "cpu", *more])
+    assert asked == ["gpu and not slow", "gpu"]
 
 
 def test_results_are_kept_where_the_machine_cannot_be_described(
@@ -261,19 +291,17 @@ def test_a_place_that_cannot_be_written_to_is_said_at_once(capsys: pytest.Captur
 
 
 def test_it_starts_on_a_bare_machine(tmp_path: Path) -> None:
-    """With torch, numba, scipy and pytest alone; so do the tests' fixtures."""
+    """With torch, numba, scipy and pytest alone; so do the tests' fixtures, and gpu tests are collected or named."""
     absent = ["typer", "click", "rich", "pyarrow", "pydantic", "safetensors", "tomli_w"]
     absent += ["hypothesis", "matplotlib", "psutil"]
     program = f"""
+import os
 import sys
 from importlib.machinery import PathFinder
-
-class Bare(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+find = PathFinder.find_spec  # which pytest asks for it, too, where it rewrites assertions
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.partition(".")[0] in {absent!r} else find(name, *rest)
+)
 sys.path.insert(0, {str(Path(gpu_check.__file__).parents[1])!r})
 import pytest
 from harness import gpu_check, gpu_steps
@@ -281,9 +309,19 @@ document = dict(quick=True, seconds=1.0, device={{}}, tests=None, warnings={{}})
 gpu_check._save(gpu_check.Path("gpu"), document | {{section: [] for section in gpu_check.SECTIONS}})
 rows = gpu_steps.measure(gpu_check.Job("", next(iter(gpu_steps.WORKLOADS))), "cpu", True)
 assert all("error" not in row for row in rows), rows
-tests = [{str(ROOT / "tests" / "sparsecore" / "test_devices.py")!r}, "-k", "numba_is_refused"]
-options = ["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-W", "ignore:Module already"]
-sys.exit(pytest.main(options + tests))
+
+class Found:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items):
+        self.files = {{item.path.name for item in items if item.get_closest_marker("gpu")}}
+
+os.chdir({str(ROOT)!r})
+tests = ["tests", "-k", "numba_is_refused", "-W", "ignore:Module already"]
+options = ["-q", "-rs", "--bare", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+found = Found()
+code = pytest.main(options + tests, plugins=[found])
+print("collected:", *sorted(found.files))
+sys.exit(code)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -295,3 +333,16 @@ sys.exit(pytest.main(options + tests))
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Machine: " in (tmp_path / "gpu.md").read_text()
+    collected = done.stdout.splitlines()[-1].split()[1:]
+    assert collected == [
+        "test_devices.py",
+        "test_distributed.py",
+        "test_optim.py",
+        "test_suite.py",
+        "test_triton.py",
+    ]
+    lacking = gpu_check._not_collected(done.stdout)
+    assert set(lacking) >= {"tests/recsys/test_model_devices.py", "tests/sparsecore/test_triton_drawn.py"}
+    # What its text says to hold gpu tests is either here or named.
+    marked = {Path(file).name for file in gpu_check._with_gpu_tests("tests")}
+    assert marked == {*collected, *(Path(file).name for file in lacking)}
