@@ -68,7 +68,8 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
     """One row of an operation at a density; forms that fail are named in it.
 
     Returns:
-        ``ratio`` and ``median ratio`` (fastest dense / ours), the fastest ``dense`` form, ``ms`` and ``median ms``,
+        ``ratio`` and ``median ratio`` (fastest dense / ours), ``loop ratio`` (of the longer of device's and host's
+        time, again of the best dense form), the fastest ``dense`` form, ``ms`` and ``median ms``,
         ``dense ms``, ``host ms`` and ``dense host ms`` (to launch a call), ``others`` (time / ours), relative
         ``deviation`` from the reference, ``syncs``. Or ``error``.
     """
@@ -128,6 +129,8 @@ def _measure(job: Job, operation: Operation, device: str, quick: bool) -> list[R
     launches = launch_times(calls, device)
     # Twice what the slowest to launch takes, so that the device never waits for the host.
     times = time_calls(calls, device, samples=1 if quick else 25, lead=min(0.02, 2 * max(launches.values())))
+    # What a call takes in a loop of calls: the device waits for the host, or the host for the device.
+    loop = {name: max(found.minimum, launches[name]) for name, found in times.items()}
     mine, dense = times["ours"], [name for name in forms.dense if name in times]
     best = min(dense, key=lambda name: times[name].minimum)
     return [
@@ -135,6 +138,7 @@ def _measure(job: Job, operation: Operation, device: str, quick: bool) -> list[R
         | {
             "ratio": times[best].minimum / mine.minimum,
             "median ratio": min(times[name].median for name in dense) / mine.median,
+            "loop ratio": min(loop[name] for name in dense) / loop["ours"],
             "dense": best,
             "ms": 1e3 * mine.minimum,
             "median ms": 1e3 * mine.median,

@@ -2,6 +2,7 @@
 
 The operands are built once, float32, on the device. Every form takes the number of one of several drawn inputs, and for
 the same number every form computes the same thing: so that one can be checked against the other before it is timed.
+"masked" is dense with ``weight * mask`` in the call, as published code simulates sparsity.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from harness.gpu_operands import (
     Operation,
     Run,
     bipartite,
+    by_torch_sparse,
     ids_of,
     normal,
     relative_error,
@@ -42,6 +44,7 @@ def gather(density: float, device: str, rows: int, cols: int, batch: int) -> For
             "F.embedding": lambda i: F.embedding(ids(i), table),
             "index_select(out=)": lambda i: torch.index_select(table, 0, ids(i), out=out),
         },
+        others={"masked": lambda i: F.embedding(ids(i), table * weight.mask)},
     )
 
 
@@ -85,7 +88,18 @@ def spmm(density: float, device: str, rows: int, cols: int, batch: int) -> Forms
             "mm(out=)": lambda i: torch.mm(x(i), table.t(), out=out),
             "F.linear": lambda i: F.linear(x(i), table),
         },
+        others={
+            "masked": lambda i: F.linear(x(i), table * weight.mask),
+            **_transposed(by_torch_sparse(weight.pattern, weight.values, lambda i: x(i).t())),
+        },
     )
+
+
+def _transposed(forms: dict[str, Run]) -> dict[str, Run]:
+    def turned(run: Run) -> Run:
+        return lambda i: run(i).t()
+
+    return {name: turned(run) for name, run in forms.items()}
 
 
 def spmm_t(density: float, device: str, rows: int, cols: int, batch: int) -> Forms:
@@ -95,6 +109,12 @@ def spmm_t(density: float, device: str, rows: int, cols: int, batch: int) -> For
     return Forms(
         ours=lambda i: ops.spmm_t(weight.values, *weight.index, dy(i), cols),
         dense={"mm(out=)": lambda i: torch.mm(dy(i), table, out=out)},
+        others={
+            "masked": lambda i: torch.mm(dy(i), table * weight.mask),
+            **_transposed(
+                by_torch_sparse(weight.pattern, weight.values, lambda i: dy(i).t(), transposed=True)
+            ),
+        },
     )
 
 
@@ -105,6 +125,7 @@ def sddmm(density: float, device: str, rows: int, cols: int, batch: int) -> Form
     return Forms(
         ours=lambda i: ops.sddmm(*weight.index, dy(i), x(i), weight.nnz),
         dense={"mm(out=)": lambda i: torch.mm(dy(i).t(), x(i), out=out)},
+        others={"masked": lambda i: torch.mm(dy(i).t(), x(i)) * weight.mask},
         error=weight.at_nonzeros,
     )
 
@@ -126,6 +147,7 @@ def score_topk(density: float, device: str, rows: int, cols: int, batch: int, k:
             "mm + topk": lambda i: torch.topk(torch.mm(queries(i), table.t(), out=scores), k),
             "blocks of mm + topk": in_blocks,
         },
+        others={"masked": lambda i: torch.topk(torch.mm(queries(i), (table * weight.mask).t()), k)},
         error=lambda ours, reference: relative_error(
             ours[0], reference[0]
         ),  # ids differ where scores are equal
@@ -136,7 +158,12 @@ def propagate(density: None, device: str, users: int, items: int, edges: int, di
     """One hop over a bipartite graph whose degrees fall like a power; without dense form: torch's own CSR instead."""
     graph, wide = bipartite(users, items, edges, device)
     x = normal(graph.n_nodes, dim, device=device)
-    return Forms(ours=lambda i: graph(x(i)), dense={"torch.sparse CSR int64": lambda i: wide @ x(i)})
+    crow, col, weight = graph.arrays()[:3]
+    return Forms(
+        ours=lambda i: graph(x(i)),
+        dense={"torch.sparse CSR int64": lambda i: wide @ x(i)},
+        others=by_torch_sparse(Pattern(crow, col, (graph.n_nodes, graph.n_nodes)), weight, x),
+    )
 
 
 class _Gradient:
@@ -251,7 +278,7 @@ OPERATIONS: dict[str, Operation] = {
     },
     **{
         f"{build.__name__} 20000 x 600, B = 512, TF32": Operation(
-            build, _LAYER | {"batch": 512}, _SMALL_LAYER | {"batch": 5}, densities=(0.5, 0.1), tf32=True
+            build, _LAYER | {"batch": 512}, _SMALL_LAYER | {"batch": 5}, densities=(0.9, 0.5, 0.1), tf32=True
         )
         for build in (spmm, spmm_t, sddmm)
     },
@@ -262,7 +289,9 @@ OPERATIONS: dict[str, Operation] = {
         densities=(0.9, *DENSITIES),
         rival=True,
     ),
-    "explore 6.4M positions": Operation(explore, {"rows": 100_000, "cols": 64}, _SMALL_TABLE),
+    "explore 6.4M positions": Operation(
+        explore, {"rows": 100_000, "cols": 64}, _SMALL_TABLE, densities=(0.9, *DENSITIES)
+    ),
     "Adam 1M x 64, all values": Operation(adam, _TABLE, _SMALL_TABLE, densities=(0.9, *DENSITIES)),
     "propagate 70k nodes, 1.6M edges, d = 64": Operation(
         propagate,

@@ -79,6 +79,24 @@ def bag_grad(density: float, device: str, rows: int, cols: int, bags: int, lengt
     )
 
 
+def bag_dot(density: float, device: str, rows: int, cols: int, bags: int, length: int) -> Forms:
+    """The gradient of `bag` in the shares: each entry's row times the gradient of its bag."""
+    weight = weight_of(rows, cols, density, device)
+    table, ids, offsets = weight.dense, ids_of(weight, bags * length), _offsets(bags, length, device)
+    grad, sources = (
+        normal(bags, cols, device=device),
+        torch.arange(bags, device=device).repeat_interleave(length),
+    )
+    backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return Forms(
+        ours=lambda i: ops.bag_dot(weight.values, *weight.index, ids(i), offsets, grad(i)),
+        dense={
+            "(E[ids] * grad).sum(1)": lambda i: (F.embedding(ids(i), table) * grad(i)[sources]).sum(1),
+            "embedding_bag backward": lambda i: backward(grad(i), table, ids(i), offsets[:-1], sources, 0),
+        },
+    )
+
+
 def _offsets(bags: int, length: int, device: str) -> Tensor:
     return torch.arange(bags + 1, device=device) * length
 
@@ -106,6 +124,40 @@ def touched(density: float, device: str, rows: int, cols: int, batch: int) -> Fo
         others={"dense, not coalesced": lambda i: backward(grad(i), ids(i), rows, -1, False)},
         error=error,
     )
+
+
+def propagate_rows(
+    density: None, device: str, users: int, items: int, edges: int, dim: int, batch: int
+) -> Forms:
+    """Some nodes' rows of a hop: those of a batch, the last hop of LightGCN. torch's CSR has no rows to choose."""
+    graph, wide = bipartite(users, items, edges, device)
+    arrays, x = graph.arrays(), normal(graph.n_nodes, dim, device=device)
+    nodes = _nodes(graph.n_nodes, batch, device)
+    return Forms(
+        ours=lambda i: ops.propagate_rows(*arrays, x(i), nodes(i)),
+        dense={"torch.sparse CSR int64, then rows": lambda i: (wide @ x(i))[nodes(i)]},
+    )
+
+
+def propagate_rows_t(
+    density: None, device: str, users: int, items: int, edges: int, dim: int, batch: int
+) -> Forms:
+    """The gradient of `propagate_rows`, over a graph that is symmetric."""
+    graph, wide = bipartite(users, items, edges, device)
+    arrays, grad = graph.arrays(), normal(batch, dim, device=device)
+    nodes, whole = _nodes(graph.n_nodes, batch, device), torch.zeros(graph.n_nodes, dim, device=device)
+    return Forms(
+        ours=lambda i: ops.propagate_rows_t(*arrays, grad(i), nodes(i)),
+        dense={
+            "rows, then torch.sparse CSR int64": lambda i: (
+                wide @ whole.zero_().index_add_(0, nodes(i), grad(i))
+            )
+        },
+    )
+
+
+def _nodes(count: int, batch: int, device: str) -> Callable[[int], Tensor]:
+    return inputs(lambda: torch.randint(count, (batch,), device=device))
 
 
 def propagate_mean(
@@ -215,6 +267,8 @@ _BAGS = {"rows": 20_000, "cols": 600, "bags": 512, "length": 100}
 _SMALL_BAGS = {"rows": 60, "cols": 33, "bags": 5, "length": 3}
 _GRAPH = {"users": 30_000, "items": 40_000, "edges": 800_000, "dim": 64, "hops": 3}
 _SMALL_GRAPH = {"users": 30, "items": 40, "edges": 200, "dim": 8, "hops": 3}
+_HOP = {name: size for name, size in _GRAPH.items() if name != "hops"} | {"batch": 6144}
+_SMALL_HOP = {name: size for name, size in _SMALL_GRAPH.items() if name != "hops"} | {"batch": 12}
 _IMAGES, _SMALL_IMAGES = {"channels": 256, "side": 28, "batch": 32}, {"channels": 8, "side": 6, "batch": 2}
 _WIDE = (0.9, *DENSITIES)
 
@@ -223,12 +277,21 @@ FURTHER: dict[str, Operation] = {
     "bag_grad 20000 x 600, 512 bags of 100": Operation(
         bag_grad, _BAGS, _SMALL_BAGS, densities=_WIDE, rival=True
     ),
+    "bag_dot 20000 x 600, 512 bags of 100": Operation(
+        bag_dot, _BAGS, _SMALL_BAGS, densities=_WIDE, rival=True
+    ),
     "touched 1M x 64, B = 65536": Operation(
         touched,
         {"rows": 1_000_000, "cols": 64, "batch": 65_536},
         {"rows": 300, "cols": 20, "batch": 7},
         densities=_WIDE,
         rival=True,
+    ),
+    "propagate_rows 70k nodes, 1.6M edges, d = 64, 6144 rows": Operation(
+        propagate_rows, _HOP, _SMALL_HOP, densities=(None,)
+    ),
+    "propagate_rows_t 70k nodes, 1.6M edges, d = 64, 6144 rows": Operation(
+        propagate_rows_t, _HOP, _SMALL_HOP, densities=(None,)
     ),
     "propagate_mean 70k nodes, 1.6M edges, d = 64, 3 hops": Operation(
         propagate_mean, _GRAPH, _SMALL_GRAPH, densities=(0.9, 0.5, 0.1)
@@ -240,6 +303,6 @@ FURTHER: dict[str, Operation] = {
         conv, _IMAGES, _SMALL_IMAGES, densities=(0.9, 0.5, 0.25, 0.1)
     ),
     "SparseConv2d 256 to 256, 3 x 3, 32 x 28 x 28, both ways, TF32": Operation(
-        conv, _IMAGES, _SMALL_IMAGES, densities=(0.5, 0.1), tf32=True
+        conv, _IMAGES, _SMALL_IMAGES, densities=(0.9, 0.5, 0.1), tf32=True
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Weight",
     "bipartite",
+    "by_torch_sparse",
     "forget_weights",
     "ids_of",
     "inputs",
@@ -105,9 +107,16 @@ class Weight:
     def dense(self) -> Tensor:
         return self.pattern.to_dense(self.values)
 
+    @functools.cached_property
+    def mask(self) -> Tensor:
+        """Ones and zeros of the values' type, as published code keeps masks."""
+        return self.pattern.to_dense(torch.ones_like(self.values))
+
     def at_nonzeros(self, ours: Tensor, reference: Tensor) -> float:
-        """Error of numbers of the nonzeros against a whole matrix."""
-        return relative_error(ours, reference.view(-1)[self.positions])
+        """Error of numbers of the nonzeros, or of a masked matrix there, against a whole matrix."""
+        if ours.shape == reference.shape:
+            ours = ours.reshape(-1)[self.positions]
+        return relative_error(ours, reference.reshape(-1)[self.positions])
 
 
 @functools.cache
@@ -151,6 +160,25 @@ def bipartite(users: int, items: int, edges: int, device: str) -> tuple[Graph, T
         shape = (graph.n_nodes, graph.n_nodes)
         wide = torch.sparse_csr_tensor(crow.long(), col.long(), weight, shape, check_invariants=False)
     return graph, wide
+
+
+def has_torch_sparse() -> bool:
+    return importlib.util.find_spec("torch_sparse") is not None
+
+
+def by_torch_sparse(
+    pattern: Pattern, values: Tensor, x: Callable[[int], Tensor], transposed: bool = False
+) -> dict[str, Run]:
+    """``W x`` (or ``W^T x``) by PyTorch Geometric's torch-sparse, where that is installed."""
+    if not has_torch_sparse():
+        return {}
+
+    @functools.cache  # at the first call: what cannot be loaded is a form that fails
+    def matrix() -> Any:
+        made = pattern.to_torch_sparse(values)
+        return made.t() if transposed else made
+
+    return {"torch-sparse": lambda i: matrix() @ x(i)}
 
 
 def forget_weights() -> None:

@@ -18,9 +18,11 @@ import torch
 
 import sparsecore
 from harness import gpu_check, gpu_operands, gpu_page, gpu_steps, gpu_worker
+from harness.gpu_forms import OPERATIONS
 from harness.gpu_further import FURTHER
 from harness.gpu_worker import LATE, Job, Reply, run_jobs, time_calls, watch
 from sparsecore.backends import backend_name
+from sparsecore.measure import Timing
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +75,41 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(row["name"] in page for row in rows)
     assert str(tmp_path) not in page
     assert "Not measured" not in page
+
+
+def test_a_loop_of_calls_takes_the_longer_of_both_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the dense forms the best in a loop may be another than the best on the device."""
+    names = ("ours", "dense", "quick to launch")
+    seconds = dict(zip(names, (1.0, 3.0, 4.0), strict=True))
+    monkeypatch.setattr(
+        gpu_check, "launch_times", lambda *args: dict(zip(names, (5.0, 6.0, 2.0), strict=True))
+    )
+    monkeypatch.setattr(
+        gpu_check, "time_calls", lambda *args, **kw: {n: Timing(s, s, 9) for n, s in seconds.items()}
+    )
+    ones = torch.ones(3)
+    forms = gpu_operands.Forms(lambda i: ones, {name: lambda i: ones for name in names[1:]})
+    name = "gather of some rows"
+    monkeypatch.setattr(gpu_check, "OPERATIONS", {name: gpu_operands.Operation(lambda *args: forms, {}, {})})
+    (row,) = gpu_check.measure(Job("", name, 0.25), "cpu", True)
+    assert (row["ratio"], row["loop ratio"], row["dense"]) == (3.0, 0.8, "dense")
+    document: dict = {section: [] for section in gpu_page.SECTIONS} | {"operations": [row]}
+    document |= {"device": {}, "seconds": 1.0, "quick": False, "tests": None, "warnings": {}}
+    text = "\n".join(gpu_page.page(document))
+    assert f"* {name}: 3.00 on the device (holds), 0.80 in a loop of eager calls (missed)" in text
+    assert f"* {name}: 0.25; in a loop none" in text
+    assert "(missed)" not in "\n".join(gpu_page.page(document | {"quick": True}))
+
+
+def test_torch_sparse_is_a_form_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = OPERATIONS["spmm_t 20000 x 600, B = 64"]
+    monkeypatch.setattr(gpu_operands, "has_torch_sparse", lambda: False)
+    assert set(operation.build(0.5, "cpu", **operation.quick).others) == {"masked"}
+    monkeypatch.setattr(gpu_operands, "has_torch_sparse", lambda: True)
+    monkeypatch.setattr(sparsecore.Pattern, "to_torch_sparse", lambda self, values: self.to_dense(values))
+    forms = operation.build(0.5, "cpu", **operation.quick)
+    with sparsecore.backend("torch"):
+        assert forms.error(forms.others["torch-sparse"](1), forms.ours(1)) < 1e-5
 
 
 def test_what_was_left_out_is_listed() -> None:
