@@ -34,7 +34,7 @@ from harness.gpu_forms import OPERATIONS
 from harness.gpu_further import FURTHER
 from harness.gpu_operands import Operation, Run, only_csr
 from harness.gpu_page import SECTIONS, left_out, page, shown_density
-from harness.gpu_steps import MEMORY, WORKLOADS
+from harness.gpu_steps import FURTHER_WORKLOADS, MEMORY, WORKLOADS
 from harness.gpu_worker import Job, Row, describe_error, launch_times, run_jobs, time_calls, watch
 from harness.places import results_refused
 from recsys.results import save_results
@@ -51,7 +51,11 @@ _ROOT = Path(__file__).parents[1]
 def jobs() -> dict[str, list[Job]]:
     """What is measured, by section; in this order, so that what is new is what a short run leaves out."""
     operations = {"operations": OPERATIONS, "further operations": FURTHER}
-    steps: dict[str, Any] = {"training steps": WORKLOADS, "memory": MEMORY}
+    steps: dict[str, Any] = {
+        "training steps": WORKLOADS,
+        "memory": MEMORY,
+        "further training steps": FURTHER_WORKLOADS,
+    }
     found: dict[str, list[Job]] = {
         section: [
             Job("harness.gpu_check", name, density)

@@ -8,6 +8,7 @@ graph the device.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 import sparsecore
 from recsys.data.synthetic import synthetic
-from recsys.models.base import Interactions
+from recsys.models.base import Interactions, Recommender
+from recsys.models.devices import moved
+from recsys.models.lightgcn import LightGCN
 from recsys.models.losses import multinomial_nll
 from recsys.models.multvae import MultVAE
+from recsys.models.neumf import NeuMF
 
-__all__ = ["Training", "bpr", "decoder", "multvae", "table"]
+__all__ = ["Training", "bpr", "decoder", "lightgcn", "multvae", "neumf", "table"]
 
 _INTERVAL = 100  # steps between explorations
 _BATCHES = 4
@@ -115,8 +119,8 @@ def _drawn(draw: Callable[[int], Any]) -> Batches:
 
 
 @functools.cache
-def _history(users: int, items: int, interactions: int) -> Any:
-    return synthetic(users, items, interactions, seed=0).train
+def _dataset(users: int, items: int, interactions: int) -> Any:
+    return synthetic(users, items, interactions, seed=0)
 
 
 def _adam(model: nn.Module, captured: bool = False) -> torch.optim.Adam:
@@ -133,7 +137,7 @@ def multvae(
     captured: bool = False,
 ) -> Training:
     """MultVAE without dropout, whose random numbers it draws on the CPU."""
-    history, items = _history(*data), data[1]
+    history, items = _dataset(*data).train, data[1]
 
     def draw(i: int) -> Interactions:
         rows = Interactions.from_scipy(history[i * batch : (i + 1) * batch])
@@ -178,6 +182,46 @@ def bpr(
         return F.softplus(negative - positive).mean()
 
     return Training(table, loss, optimizer, density if form == "masked" else None)
+
+
+def lightgcn(
+    form: str, density: float, device: str, data: tuple[int, int, int], batch: int, dim: int, hops: int
+) -> Training:
+    """LightGCN on triples; dense and masked propagate by our kernels too, which are no slower than torch.sparse's."""
+    make = functools.partial(LightGCN, _dataset(*data).train, dim, hops)
+    return _recommender(make, form, density, device, data, batch)
+
+
+def neumf(
+    form: str,
+    density: float,
+    device: str,
+    data: tuple[int, int, int],
+    batch: int,
+    factors: int,
+    layers: tuple[int, ...],
+) -> Training:
+    """NeuMF, its tables and matrices all sparse, on interactions with four negatives each."""
+    make = functools.partial(NeuMF, data[:2], factors, layers)
+    return _recommender(make, form, density, device, data, batch)
+
+
+def _recommender(
+    make: Callable[..., Recommender],
+    form: str,
+    density: float,
+    device: str,
+    data: tuple[int, int, int],
+    batch: int,
+) -> Training:
+    """The model as `recsys` trains it, on batches that its own sampler drew."""
+    model = make(density=density if form == "sparse" else 1.0, generator=torch.Generator().manual_seed(0))
+    model.tune()
+    model = model.to(device).train()
+    drawn = model.batches(_dataset(*data), batch, torch.Generator().manual_seed(1))
+    first = [moved(each, torch.device(device)) for each in itertools.islice(drawn, _BATCHES)]
+    masked = density if form == "masked" else None
+    return Training(model, lambda i: model.loss(first[i % _BATCHES], 0), _adam(model), masked)
 
 
 def decoder(form: str, density: float, device: str, items: int, hidden: int, batch: int) -> Training:

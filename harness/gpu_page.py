@@ -13,6 +13,7 @@ SECTIONS = (
     "training steps",
     "memory",
     "further operations",
+    "further training steps",
 )  # in the order of the measurements
 _TARGETS, _AT_DENSITY = ("gather ", "gather_dot ", "score_topk "), 0.25
 _NOT_MEASURED = "not measured"

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 import sparsecore
-from harness.gpu_models import Training, bpr, decoder, multvae, table
+from harness.gpu_models import Training, bpr, decoder, lightgcn, multvae, neumf, table
 from harness.gpu_operands import DENSITIES, forget_weights
 from harness.gpu_worker import Job, Row, describe_error, time_calls, watch
 
-__all__ = ["MEMORY", "WORKLOADS", "Workload", "measure"]
+__all__ = ["FURTHER_WORKLOADS", "MEMORY", "WORKLOADS", "Workload", "measure"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Workload:
     limit: float | None = None
 
 
-_DENSE, _LAZY, _MASKED = ("dense", 1.0), ("dense lazy", 1.0), ("masked", 0.5)
+_DENSE, _LAZY = ("dense", 1.0), ("dense lazy", 1.0)
 _SPARSE = tuple(("sparse", density) for density in DENSITIES)
+_MASKED = tuple(("masked", density) for density in DENSITIES[:3])
 
 _CAPTURED = ", CUDA graphs"
 _TARGET = 1.15  # memory of a sparse form against dense, as a multiple of the density
@@ -49,7 +50,7 @@ WORKLOADS: dict[str, Workload] = {
         multvae,
         {"data": (2500, 20_000, 250_000), "batch": batch, "widths": (600, 200)},
         {"data": (60, 40, 600), "batch": 8, "widths": (16, 6)},
-        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, _MASKED, *_SPARSE[:3]),
+        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, *_MASKED, *_SPARSE[:3]),
         captured=bool(suffix),
     )
     for batch in (500, 16)
@@ -59,7 +60,7 @@ WORKLOADS: dict[str, Workload] = {
         bpr,
         {"rows": 1_000_000, "dim": 64, "batch": 2048},
         {"rows": 200, "dim": 8, "batch": 6},
-        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, _LAZY, _MASKED, *_SPARSE[:3]),
+        (_DENSE, *_SPARSE[:3]) if suffix else (_DENSE, _LAZY, *_MASKED, *_SPARSE[:3]),
         captured=bool(suffix),
     )
     for suffix in ("", _CAPTURED)
@@ -81,6 +82,20 @@ MEMORY: dict[str, Workload] = {
         limit=limit,
     )
     for suffix, limit in (("", None), (", on 8 GiB", 8.0))
+}
+FURTHER_WORKLOADS: dict[str, Workload] = {
+    "LightGCN, 20,000 users, 20,000 items (synthetic), d = 64, 3 hops, 2048 triples": Workload(
+        lightgcn,
+        {"data": (20_000, 20_000, 800_000), "batch": 2048, "dim": 64, "hops": 3},
+        {"data": (60, 40, 600), "batch": 8, "dim": 8, "hops": 2},
+        (_DENSE, *_MASKED, *_SPARSE[:3]),
+    ),
+    "NeuMF, 20,000 users, 20,000 items (synthetic), 64 factors, 2048 x 5 pairs": Workload(
+        neumf,
+        {"data": (20_000, 20_000, 800_000), "batch": 2048, "factors": 64, "layers": (512, 256, 128, 64)},
+        {"data": (60, 40, 600), "batch": 8, "factors": 8, "layers": (16, 8)},
+        (_DENSE, *_MASKED, *_SPARSE[:3]),
+    ),
 }
 
 
@@ -167,7 +182,7 @@ def measure(job: Job, device: str, quick: bool) -> list[Row]:
         ``ratio`` (fastest dense / form), ``ms``, ``exploration ms``.
     """
     forget_weights()
-    workload = (WORKLOADS | MEMORY)[job.name]
+    workload = (WORKLOADS | MEMORY | FURTHER_WORKLOADS)[job.name]
     with _limited(workload.limit, device):
         return _measure(job, workload, device, quick)
 

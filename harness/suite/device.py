@@ -83,6 +83,8 @@ def _step(name: str, device: str, quick: bool) -> dict[str, Form]:
 
     workload, forms = WORKLOADS[name], dict[str, Form]()
     for method, density in workload.forms:
+        if method == "masked" and density != 0.5:  # of which the check has more: their times are the same
+            continue
         training = workload.build(method, density, device, **(workload.quick if quick else workload.size))
         form = method if method.startswith("dense") else f"{method}@{density:g}"
         forms[form.replace("dense lazy", "dense/lazy")] = _training(training)

@@ -56,7 +56,10 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert document["warnings"] == {}
     assert document["device"]["torch"] == torch.__version__
     listed = gpu_check.jobs()
-    assert list(listed)[-1] == "further operations"  # what a run that is too short leaves out
+    assert list(listed)[-2:] == [
+        "further operations",
+        "further training steps",
+    ]  # what a run that is too short leaves out
     operations = document["operations"] + document["further operations"]
     assert [(r["name"], r["density"]) for r in operations] == [
         (job.name, job.density) for job in listed["operations"] + listed["further operations"]
@@ -64,6 +67,10 @@ def test_the_command_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(r["ratio"] > 0 and r["host ms"] > 0 and r["deviation"] < 1e-4 for r in operations)
     assert {r["name"] for r in document["training steps"]} == set(gpu_steps.WORKLOADS)
     assert {r["name"] for r in document["memory"]} == set(gpu_steps.MEMORY)
+    assert {r["name"] for r in document["further training steps"]} == set(gpu_steps.FURTHER_WORKLOADS)
+    masked = {r["name"].split()[0] for r in operations if "masked" in r["others"]}
+    assert masked == {"gather", "spmm", "spmm_t", "sddmm", "score_topk"}
+    assert all(r["loop ratio"] > 0 for r in operations)
     sized = [r for r in document["training steps"] + document["memory"] if "counted" in r]
     assert all(("target" in r) == r["form"].startswith("sparse") for r in sized)
     assert all(r["target"] == 1.15 * r["density"] for r in sized if "target" in r)
