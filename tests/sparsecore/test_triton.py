@@ -424,6 +424,49 @@ def test_topk_of_scores_that_are_not_finite(device: str, encoding: str, missing:
     assert scores[0].tolist() == [torch.inf, 2, 1, 1, *[-torch.inf] * (2 + missing)]
 
 
+# ---------------------------------------------------------------- exploration
+
+
+def check_exploration(
+    device: str, encoding: str, pattern: Pattern, share: float, dtype: torch.dtype, seed: int
+) -> None:
+    """Prune, grow, realign and record by both backends; ``share`` of what could be exchanged is."""
+    generator, shape = torch.Generator().manual_seed(seed), pattern.shape
+    table = Table(pattern, device, encoding, dtype, seed)
+    gradient = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+    values, k = table.values.detach(), round(share * min(table.nnz, shape[0] * shape[1] - table.nnz))
+    moments = torch.randn(table.nnz, generator=generator, dtype=dtype).to(device)
+    bytes_ = -(-shape[0] * shape[1] // 8)
+    history = torch.randint(256, (bytes_,), generator=generator, dtype=torch.uint8).to(device)
+
+    class Source:
+        def rows(self) -> Tensor | None:
+            return None
+
+        def block(self, rows: Tensor | slice) -> Tensor:
+            return gradient[rows].clone()
+
+    def explored(backend: str) -> tuple[Any, ...]:
+        with sparsecore.backend(backend):
+            left = ops.explore.prune(values, table.index, shape, k)
+            copy = tuple(part if part is None else part.clone() for part in left)
+            grown = ops.explore.grow(Source(), left, shape, k)
+            own, ever = [values.clone(), moments.clone()], history.clone()
+            kept = ops.explore.realign_(list(zip(own, (0.0, 0.5), strict=True)), table.index, grown, shape)
+            added = ops.explore.record_(ever, grown, shape)
+        return copy, grown, own, ever, kept, added
+
+    torch.testing.assert_close(explored("triton"), explored("torch"), rtol=0, atol=0)
+
+
+@every_device
+@every_encoding
+@pytest.mark.parametrize("cols", [1, 8, 31, 32, 33, 64, 128, 129, 700])
+def test_an_exploration_is_torchs(device: str, encoding: str, cols: int) -> None:
+    pattern = Pattern.random((70, cols), 0.4, generator=torch.Generator().manual_seed(cols))
+    check_exploration(device, encoding, pattern, 0.5, torch.float32, cols)
+
+
 # ---------------------------------------------------------------- the backend
 
 
@@ -450,7 +493,9 @@ def test_it_offers_what_the_torch_backend_offers() -> None:
         ours, theirs = (
             importlib.import_module(f"sparsecore.backends.{b}{part}") for b in ("triton", "torch")
         )
-        assert set(ours.__all__) == set(theirs.__all__)
+        # Of torch's explorations triton's takes parts.
+        parts = {"insert", "move_", "what_stays"} if part else set()
+        assert set(ours.__all__) == set(theirs.__all__) - parts
 
 
 def lookup() -> Tensor:
@@ -551,7 +596,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from test_triton import ENCODINGS, Pattern, Table
 from sparsecore.backends import triton as kernels
-from sparsecore.backends.triton import draw as kernels_of_draw
+from sparsecore.backends.triton import draw as kernels_of_draw, explore as kernels_of_explore
 from sparsecore.sampling import plan_draw
 
 class NoDevice:
@@ -568,6 +613,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     compiled.add(self.fn.__name__)
 
 JITFunction.run = compile_only
+kernels_of_explore.by_torch.move_ = lambda *_: 0  # nothing has written the places that it reads
 ids = torch.tensor([0, 1, 1])
 kernels_of_draw.members(plan_draw(9, 4), 0, 9, torch.device("cpu"))
 for dtype in (torch.float32, torch.float64):
@@ -591,6 +637,12 @@ for dtype in (torch.float32, torch.float64):
                     kernels.spmm_t(values, *index, many[:, :5].contiguous(), cols)
                     kernels.sddmm(*index, many[:, :5].contiguous(), many, table.nnz)
             kernels.add_rows_(torch.zeros(5, cols, dtype=dtype), values, *index)
+            if encoding == "bitmap":
+                shape = (5, cols)
+                kernels_of_explore.prune(values, index, shape, 2)
+                kernels_of_explore._insert(index, shape, torch.tensor([1, 2], dtype=torch.int32))
+                kernels_of_explore.realign_([(values.clone(), 0.0)], index, index, shape)
+                kernels_of_explore.record_(torch.zeros(5 * cols // 8, dtype=torch.uint8), index, shape)
             kernels.sample(*index, torch.zeros(5, cols, dtype=dtype), table.nnz)
             queries = rows.repeat(22, 1)
             for k in (10, 100):
@@ -612,7 +664,7 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "_add_rows", "_add_up_rows", "_bag", "_bag_dot", "_best_of_tiles", "_best_of_unknown", "_draw", "_gather",
-        "_gather_dot", "_sample", "_score_block", "_score_tiles", "_sddmm", "_set_bits", "_split", "_spmm", "_spmm_t",
-        "_starts",
+        "_add_rows", "_add_up_rows", "_bag", "_bag_dot", "_best_of_tiles", "_best_of_unknown", "_count", "_draw",
+        "_gather", "_gather_dot", "_keep", "_record", "_sample", "_score_block", "_score_tiles", "_sddmm", "_set",
+        "_set_bits", "_split", "_spmm", "_spmm_t", "_starts", "_trace",
     ]  # fmt: skip

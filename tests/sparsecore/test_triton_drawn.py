@@ -14,6 +14,7 @@ from test_triton import (
     FEW,
     Table,
     check,
+    check_exploration,
     check_linear,
     check_lookups,
     check_pairs,
@@ -126,3 +127,12 @@ def test_a_draw_is_the_same_as_everywhere(
     first = data.draw(st.integers(0, total))
     last = data.draw(st.integers(first, total))
     assert torch.equal(members(plan, first, last, torch.device(device)).cpu(), everyone[first:last])
+
+
+@every_device
+@examples
+@given(patterns(), st.floats(0, 1), encodings, dtypes, seeds)
+def test_any_exploration_is_torchs(
+    device: str, pattern: Pattern, share: float, encoding: str, dtype: torch.dtype, seed: int
+) -> None:
+    check_exploration(device, encoding, pattern, share, dtype, seed)

@@ -16,21 +16,25 @@ from sparsecore.sampling import Draw, plan_draw
 from sparsecore.topology.blocks import BLOCK, block_height
 from sparsecore.topology.select import smallest_mask
 
-__all__ = ["fill", "grow", "overlay_", "prune", "realign_", "record_"]
+__all__ = ["fill", "grow", "insert", "move_", "overlay_", "prune", "realign_", "record_", "what_stays"]
 
 
 def prune(values: Tensor, index: Index, shape: tuple[int, int], k: int) -> Index:
     """Index without the k weights of smallest magnitude."""
+    stays, new = what_stays(values, k), Writer(index, shape)
+    for block in blocks(index, shape):
+        new.add(block.first, _spread(block, stays[block.start : block.stop]))
+    return new.index()
+
+
+def what_stays(values: Tensor, k: int) -> Tensor:
+    """Which of the weights are not among the k of smallest magnitude."""
     magnitude = values.abs()
     if magnitude.numel() and not bool(
         torch.isfinite(magnitude.max())
     ):  # the maximum of NaN and anything is NaN
         raise FloatingPointError
-    stays, new = smallest_mask(magnitude, k).logical_not_(), Writer(index, shape)
-    del magnitude
-    for block in blocks(index, shape):
-        new.add(block.first, _spread(block, stays[block.start : block.stop]))
-    return new.index()
+    return smallest_mask(magnitude, k).logical_not_()
 
 
 def _spread(block: Block, numbers: Tensor) -> Tensor:
@@ -38,7 +42,29 @@ def _spread(block: Block, numbers: Tensor) -> Tensor:
     return numbers.new_zeros(block.mask.shape).masked_scatter_(block.mask, numbers)
 
 
-def grow(source: GradientSource, index: Index, shape: tuple[int, int], k: int, skip_row: int | None) -> Index:
+def insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:
+    """With these linear positions added, which it does not have; ascending."""
+    if new.numel() == 0:
+        return index
+    writer, parts = Writer(index, shape), list(bounds(index, shape))
+    edges = torch.tensor([first * shape[1] for (first, _), _ in parts], dtype=new.dtype, device=new.device)
+    cuts = [*torch.searchsorted(new, edges).tolist(), new.numel()]
+    for number, part in enumerate(parts):
+        block = Block(index, shape[1], *part)
+        block.mask.view(-1)[new[cuts[number] : cuts[number + 1]].long() - block.base] = True
+        writer.add(block.first, block.mask)
+    return writer.index()
+
+
+def grow(
+    source: GradientSource,
+    index: Index,
+    shape: tuple[int, int],
+    k: int,
+    skip_row: int | None,
+    *,
+    insert: Callable[[Index, tuple[int, int], Tensor], Index] = insert,
+) -> Index:
     """Index with the k positions of largest |gradient| outside it added."""
     best = _Best(k, shape, index[0].device)
     rows = source.rows()
@@ -50,7 +76,7 @@ def grow(source: GradientSource, index: Index, shape: tuple[int, int], k: int, s
     elif rows.numel():
         for ids in rows.split(block_height(shape, rows.device)):
             best.offer(source.block(ids), ids, stored_mask(index, ids, shape[1]), skip_row)
-    return _insert(index, shape, best.positions())
+    return insert(index, shape, best.positions())
 
 
 class _Best:
@@ -146,20 +172,6 @@ def fill(
     return writer.index()
 
 
-def _insert(index: Index, shape: tuple[int, int], new: Tensor) -> Index:
-    """With these linear positions added, which it does not have; ascending."""
-    if new.numel() == 0:
-        return index
-    writer, parts = Writer(index, shape), list(bounds(index, shape))
-    edges = torch.tensor([first * shape[1] for (first, _), _ in parts], dtype=new.dtype, device=new.device)
-    cuts = [*torch.searchsorted(new, edges).tolist(), new.numel()]
-    for number, part in enumerate(parts):
-        block = Block(index, shape[1], *part)
-        block.mask.view(-1)[new[cuts[number] : cuts[number + 1]].long() - block.base] = True
-        writer.add(block.first, block.mask)
-    return writer.index()
-
-
 def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, shape: tuple[int, int]) -> int:
     """Move the numbers of the nonzeros of ``old`` to their places in ``new``, by one permutation for all."""
     nnz = tensors[0][0].numel()
@@ -167,11 +179,16 @@ def realign_(tensors: Sequence[tuple[Tensor, float]], old: Index, new: Index, sh
     for was, now in zip(blocks(old, shape), blocks(new, shape), strict=True):
         place = was.places().to(source.dtype).add_(was.start).masked_fill_(~was.mask.view(-1), -1)
         source[now.start : now.stop] = place[now.mask.view(-1)]
+    return move_(tensors, source)
+
+
+def move_(tensors: Sequence[tuple[Tensor, float]], source: Tensor) -> int:
+    """Each number from its place before, ``source``, which is -1 for what begins now; returns how many were there."""
     fresh = source < 0
     source.clamp_(min=0)
     for tensor, begun in tensors:
         tensor.copy_(tensor.index_select(0, source).masked_fill_(fresh, begun))
-    return nnz - int(torch.count_nonzero(fresh))
+    return source.numel() - int(torch.count_nonzero(fresh))
 
 
 def record_(history: Tensor, index: Index, shape: tuple[int, int]) -> int:
