@@ -13,6 +13,7 @@ import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,27 @@ def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"sparsecore.backends.numba.{limit}", -1)
     monkeypatch.setattr("sparsecore.backends.numba.one_csr._LONG_ROW", 1 << 40)
     monkeypatch.setattr("sparsecore.backends.numba.lanes_csr._MOST_EXAMPLES", -1)
+
+
+@pytest.fixture
+def two_threads(vectors: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Numba's kernels share every call out to two threads, however small it is: the modules of those that did."""
+    if os.environ.get("SPARSECORE_BACKEND", "numba") != "numba":
+        pytest.skip("about numba's kernels: another backend was asked for")
+    from sparsecore.backends.numba import jit
+
+    shared: set[str] = set()
+    call = jit.kernel.__call__
+
+    def noted(kernel: Any, *arguments: Any) -> Any:
+        if arguments[-1] == 2:
+            shared.add(kernel._compiled.py_func.__module__.rpartition(".")[2])
+        return call(kernel, *arguments)
+
+    monkeypatch.setattr(jit.kernel, "__call__", noted)
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    torch.set_num_threads(2)  # put back by `one_thread`
+    return shared
 
 
 @pytest.fixture(params=["small kernels", "vectors"])

@@ -216,10 +216,18 @@ def test_same_seed_same_run_and_other_seed_another(make_config, tiny, method):
     assert not torch.equal(runs[0][2]["input_bias"], runs[2][2]["input_bias"])
 
 
-def test_same_seed_same_run_with_two_threads(make_config, tiny):
-    torch.set_num_threads(2)
-    trainers = [Trainer(make_config("dsl", "train.epochs=1"), tiny) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("model", "kernels"),
+    [
+        ("bprmf", {"gather_dot", "scatter"}),
+        ("lightgcn", {"graph", "table_rows"}),
+        ("multvae", {"few_spmm", "panel_sddmm"}),
+    ],
+)
+def test_same_seed_same_run_with_two_threads(make_config, tiny, two_threads, model, kernels):
+    trainers = [Trainer(make_config("dsl", "train.epochs=1", model=model), tiny) for _ in range(2)]
     metrics = [session.fit(trainer, quiet=True)["test"] for trainer in trainers]
+    assert kernels | {"index_set"} <= two_threads
     assert metrics[0] == metrics[1]
     assert_same(*map(weights, trainers))
 
