@@ -95,6 +95,16 @@ def test_batches(batch, encoding, dtype, turn, monkeypatch, n_threads):
     check(random_pattern((150, 137), 0.3, seed=1), encoding, batch, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("batch", [1000, 4096])
+@pytest.mark.parametrize("turn", TURN)
+def test_batches_of_many_panels(batch, encoding, dtype, turn, monkeypatch, n_threads):
+    monkeypatch.setattr(linear, "_TURN", turn)
+    monkeypatch.setattr(linear, "_algorithm", lambda operation, panels, *rest: panels)
+    check(random_pattern((40, 37), 0.3, seed=1), encoding, batch, dtype)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("turn", TURN)
 def test_wide_weights(encoding, turn, monkeypatch, n_threads):
