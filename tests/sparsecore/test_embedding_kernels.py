@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from sparsecore import Pattern
 from sparsecore.backends import numba as kernels
 from sparsecore.backends.numba import grouping, memory, row_updates, scatter
 from sparsecore.encoding import encode
+
+gather_dot = importlib.import_module("sparsecore.backends.numba.gather_dot")
 
 WIDTHS = (1, 10, 16, 17, 50, 63, 64, 65, 200, 257)
 ROWS = 60
@@ -33,6 +37,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one
     torch.set_num_threads(request.param)
     for module in ("embedding", "scatter", "bags", "optimizer", "row_updates"):
         monkeypatch.setattr(f"sparsecore.backends.numba.{module}.threads", lambda work: request.param)
+    monkeypatch.setattr(gather_dot, "threads", lambda work: request.param)
     return request.param
 
 
@@ -151,6 +156,130 @@ def test_adam_of_rows_is_adam_of_their_gradient(
     assert n == 0 or not torch.equal(states[0][0], table.values)
     for expected, found in zip(*states, strict=True):
         assert torch.equal(found, expected)
+
+
+def masked(shape: tuple[int, int], *places: Any) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for place in places:
+        mask[place] = True
+    return mask
+
+
+EVERY = slice(None)
+EXTREME = {
+    "full": masked((6, 64), EVERY),
+    "full rows": masked((9, 50), slice(0, None, 2)),
+    "empty rows at both ends": masked((9, 50), (slice(2, -2), slice(0, None, 3))),
+    "one row of all holds all": masked((9, 17), 4),
+    "one nonzero": masked((7, 50), (3, 33)),
+    "one row": masked((1, 50), (0, slice(0, None, 2))),
+    "one column": masked((9, 1), slice(1, None, 3)),
+    "one position": masked((1, 1), EVERY),
+    "first and last columns": masked((9, 65), (EVERY, 0), (EVERY, -1)),
+    "8 columns": masked((9, 8), (EVERY, slice(1, None, 3)), 5),
+    "256 columns": masked((9, 256), (EVERY, slice(0, None, 5)), (EVERY, -1), 5),
+}
+WIDE = {
+    f"{cols} columns": masked((4, cols), (slice(1, None), slice(0, None, 1000)), (0, -1), (2, EVERY))
+    for cols in (65_535, 65_536, 65_537)
+}
+
+
+def check_all(
+    mask: Tensor, dtype: torch.dtype, encoding: str, ids: Tensor, change: Any = lambda t: t
+) -> None:
+    """Every operation on a table with this mask; ``change`` alters the memory, not the numbers, of what it is given."""
+    (rows, width), n = mask.shape, ids.numel()
+    generator = torch.Generator().manual_seed(width)
+    dense = torch.randn(rows, width, generator=generator, dtype=dtype) * mask
+    pattern, values = Pattern.from_mask(mask), change(dense[mask])
+    csr: tuple[Tensor, Tensor | None] = (change(pattern.crow), change(pattern.col))
+    bitmap = (change(encode(pattern.crow, pattern.col, width)), None)
+    index, other = (csr, bitmap) if encoding == "csr" else (bitmap, csr)
+    nnz, moved = pattern.nnz, change(ids)
+
+    assert torch.equal(kernels.gather(values, *index, moved, width), dense[ids])
+
+    of_pairs = change(ids.flip(0)), change(torch.stack((ids.flip(0), ids), 1))
+    for few in (0, 1 << 30):  # bitmaps: whole rows, and the columns that two rows share
+        # How much is asked for in advance is a kernel of its own each: one will do.
+        with patch.multiple(gather_dot, _CACHED=-1, _FEW=few, row_of=lambda *args: (0, 0, 0)):
+            for second in (index, other):
+                for others in of_pairs:
+                    found = kernels.gather_dot(values, *index, moved, values, *second, others, width)
+                    products = dense[ids].view(n, 1, width) * dense[others].view(n, others[:1].numel(), width)
+                    close(found, products.sum(2).view(others.shape))
+
+    grad = torch.randn(n, width, generator=generator, dtype=dtype)
+    summed = torch.zeros(rows, width, dtype=dtype).index_add(0, ids, grad)[mask]
+    looked_up = torch.isin(torch.nonzero(mask)[:, 0], ids)
+    close(kernels.scatter_grad(*index, moved, change(grad), nnz), summed)
+    places, there = kernels.touched(*index, moved, change(grad), nnz)
+    assert torch.equal(places, torch.nonzero(looked_up).view(-1))
+    close(there, summed[looked_up])
+
+    offsets = torch.tensor([0, n // 3, n // 3, n])  # the second of three bags is empty
+    bags, weights = torch.repeat_interleave(offsets.diff()), torch.randn(n, generator=generator, dtype=dtype)
+    weighted, of_bags = weights[:, None] * dense[ids], torch.randn(3, width, generator=generator, dtype=dtype)
+    rest = (moved, change(offsets), change(weights))
+    found = kernels.bag(values, *index, *rest, width)
+    close(found, torch.zeros(3, width, dtype=dtype).index_add(0, bags, weighted))
+    spread = weights[:, None] * of_bags[bags]
+    of_rows = torch.zeros(rows, width, dtype=dtype).index_add(0, ids, spread)[mask]
+    rest = (moved, change(bags), change(weights), change(of_bags), nnz)
+    close(kernels.bag_grad(*index, *rest), of_rows)
+    found = kernels.bag_dot(values, *index, moved, change(bags), change(of_bags))
+    close(found, (dense[ids] * of_bags[bags]).sum(1))
+    rest = (moved, change(of_bags), nnz, change(bags), change(weights))
+    places, there = kernels.touched(*index, *rest)
+    assert torch.equal(places, torch.nonzero(looked_up).view(-1))
+    close(there, of_rows[looked_up])
+
+    for total, entries in (
+        (summed, (change(grad), None, None)),
+        (of_rows, (change(of_bags), change(bags), change(weights))),
+    ):
+        stepped = dense[mask].requires_grad_()
+        stepped.grad = total
+        torch.optim.Adam([stepped], lr=0.1, betas=(0.8, 0.9), weight_decay=0.1).step()
+        updated, *moments = (change(t) for t in (dense[mask], *torch.zeros(2, nnz, dtype=dtype)))
+        kernels.adam_rows_(
+            updated, *moments, *index, moved, *entries,
+            lr=0.1, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.1, decoupled=False, step=1.0,
+        )  # fmt: skip
+        close(updated, torch.where(looked_up, stepped.detach(), dense[mask]))
+        assert torch.equal(moments[1] > 0, looked_up)
+
+
+def repeated(rows: int, n: int) -> Tensor:
+    ids = torch.randint(rows, (n,), generator=torch.Generator().manual_seed(n))
+    ids[::3] = rows // 2
+    return ids
+
+
+@every_encoding
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, dtype) for name in EXTREME for dtype in TOLERANCE), *((name, torch.float64) for name in WIDE)],
+    ids=str,
+)
+def test_extreme_tables(name: str, dtype: torch.dtype, encoding: str) -> None:
+    """No ids, one, and more, of which a third are one and the same."""
+    mask = {**EXTREME, **WIDE}[name]
+    for n in (0, 1, 40 if name in EXTREME else 3):
+        check_all(mask, dtype, encoding, repeated(len(mask), n))
+
+
+@every_encoding
+@every_dtype
+@pytest.mark.parametrize("width", [10, 64, 65])
+def test_memory_that_begins_behind_a_cache_line(width: int, dtype: torch.dtype, encoding: str) -> None:
+    def moved(t: Tensor) -> Tensor:
+        found = t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
+        assert t.numel() == 0 or found.data_ptr() % 64 == t.element_size()
+        return found
+
+    check_all(Table(width, dtype, encoding).mask, dtype, encoding, ids_of(150), moved)
 
 
 @every_encoding
