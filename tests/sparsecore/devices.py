@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from sparsecore import Pattern
 
@@ -43,3 +44,19 @@ def values_for(pattern: Pattern, seed: int = 0, dtype: torch.dtype = torch.float
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(pattern.nnz, generator=generator, dtype=dtype) + 0.5
     return drawn * (torch.randint(2, (pattern.nnz,), generator=generator) * 2 - 1)
+
+
+class AsOnAGpu(TorchFunctionMode):
+    """Tensors on the CPU say that they are on a GPU, and what is made there is made on the CPU: code whose ways part by
+    the device takes those of a GPU, on any machine. With `sparsecore.backend("torch")`, which runs on both.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == torch.Tensor.is_cpu.__get__:
+            return False
+        if func == torch.Tensor.device.__get__:
+            return torch.device("cuda")
+        args = [torch.device("cpu") if isinstance(a, torch.device) else a for a in args]
+        if isinstance((kwargs or {}).get("device"), torch.device):
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        return func(*args, **(kwargs or {}))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from devices import AsOnAGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import of_numba
@@ -18,6 +19,7 @@ from sparsecore.backends.numba import selection
 from sparsecore.encoding import ENCODINGS, decode, encode
 from sparsecore.ops import explore
 from sparsecore.pattern import Pattern
+from sparsecore.topology import blocks
 from sparsecore.topology.select import smallest
 
 Index = explore.Index
@@ -196,6 +198,40 @@ def test_large_weights(
     some_rows: bool, random: bool,
 ) -> None:  # fmt: skip
     compare(shape, density, fraction, encoding, torch.float32, kind, 5, some_rows, random, seed=1)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros"])
+@pytest.mark.parametrize("largest", [700, 1 << 22], ids=["blocks", "one block"])
+def test_a_gpu_takes_other_ways_to_the_same_decisions(
+    encoding: str, kind: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_GPU_LEAST", largest)
+    monkeypatch.setattr(blocks, "_GPU_BLOCK", largest)
+    shape, generator = (50, 61), torch.Generator().manual_seed(1)
+    pattern = Pattern.random(shape, 0.3, skip_row=5, generator=generator)
+    index = index_of(pattern, encoding)
+    values = numbers(kind, (pattern.nnz,), torch.float32, generator)
+    gradient = numbers(kind, shape, torch.float32, generator)
+    for rows in (None, torch.arange(1, 50, 3)):
+        here = explore_once("torch", index, shape, values, Source(gradient, rows), 60, 5)
+        with AsOnAGpu():
+            assert blocks.block_height(shape, values.device) == min(largest // 61, largest)
+            there = explore_once("torch", index, shape, values, Source(gradient, rows), 60, 5)
+        for a, b in zip(here[0], there[0], strict=True):
+            assert_same(a, b)
+        for x, y in zip(here[1], there[1], strict=True):
+            assert torch.equal(x, y)
+        assert here[2] == there[2]
+
+
+def test_how_much_of_a_weight_a_gpu_looks_at_at_a_time() -> None:
+    """All of a small weight; a quarter of a larger one; never more than 16 M positions, but always a row."""
+    gpu = torch.device("cuda")
+    assert blocks.block_height((60_000, 64), gpu) >= 60_000
+    assert blocks.block_height((500_000, 64), gpu) == 125_000
+    assert blocks.block_height((10_000_000, 64), gpu) == (1 << 24) // 64
+    assert blocks.block_height((3, 1 << 25), gpu) == 1
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

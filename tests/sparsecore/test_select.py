@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from devices import AsOnAGpu
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +20,13 @@ few_values = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
 def test_smallest_and_largest_break_ties_by_position(numbers: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(0, len(numbers)))
     scores = torch.tensor(numbers, dtype=torch.float32)
-    order = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))
-    assert smallest(scores, k).tolist() == sorted(order[:k])
-    order = sorted(range(len(numbers)), key=lambda i: (-numbers[i], i))
-    assert largest(scores, k).tolist() == sorted(order[:k])
+    for device in (nullcontext(), AsOnAGpu()):
+        with device:
+            low, high = smallest(scores, k), largest(scores, k)
+        order = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))
+        assert low.tolist() == sorted(order[:k])
+        order = sorted(range(len(numbers)), key=lambda i: (-numbers[i], i))
+        assert high.tolist() == sorted(order[:k])
 
 
 def test_all_equal_takes_the_first() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from devices import AsOnAGpu
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsecore import Pattern
-from sparsecore.backends.torch import csr
+from sparsecore.backends.torch import csr, graph, linear
 from sparsecore.backends.torch import embedding as kernels
 
 
@@ -113,3 +117,55 @@ def test_nothing_waits_for_a_gpu_to_know_a_shape() -> None:
         assert kernels.gather_dot(*table, ids[:10], *table, ids.view(10, 3), 12).shape == (10, 3)
         with pytest.raises((NotImplementedError, RuntimeError)):
             csr.entries(crow, ids)
+
+
+def multiplied(
+    values: Tensor, crow: Tensor, col: Tensor, n_cols: int, dense: Tensor, *, transposed: bool = False
+) -> Tensor:
+    """In the place of torch.sparse, whose matrices have no form without content: the shape of its product."""
+    assert dense.shape[0] == (crow.numel() - 1 if transposed else n_cols)
+    return dense.new_empty((n_cols if transposed else crow.numel() - 1, dense.shape[1]))
+
+
+def test_products_and_propagation_wait_for_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csr, "csr", lambda values, crow, col, n_cols: (values, crow, col, n_cols))
+    with torch.device("meta"):
+        crow, col = torch.empty(21, dtype=torch.int32), torch.empty(70, dtype=torch.uint8)
+        values, x, dy = torch.empty(70), torch.empty(30, 12), torch.empty(30, 20)
+        turned, ends, row, rows = csr._turned(values, crow, col, 12)
+        assert (turned.shape, ends.shape, row.shape, rows) == ((70,), (13,), (70,), 20)
+        assert ends.dtype == row.dtype == torch.int32
+        assert linear.spmm(values, crow, col, x, product=multiplied).shape == (30, 20)
+        assert linear.spmm_t(values, crow, col, dy, 12, product=multiplied).shape == (30, 12)
+        edges, ids = (crow, torch.empty(70, dtype=torch.int32), values), torch.empty(9, dtype=torch.int64)
+        hop, table = torch.empty(20, 12), (values, crow, col)
+        assert graph.propagate(*edges, hop, base=hop, scale=0.5, product=multiplied).shape == (20, 12)
+        assert graph.propagate_rows(*edges, hop, ids, product=multiplied).shape == (9, 12)
+        some = torch.empty(9, 12)
+        assert graph.propagate_from(*edges, some, ids, 20, product=multiplied).shape == (20, 12)
+        assert graph.propagate(*edges, hop, table=table, product=multiplied).shape == (20, 12)
+        assert graph.propagate_table(*edges, *table, 12, add=True, product=multiplied).shape == (20, 12)
+        assert graph.propagate_sample(*edges, hop, hop, crow, col, 70, product=multiplied).shape == (70,)
+
+
+def test_propagation_on_a_gpu_multiplies_all_rows_and_adds_in_a_fixed_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern.random((20, 20), 0.2, generator=generator)
+    weight = torch.randn(pattern.nnz, generator=generator, dtype=torch.float64)
+    x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    ids = torch.randint(20, (9,), generator=generator)
+    ids[1] = ids[0]
+    edges, dense = (pattern.crow, pattern.col, weight), pattern.to_dense(weight)
+    spread = torch.zeros_like(x).index_add_(0, ids, x[:9])
+    for found in (graph.propagate_rows(*edges, x, ids), _as_on_a_gpu(graph.propagate_rows, *edges, x, ids)):
+        torch.testing.assert_close(found, (dense @ x)[ids])
+    for found in (
+        graph.propagate_from(*edges, x[:9], ids, 20),
+        _as_on_a_gpu(graph.propagate_from, *edges, x[:9], ids, 20),
+    ):
+        torch.testing.assert_close(found, dense @ spread)
+
+
+def _as_on_a_gpu(run: Callable[..., Tensor], *args: Any) -> Tensor:
+    with AsOnAGpu():
+        return run(*args)
