@@ -92,6 +92,26 @@ def test_training_on_a_gpu_equals_training_on_the_cpu(
             assert trainers[1].evaluate(part)[key] == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(no_gpu, reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.feature("models on a GPU")
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("method", ["dense", "dsl"])
+def test_a_training_step_does_not_wait_for_the_gpu(make_config, tiny, name: str, method: str) -> None:
+    """The third one: the first ones compile kernels and make the optimizer's state, the fifth one explores."""
+    trainer = Trainer(make_config(method, "train.device=cuda", model=name), tiny)
+    with trainer.batches() as batches:
+        batch = next(iter(batches))
+    for _ in range(2):
+        trainer.train_step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from devices import HAS_TRITON, devices, values_for
 from torch import Tensor
@@ -560,11 +561,15 @@ def test_kernels_do_not_wait_for_the_device() -> None:
     grad = randn(50, 64, like=table.values)
     seen = torch.arange(21, device="cuda"), torch.arange(20, device="cuda")
     dense_enough = Table(Pattern.random((300, 64), 0.3), "cuda", "bitmap", torch.float32)
+    matrix = scipy.sparse.random_array((300, 300), density=0.1, rng=0)
+    edges = sparsecore.Graph.from_scipy(matrix, torch.float32).to("cuda").arrays()
+    whole = randn(300, 64, like=table.values)
     products = randn(20, 300, like=table.values)
 
     def everything() -> None:
         with sparsecore.backend("triton"), torch.no_grad():
             ops.gather(*table.operand, ids, 64)
+            ops.gather_touched(*table.operand, ids, 64)
             ops.gather_dot(*table.operand, ids, *table.operand, ids, 64)
             ops.scatter_grad(*table.index, ids, grad, table.nnz)
             ops.bag(*table.operand, ids, offsets, weights, 64)
@@ -579,6 +584,12 @@ def test_kernels_do_not_wait_for_the_device() -> None:
                 ops.spmm(*table.operand, queries[:some])
                 ops.spmm_t(*table.operand, products[:some], 64)
                 ops.sddmm(*table.index, products[:some], queries[:some], table.nnz)
+            ops.propagate(*edges, whole)
+            ops.propagate_rows(*edges, whole, ids)
+            ops.propagate_rows_t(*edges, grad, ids)
+            for encoded in (table, dense_enough):
+                ops.propagate_mean(*edges, *encoded.operand, 64, 3)
+                ops.propagate_mean_grad(*edges, *encoded.index, whole, 3, encoded.nnz)
 
     everything()  # compiles
     torch.cuda.set_sync_debug_mode("error")
