@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -53,4 +55,30 @@ def test_multvae_trains_as_one_graph() -> None:
     compiled.train()
     noisy = [float(loss(batches(30)[0], 30).detach()) for _ in range(2)]
     assert noisy[0] != noisy[1]
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ on the CPU")
+@pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6's own compiler
+def test_multvae_trains_in_generated_code() -> None:
+    torch._dynamo.reset()
+    models = model(0.5).eval(), model(0.5).eval()
+    runs = torch.compile(models[0].loss, fullgraph=True), models[1].loss
+    batch = batches(30)[0]
+    for run, trained in zip(runs, models, strict=True):
+        optimizer = torch.optim.Adam(trained.parameters(), lr=0.01)
+        draw = torch.Generator().manual_seed(1)
+        explorer = DynamicSparsity(trained, optimizer, interval=3, total_steps=9, generator=draw)
+        for _ in range(9):
+            optimizer.zero_grad()
+            run(batch, 30).backward()
+            optimizer.step()
+            explorer.step()
+    found = models[0].state_dict()
+    for name, tensor in models[1].state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        else:
+            assert torch.equal(found[name], tensor), name
     torch._dynamo.reset()

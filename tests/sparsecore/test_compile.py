@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse
 import torch
 import torch._dynamo.testing
+from devices import devices
 from torch import Tensor, nn
 
 import sparsecore
@@ -85,13 +86,15 @@ def fresh() -> Any:
     torch._dynamo.reset()
 
 
-def train(model: nn.Module, forward: Callable[..., Tensor], x: Tensor, steps: int = 12) -> list[Any]:
+def train(model: nn.Module, forward: Callable[..., Any], x: Tensor, steps: int = 12) -> list[Any]:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     explorer = DynamicSparsity(model, optimizer, interval=3, total_steps=steps, generator=_seeded())
     reports = []
     for _ in range(steps):
         optimizer.zero_grad()
-        forward(x).square().sum().backward()
+        results = forward(x)
+        of_all = results if isinstance(results, tuple) else (results,)
+        torch.stack([result.square().sum() for result in of_all]).sum().backward()
         optimizer.step()
         reports.append(explorer.step())
     return [report for report in reports if report is not None]
@@ -127,18 +130,51 @@ def test_layers_are_one_graph_that_outlives_explorations(kind: str, encoding: st
     same_as_eager(encoded, x, "aot_eager")
 
 
+class Everything(nn.Module):
+    """A layer, bags, hops of a graph, products of pairs, a convolution, the best of a catalogue: the results of
+    each. What is computed between them is little, for every loop of it is compiled by itself, which takes seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        make: dict[str, Any] = {"density": 0.3, "generator": _seeded()}
+        self.table = SparseEmbedding(50, 20, padding_idx=3, accumulate_rows=30, **make)
+        self.others = SparseEmbedding(50, 20, **make)
+        self.bag, self.hops = SparseEmbeddingBag(50, 20, **make), Hops()
+        self.conv = SparseConv2d(1, 4, 2, stride=2, bias=False, **make)
+        self.linear = SparseLinear(20, 30, bias_density=0.5, **make)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        rows = self.table(ids)
+        with torch.no_grad():
+            best, _ = sparsecore.score_topk(rows, self.others, 5)
+        pairs = sparsecore.gather_dot(self.others, ids, self.others, ids.flip(0))
+        maps, bags = self.conv(rows.view(-1, 1, 4, 5)), self.bag(ids.view(4, 3))
+        return self.linear(rows), self.hops(ids), pairs, maps, bags, best
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ on the CPU")
 @pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6's own compiler
-def test_buffers_that_compiled_code_takes_back_are_not_what_was_recorded() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_generated_code_trains_as_torch_does(device: str) -> None:
+    same_as_eager(lambda: Everything().to(device), IDS.to(device), "inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ on the CPU")
+@pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6's own compiler
+@pytest.mark.parametrize("device", devices())
+def test_buffers_that_compiled_code_takes_back_are_not_what_was_recorded(device: str) -> None:
     """Generated code writes other numbers into the memory of activations as soon as an operator has read them."""
 
     def make() -> nn.Module:
         layers = [SparseLinear(20, 300, density=0.3, generator=_seeded()), nn.Tanh()]
         layers += [SparseLinear(300, 300, density=0.1, generator=_seeded()), nn.Tanh()]
-        return nn.Sequential(*layers, SparseLinear(300, 20, density=0.3, generator=_seeded()))
+        layers += [SparseLinear(300, 20, density=0.3, generator=_seeded())]
+        return nn.Sequential(*layers).to(device)
 
-    same_as_eager(make, X, "inductor")
+    same_as_eager(make, X.to(device), "inductor")
 
 
 def test_products_of_rows_compile_too() -> None:
