@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,17 @@ def batches(step: int, part: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 
 def train(
-    model: nn.Module, part: slice, steps: int = STEPS, device: str = "cpu", **settings: Any
+    model: nn.Module,
+    part: slice,
+    steps: int = STEPS,
+    device: str = "cpu",
+    in_parts: bool = False,
+    **settings: Any,
 ) -> list[Any]:
-    """Train; the reports. The loss is a mean, as DistributedDataParallel takes means of gradients."""
+    """Train; the reports. The loss is a mean, as DistributedDataParallel takes means of gradients.
+
+    In parts: two micro-batches a step, the gradients of the first of which stay on their rank until the second.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     explorer = DynamicSparsity(
         model,
@@ -70,9 +79,14 @@ def train(
     )
     reports = []
     for step in range(steps):
-        (ids, bags), target = batches(step, part)
         optimizer.zero_grad()
-        (model((ids.to(device), bags.to(device))) - target.to(device)).square().mean().backward()
+        middle = (part.start + part.stop) // 2
+        parts = (slice(part.start, middle), slice(middle, part.stop)) if in_parts else (part,)
+        for number, micro in enumerate(parts, 1):
+            (ids, bags), target = batches(step, micro)
+            with model.no_sync() if number < len(parts) else nullcontext():
+                loss = (model((ids.to(device), bags.to(device))) - target.to(device)).square().mean()
+                (loss / len(parts)).backward()
         optimizer.step()
         reports.append(explorer.step())
     return reports
@@ -113,6 +127,31 @@ def test_two_processes_equal_one(encoding: str, settings: dict[str, Any], tmp_pa
             torch.testing.assert_close(first[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
         else:
             assert torch.equal(first[name], tensor), name
+
+
+def _in_parts(rank: int, folder: Path) -> Any:
+    found = []
+    for views in (False, True):
+        model = broadcast_topology(Model(rank, "csr"))
+        parallel = DistributedDataParallel(model, gradient_as_bucket_view=views)
+        reports = train(parallel, slice(6 * rank, 6 * rank + 6), 4 * INTERVAL, in_parts=True)
+        found.append((_state(model), [r.nnz for r in reports if r is not None]))
+    return found
+
+
+def test_gradients_that_wait_for_those_of_the_next_micro_batch(tmp_path: Path) -> None:
+    """Growth is scored by all micro-batches of all ranks, those of `no_sync()` too."""
+    one = Model(0, "csr")
+    train(one, slice(0, BATCH), 4 * INTERVAL)
+    for rank in run(_in_parts, tmp_path):
+        assert not isinstance(rank, str), rank
+        for state, explored in rank:
+            assert len(explored) == 4
+            for name, tensor in _state(one).items():
+                if tensor.is_floating_point():
+                    torch.testing.assert_close(state[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+                else:
+                    assert torch.equal(state[name], tensor), name
 
 
 def _by_nccl(rank: int, folder: Path, grow: str) -> None:
