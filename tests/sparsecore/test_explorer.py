@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from devices import devices
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -171,17 +172,18 @@ def test_random_growth_fills_where_gradients_end() -> None:
     assert int(elsewhere.any(1).sum()) > 50  # the rest is spread over all rows
 
 
-def test_accumulated_rows_decide_growth() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_accumulated_rows_decide_growth(device: str) -> None:
     table = SparseEmbedding(
         100, 8, density=0.2, accumulate_rows=20, generator=torch.Generator().manual_seed(0)
-    )
+    ).to(device)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
     explorer = DynamicSparsity(
         table, optimizer, interval=5, drop_fraction=0.2, schedule="constant", total_steps=10
     )
     for step in range(5):  # five steps, four rows each; the last alone would know rows 16 to 19 only
         optimizer.zero_grad()
-        (table(torch.arange(4 * step, 4 * step + 4)) * (5 - step)).sum().backward()
+        (table(torch.arange(4 * step, 4 * step + 4, device=device)) * (5 - step)).sum().backward()
         optimizer.step()
         stored = table.pattern.to_mask()
         report = explorer.step()
@@ -193,18 +195,19 @@ def test_accumulated_rows_decide_growth() -> None:
     assert not table.accumulator.uses  # used up
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("sparse", [False, True])
-def test_accumulated_rows_of_scores_of_pairs(sparse: bool) -> None:
+def test_accumulated_rows_of_scores_of_pairs(sparse: bool, device: str) -> None:
     """Both sides of `gather_dot`, over several steps, against the dense gradients of the dense tables."""
     make: dict = {"density": 0.3, "accumulate_rows": 9, "sparse": sparse, "dtype": torch.float64}
     tables = [SparseEmbedding(9, 4, **make), SparseEmbedding(7, 4, **make)]
-    model = nn.ModuleList(tables)
+    model = nn.ModuleList(tables).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     explorer = DynamicSparsity(model, optimizer, interval=9, total_steps=90)
     dense = [t.to_dense().weight.detach().requires_grad_() for t in tables]
     for step in range(3):
-        a = torch.tensor([1, 3, 1])
-        b = torch.tensor([[0, 1], [2, 2], [step, 6]])
+        a = torch.tensor([1, 3, 1], device=device)
+        b = torch.tensor([[0, 1], [2, 2], [step, 6]], device=device)
         sparsecore.gather_dot(tables[0], a, tables[1], b).sin().sum().backward()
         (dense[0][a].unsqueeze(1) * dense[1][b]).sum(2).sin().sum().backward()
     for table, weight in zip(tables, dense, strict=True):

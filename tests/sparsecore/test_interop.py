@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from devices import devices
 from torch import nn
 
 import sparsecore
@@ -34,6 +35,24 @@ def with_duplicates() -> torch.Tensor:
         return torch.sparse_coo_tensor(places, parts, (3, 4))
 
 
+class SparseTensor:
+    """What torch-sparse's class of this name tells of a matrix, where that is not installed."""
+
+    __module__ = "torch_sparse.tensor"
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix.to_sparse_csr()
+
+    def coalesce(self) -> SparseTensor:
+        return self
+
+    def csr(self) -> tuple[torch.Tensor, ...]:
+        return self.matrix.crow_indices(), self.matrix.col_indices(), self.matrix.values()
+
+    def sparse_sizes(self) -> list[int]:
+        return list(self.matrix.shape)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -44,9 +63,11 @@ def with_duplicates() -> torch.Tensor:
         with_duplicates,
         DENSE.to_sparse_csr,
         DENSE.to_sparse_csc,
+        lambda: SparseTensor(DENSE),
     ],
     ids=[
         "unsorted csr", "scipy coo", "scipy csc", "torch coo", "torch coo with duplicates", "torch csr", "torch csc",
+        "torch-sparse",
     ],
 )  # fmt: skip
 def test_split_and_layers(make: Callable[[], object]) -> None:
@@ -63,6 +84,20 @@ def test_split_and_layers(make: Callable[[], object]) -> None:
     assert torch.equal(bag(torch.tensor([[0, 2]])), DENSE[[0, 2]].sum(0, keepdim=True))
     assert isinstance(layer.to_dense(), nn.Linear)
     sparsecore.explain(layer)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_layers_are_where_the_matrix_is(layout: torch.layout, device: str) -> None:
+    dense = DENSE.to(device)
+    matrix, x = dense.to_sparse(layout=layout), torch.randn(5, 4, device=device)
+    layer = SparseLinear.from_sparse(matrix, bias=torch.ones(3, device=device))
+    torch.testing.assert_close(layer(x), x @ dense.T + 1)
+    assert torch.equal(SparseEmbedding.from_sparse(matrix)(torch.arange(3, device=device)), dense)
+    bag = SparseEmbeddingBag.from_sparse(matrix)
+    assert torch.equal(bag(torch.tensor([[0, 2]], device=device)), dense[[0, 2]].sum(0, keepdim=True))
+    for module in (layer, bag):
+        assert all(tensor.device == dense.device for tensor in module.state_dict().values())
 
 
 @pytest.mark.parametrize("cols", [4, 200, 300, 70_000], ids=["uint8", "uint8 too", "int16", "int32"])
@@ -122,9 +157,13 @@ def test_blocks_are_stored_whole() -> None:
     assert torch.equal(back.to_dense(), square)
 
 
-def test_other_libraries_share_the_values_without_a_copy() -> None:
-    layer = SparseLinear.from_sparse(DENSE.to_sparse_csr())
-    assert layer.pattern.to_scipy(layer.values).data.ctypes.data == layer.values.data_ptr()
+@pytest.mark.parametrize("device", devices())
+def test_other_libraries_share_the_values_without_a_copy(device: str) -> None:
+    layer = SparseLinear.from_sparse(DENSE.to(device).to_sparse_csr())
+    layer.set_encoding("csr")
+    assert torch.equal(torch.from_numpy(layer.pattern.to_scipy(layer.values).toarray()), DENSE)
+    if device == "cpu":
+        assert layer.pattern.to_scipy(layer.values).data.ctypes.data == layer.values.data_ptr()
     assert layer.pattern.to_csr(layer.values.detach()).values().data_ptr() == layer.values.data_ptr()
     for tensor in (layer.values.detach(), layer.crow_indices, layer.col_indices):
         assert torch.from_dlpack(torch.to_dlpack(tensor)).data_ptr() == tensor.data_ptr()

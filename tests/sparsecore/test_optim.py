@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import BACKENDS, of_numba
+from devices import BACKENDS, devices, of_numba
 from torch import Tensor, nn
 
 import sparsecore
@@ -512,19 +512,20 @@ def test_adam_passes_nan_on_as_torch_does(dtype: torch.dtype) -> None:
     assert ours.isnan().nonzero().flatten().tolist() == [3, 37]
 
 
-def _two_tables() -> tuple[sparsecore.SparseEmbedding, sparsecore.SparseEmbedding]:
+def _two_tables(device: str = "cpu") -> tuple[sparsecore.SparseEmbedding, sparsecore.SparseEmbedding]:
     made = []
     for seed, encoding in ((1, "csr"), (2, "bitmap")):
         g = torch.Generator().manual_seed(seed)
         table = sparsecore.SparseEmbedding(40, 24, density=0.3, sparse=True, dtype=torch.float64, generator=g)
+        made.append(table.to(device))
         table.set_encoding(encoding)
-        made.append(table)
     return made[0], made[1]
 
 
 def _loss(a: sparsecore.SparseEmbedding, b: sparsecore.SparseEmbedding, turn: int, kind: str) -> Tensor:
     g = torch.Generator().manual_seed(turn)
-    ids, others = torch.randint(40, (30,), generator=g), torch.randint(40, (30, 2), generator=g)
+    drawn = torch.randint(40, (30,), generator=g), torch.randint(40, (30, 2), generator=g)
+    ids, others = (tensor.to(a.values.device) for tensor in drawn)
     if kind == "lookup":
         return (a(ids) * b(ids).detach()).sum() + b(others).pow(2).sum()
     return torch.tanh(sparsecore.gather_dot(a, ids, a if kind == "one table" else b, others)).sum()
@@ -559,11 +560,12 @@ def test_in_backward_equals_a_step_afterwards(
     assert_close(results[0], results[1], torch.float64)
 
 
-def test_in_backward_counts_explores_and_survives_a_state_dict() -> None:
+@pytest.mark.parametrize("device", devices())
+def test_in_backward_counts_explores_and_survives_a_state_dict(device: str) -> None:
     """The same multiply-adds, explorations and saved states as with a step afterwards."""
     outcomes = []
     for in_backward in (False, True):
-        a, b = _two_tables()
+        a, b = _two_tables(device)
         model = nn.ModuleList([a, b])
         optimizer = optim.Adam(model.parameters(), in_backward=in_backward)
         explorer = DynamicSparsity(model, optimizer, interval=2, total_steps=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from processes import WORLD, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -458,6 +460,43 @@ def test_fully_sharded_models(results: Any) -> None:
             torch.testing.assert_close(both, output, rtol=1e-9, atol=1e-12)
     both = torch.cat([result["ignored"] for result in found])
     torch.testing.assert_close(both, Model(0)(*batch(0, slice(None))[0]).detach())
+
+
+def _by_nccl(rank: int, folder: Path) -> None:
+    os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("nccl", init_method=f"file://{folder}/ranks", rank=rank, world_size=1)
+    mesh = dist.device_mesh.init_device_mesh("cuda", (1,))
+    draw = torch.Generator().manual_seed(0)
+    table = sparsecore.SparseEmbedding(ROWS, DIM, PADDING, density=0.4, generator=draw).cuda()
+    ids, expected = batch(0, slice(None))[0][0].cuda(), table.weight.to_dense()
+    sharded = shard_rows(table, mesh)
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.0)
+    explorer = DynamicSparsity(sharded, optimizer, interval=1, total_steps=9)
+    rows = sharded(ids)
+    torch.testing.assert_close(rows, expected[ids])
+    rows.square().sum().backward()
+    gradient = torch.zeros_like(expected).index_add_(0, ids, 2 * rows.detach())
+    torch.testing.assert_close(dense_gradient(sharded.shard), gradient * (expected != 0))
+    assert torch.equal(sharded.unshard().weight.to_dense(), expected)
+    optimizer.step()
+    assert explorer.step() is not None
+    sharded.shard.check_invariants()
+    (folder / "done").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and dist.is_nccl_available()), reason="no CUDA device with nccl"
+)
+def test_the_only_rank_of_nccl(tmp_path: Path) -> None:
+    """The same calls as with several, each of which would need a GPU of its own."""
+    context = mp.spawn(_by_nccl, (tmp_path,), nprocs=1, join=False)
+    ended = context.join(timeout=100)
+    for unfinished in context.processes:
+        unfinished.kill()
+    assert ended
+    assert (tmp_path / "done").exists()
 
 
 def _everything(rank: int, folder: Path) -> dict[str, Any]:

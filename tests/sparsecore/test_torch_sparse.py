@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
+from devices import devices
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import patterns, seeds, values_for
 
 import sparsecore
-from sparsecore import Pattern, PatternError, SparsecoreError, ops, split
+from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear, ops, split
 
 installed = importlib.util.find_spec("torch_sparse") is not None
 needs_it = pytest.mark.skipif(not installed, reason="torch-sparse is not installed")
@@ -20,13 +21,14 @@ pytestmark = pytest.mark.feature("torch-sparse (PyTorch Geometric's)")
 
 
 @needs_it
-@given(patterns(), st.integers(0, 5), seeds)
-def test_products_equal_dense_ones(pattern: Pattern, batch: int, seed: int) -> None:
+@pytest.mark.parametrize("device", devices())
+@given(pattern=patterns(), batch=st.integers(0, 5), seed=seeds)
+def test_products_equal_dense_ones(device: str, pattern: Pattern, batch: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    values = values_for(pattern, seed).requires_grad_()
+    pattern, values = pattern.to(device), values_for(pattern, seed).to(device).requires_grad_()
     cols = pattern.shape[1]
     dense = pattern.to_dense(values.detach()).requires_grad_()
-    x = torch.randn(batch, cols, generator=g, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(batch, cols, generator=g, dtype=torch.float64).to(device).requires_grad_()
     with sparsecore.backend("torch_sparse"):
         y = ops.spmm(values, pattern.crow, pattern.col, x)
         y.sin().sum().backward()
@@ -39,9 +41,10 @@ def test_products_equal_dense_ones(pattern: Pattern, batch: int, seed: int) -> N
 
 
 @needs_it
-@given(patterns(), seeds)
-def test_there_and_back(pattern: Pattern, seed: int) -> None:
-    values = values_for(pattern, seed, torch.float32)
+@pytest.mark.parametrize("device", devices())
+@given(pattern=patterns(), seed=seeds)
+def test_there_and_back(device: str, pattern: Pattern, seed: int) -> None:
+    pattern, values = pattern.to(device), values_for(pattern, seed, torch.float32).to(device)
     matrix = pattern.to_torch_sparse(values)
     assert matrix.storage.value().data_ptr() == values.data_ptr()
     again, same = split(matrix)
@@ -64,6 +67,17 @@ def test_graphs_without_weights_repeated_edges_and_features() -> None:
     assert (pattern.nnz, values.tolist()) == (2, [2.0, 4.0])
     with pytest.raises(PatternError, match=r"got values of shape \(3, 4\)"):
         split(SparseTensor(row=torch.arange(3), col=torch.arange(3), value=torch.ones(3, 4)))
+
+
+@needs_it
+@pytest.mark.parametrize("device", devices())
+def test_layers_of_it(device: str) -> None:
+    from torch_sparse import SparseTensor
+
+    dense = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [5.0, 0.0, 3.0]], device=device)
+    matrix, x = SparseTensor.from_dense(dense), torch.randn(4, 3, device=device)
+    torch.testing.assert_close(SparseLinear.from_sparse(matrix)(x), x @ dense.t())
+    assert torch.equal(SparseEmbedding.from_sparse(matrix)(torch.arange(3, device=device)), dense)
 
 
 def test_where_it_is_missing_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

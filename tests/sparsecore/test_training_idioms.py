@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import devices
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -231,7 +232,7 @@ def small_model() -> nn.Module:
 def learns(model: nn.Module, optimizer: torch.optim.Optimizer, logits: Callable[[Tensor], Tensor]) -> None:
     """Sixty steps of a classifier: the loss falls to less than 0.6 of it, and weights are exchanged."""
     explorer = DynamicSparsity(model, optimizer, interval=5, total_steps=60)
-    x = torch.randn(64, 20)
+    x = torch.randn(64, 20).to(next(model.parameters()).device)
     losses, exchanged = [], 0
     for _ in range(60):
         loss = nn.functional.cross_entropy(logits(x), x[:, :5].argmax(1))
@@ -257,10 +258,11 @@ def test_autocast_trains_and_explores() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.feature("float16 and bfloat16 weights")
-def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype) -> None:
-    model = small_model().to(dtype)
+def test_weights_of_sixteen_bits_train_and_explore(dtype: torch.dtype, device: str) -> None:
+    model = small_model().to(device, dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     learns(model, optimizer, lambda x: model(x.to(dtype)).float())
     for module in model.modules():
