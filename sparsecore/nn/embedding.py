@@ -91,7 +91,11 @@ class _SparseTable(SparseModule):
 
     @classmethod
     def from_sparse(cls, matrix: Any, padding_idx: int | None = None) -> Self:
-        """A table from an existing sparse matrix, (num_embeddings, embedding_dim), of torch (COO, CSR) or scipy.
+        """A table from an existing sparse matrix, (num_embeddings, embedding_dim), on its device. It is copied.
+
+        Args:
+            matrix: of torch (COO, CSR, CSC, BSR, BSC), of scipy (any format) or of torch-sparse (``SparseTensor``).
+            padding_idx: as in ``nn.Embedding``; the matrix stores nothing in that row.
 
         Raises:
             PatternError: if it is not a sparse matrix, or the padding row is not empty.

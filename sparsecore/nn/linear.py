@@ -129,10 +129,11 @@ class SparseLinear(SparseModule):
 
     @classmethod
     def from_sparse(cls, matrix: Any, bias: Tensor | None = None) -> SparseLinear:
-        """A layer from an existing sparse weight, (out_features, in_features), of torch (COO, CSR) or scipy.
+        """A layer from an existing sparse weight, (out_features, in_features), on its device. It is copied.
 
         Args:
-            matrix: the weight; see `sparsecore.split` for what becomes of its order.
+            matrix: of torch (COO, CSR, CSC, BSR, BSC), of scipy (any format) or of torch-sparse (``SparseTensor``); see
+                `sparsecore.split` for what becomes of its order.
             bias: dense bias, (out_features,); none if absent.
 
         Raises:
