@@ -227,7 +227,7 @@ def _with_gpu_tests(place: str) -> list[str]:
     """Test files at a place (a file or a folder of tests) that hold tests marked gpu, as far as their text tells."""
     found = _ROOT / place
     files = [found] if found.is_file() else found.rglob("test_*.py")
-    marked = [f for f in files if re.search(r"mark\.gpu|every_device", f.read_text())]
+    marked = [f for f in files if re.search(r"mark\.gpu|every_device|\bdevices\(", f.read_text())]
     return [str(f.relative_to(_ROOT)) for f in marked]
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import scipy.sparse
 import torch
-from devices import HAS_TRITON, devices, values_for
+from devices import HAS_TRITON, INTERPRETED, devices, values_for
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsecore
 from sparsecore import Pattern, SparsecoreError, backends, ops, optional
@@ -428,17 +429,14 @@ def test_topk_of_scores_that_are_not_finite(device: str, encoding: str, missing:
 # ---------------------------------------------------------------- exploration
 
 
-def check_exploration(
-    device: str, encoding: str, pattern: Pattern, share: float, dtype: torch.dtype, seed: int
-) -> None:
-    """Prune, grow, realign and record by both backends; ``share`` of what could be exchanged is."""
-    generator, shape = torch.Generator().manual_seed(seed), pattern.shape
-    table = Table(pattern, device, encoding, dtype, seed)
-    gradient = torch.randn(shape, generator=generator, dtype=dtype).to(device)
-    values, k = table.values.detach(), round(share * min(table.nnz, shape[0] * shape[1] - table.nnz))
-    moments = torch.randn(table.nnz, generator=generator, dtype=dtype).to(device)
-    bytes_ = -(-shape[0] * shape[1] // 8)
-    history = torch.randint(256, (bytes_,), generator=generator, dtype=torch.uint8).to(device)
+def explore_once(table: Table, share: float, backend: str) -> tuple[Any, ...]:
+    """Prune, grow, realign and record; ``share`` of what could be exchanged is."""
+    generator, (rows, cols) = torch.Generator().manual_seed(0), (table.rows, table.cols)
+    values, k = table.values.detach(), round(share * min(table.nnz, rows * cols - table.nnz))
+    gradient = torch.randn(rows, cols, generator=generator, dtype=values.dtype).to(values.device)
+    moments = torch.randn(table.nnz, generator=generator, dtype=values.dtype).to(values.device)
+    history = torch.randint(256, (-(-rows * cols // 8),), generator=generator, dtype=torch.uint8)
+    history = history.to(values.device)
 
     class Source:
         def rows(self) -> Tensor | None:
@@ -447,17 +445,22 @@ def check_exploration(
         def block(self, rows: Tensor | slice) -> Tensor:
             return gradient[rows].clone()
 
-    def explored(backend: str) -> tuple[Any, ...]:
-        with sparsecore.backend(backend):
-            left = ops.explore.prune(values, table.index, shape, k)
-            copy = tuple(part if part is None else part.clone() for part in left)
-            grown = ops.explore.grow(Source(), left, shape, k)
-            own, ever = [values.clone(), moments.clone()], history.clone()
-            kept = ops.explore.realign_(list(zip(own, (0.0, 0.5), strict=True)), table.index, grown, shape)
-            added = ops.explore.record_(ever, grown, shape)
-        return copy, grown, own, ever, kept, added
+    with sparsecore.backend(backend):
+        left = ops.explore.prune(values, table.index, (rows, cols), k)
+        copy = tuple(part if part is None else part.clone() for part in left)
+        grown = ops.explore.grow(Source(), left, (rows, cols), k)
+        own = [values.clone(), moments]
+        kept = ops.explore.realign_(list(zip(own, (0.0, 0.5), strict=True)), table.index, grown, (rows, cols))
+        added = ops.explore.record_(history, grown, (rows, cols))
+    return copy, grown, own, history, kept, added
 
-    torch.testing.assert_close(explored("triton"), explored("torch"), rtol=0, atol=0)
+
+def check_exploration(
+    device: str, encoding: str, pattern: Pattern, share: float, dtype: torch.dtype, seed: int
+) -> None:
+    table = Table(pattern, device, encoding, dtype, seed)
+    found, expected = (explore_once(table, share, backend) for backend in ("triton", "torch"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @every_device
@@ -466,6 +469,43 @@ def check_exploration(
 def test_an_exploration_is_torchs(device: str, encoding: str, cols: int) -> None:
     pattern = Pattern.random((70, cols), 0.4, generator=torch.Generator().manual_seed(cols))
     check_exploration(device, encoding, pattern, 0.5, torch.float32, cols)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations of torch that compute, and kernels."""
+
+    count = 0
+    counting = True
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = ("aten.empty", "aten.detach", "aten._unsafe_view")
+        self.count += self.counting and not function.is_view and not str(function).startswith(views)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="counted in Triton's interpreter")
+def test_an_exploration_of_a_bitmap_launches_half_of_what_masks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    run, launches = interpreter.run, Launches()
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        launches.count, launches.counting = launches.count + 1, False
+        try:
+            return run(self, *args, **kwargs)
+        finally:
+            launches.counting = True
+
+    monkeypatch.setattr(interpreter, "run", counted)
+    for module in ("masks", "explore"):  # two blocks, as a weight of 8 M positions has on a GPU
+        part = importlib.import_module(f"sparsecore.backends.torch.{module}")
+        monkeypatch.setattr(part, "block_height", lambda shape, device: shape[0] // 2)
+    pattern, found = Pattern.random((80, 64), 0.25, generator=torch.Generator().manual_seed(0)), {}
+    for backend in ("torch", "triton"):
+        launches.count = 0
+        with launches:
+            explore_once(Table(pattern, "cpu", "bitmap", torch.float32), 0.5, backend)
+        found[backend] = launches.count
+    assert found["triton"] < 0.6 * found["torch"]
 
 
 # ---------------------------------------------------------------- the backend

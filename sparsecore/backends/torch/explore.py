@@ -88,12 +88,12 @@ class _Best:
         self.kept = torch.empty(0, dtype=kind, device=device)
         self.scores: Tensor | None = None
         self.threshold: Tensor | float = 0.0
+        self.finite: list[Tensor] = []  # of each block; the host asks once
 
     def offer(self, gradient: Tensor, ids: Tensor, stored: Tensor, skip_row: int | None) -> None:
         """Rows of the gradient, which is written over, their ids, and which of their positions are no candidates."""
         score = gradient.abs_()
-        if not bool(torch.isfinite(score.max())):  # the maximum of NaN and anything is NaN
-            raise FloatingPointError
+        self.finite.append(torch.isfinite(score.max()))  # the maximum of NaN and anything is NaN
         score.masked_fill_(stored, 0)
         if skip_row is not None:
             score.masked_fill_((ids == skip_row).unsqueeze(1), 0)
@@ -116,6 +116,8 @@ class _Best:
 
     def positions(self) -> Tensor:
         """Linear positions, ascending; fewer than k where fewer have a score."""
+        if self.finite and not bool(torch.stack(self.finite).all()):
+            raise FloatingPointError
         if self.kept.numel() > self.k:
             self._select()
         return self.kept

@@ -1,5 +1,5 @@
-"""Triton kernels for looked-up rows, their gradients, their products, top-k, linear layers and random draws; torch's
-functions for everything else.
+"""Triton kernels for looked-up rows, their gradients, their products, top-k, linear layers and
+explorations; torch's functions for everything else.
 
 They read either encoding as it is stored (linear layers, and top-k for many queries, make a bitmap of csr for the call
 where it is dense enough), add up in a fixed order (the same bits every time), and hold no dense form of the weight. The
