@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harness import graph_forms, lazy_forms, update_forms
 from harness import kernel_forms as forms
-from harness.kernel_cases import LAYER, SMALL_LAYER, SMALL_TABLE, TABLE, Case
+from harness.kernel_cases import CASES, LAYER, SMALL_LAYER, SMALL_TABLE, TABLE, Case
 
 __all__ = ["LOSING", "SKEWED"]
 
@@ -124,59 +124,24 @@ LOSING: tuple[Case, ...] = tuple(
 )
 
 # All nonzeros in 1 % of the rows: the density is that of the whole weight.
+_OF_ROWS = (
+    "gather 1M x 64, 16384 random rows",
+    "gather_dot 1M x 64, 16384 pairs",
+    "spmm 20000 x 600, B = 64",
+    "spmm_t 20000 x 600, B = 64",
+    "sddmm 20000 x 600, B = 64",
+    "score_topk 256 users x 100k items x 64",
+    "embedding gradient + Adam, all values, 1M x 64, B = 2048",
+)
 SKEWED: tuple[Case, ...] = tuple(
-    Case(
-        f"{name}, all nonzeros in 1 % of the rows",
-        build,
-        {**size, "skewed": True},
-        {**quick, "skewed": True},
-        {},
-        bound,
+    replace(
+        case,
+        name=f"{case.name}, all nonzeros in 1 % of the rows",
+        size={**case.size, "skewed": True},
+        quick={**case.quick, "skewed": True},
+        targets={},
         densities=(0.01,),
     )
-    for name, build, size, quick, bound in (
-        ("spmm 20000 x 600, B = 64", forms.spmm, LAYER | {"batch": 64}, SMALL_LAYER | {"batch": 5}, "fma"),
-        (
-            "spmm_t 20000 x 600, B = 64",
-            forms.spmm_t,
-            LAYER | {"batch": 64},
-            SMALL_LAYER | {"batch": 5},
-            "fma",
-        ),
-        (
-            "sddmm 20000 x 600, B = 64",
-            forms.sddmm,
-            LAYER | {"batch": 64},
-            SMALL_LAYER | {"batch": 5},
-            "fma",
-        ),
-        (
-            "gather 1M x 64, 16384 random rows",
-            forms.gather,
-            TABLE | {"batch": 16384},
-            SMALL_TABLE | {"batch": 7},
-            "rows",
-        ),
-        (
-            "gather_dot 1M x 64, 16384 pairs",
-            forms.gather_dot,
-            TABLE | {"batch": 16384},
-            SMALL_TABLE | {"batch": 7},
-            "rows",
-        ),
-        (
-            "score_topk 256 users x 100k items x 64",
-            forms.score_topk,
-            {"rows": 100_000, "cols": 64, "batch": 256, "k": 20},
-            {"rows": 200, "cols": 20, "batch": 20, "k": 5},
-            "fma",
-        ),
-        (
-            "embedding gradient + Adam, all values, 1M x 64, B = 2048",
-            update_forms.update,
-            TABLE | {"batch": 2048},
-            SMALL_TABLE | {"batch": 7},
-            "read",
-        ),
-    )
+    for case in CASES
+    if case.name in _OF_ROWS
 )
