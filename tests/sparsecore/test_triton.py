@@ -484,7 +484,7 @@ class Launches(TorchDispatchMode):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="counted in Triton's interpreter")
-def test_an_exploration_of_a_bitmap_launches_half_of_what_masks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exploration_of_a_bitmap_launches_less_than_masks_take(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
     run, launches = interpreter.run, Launches()
 
