@@ -9,7 +9,8 @@ process of their own (`harness.gpu_worker`): what fails there has its error in i
 
 A bare machine needs torch, numba, scipy and, for the tests, pytest, hence no typer here. Tests in files that import
 more (hypothesis for what it draws, pydantic for training whole models) are left out there; the page names the files
-and what they lack. ``--slow`` runs the tests marked slow too, those of nccl: give more ``--seconds`` then.
+and what they lack. The tests are those of the current folder, a checkout. ``--slow`` runs the tests marked slow too,
+those of nccl: give more ``--seconds`` then.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ __all__ = ["jobs", "main", "measure", "run_tests"]
 _TOLERANCE = 1e-3  # relative; float32 products over 20,000 terms stay below 1e-5
 _TESTS_SECONDS = 180.0  # of which most compile kernels
 _SLOW_SECONDS = 240.0  # more for those marked slow
+_TESTS = Path("tests/sparsecore")  # of the current folder: an installed package has no tests beside it
 _NOT_COLLECTED = re.compile(r"^SKIPPED \[\d+\] (\S+?)(?::\d+)?: not collected: needs (\S+)$", re.MULTILINE)
-_ROOT = Path(__file__).parents[1]
 
 
 def jobs() -> dict[str, list[Job]]:
@@ -196,9 +197,7 @@ def run_tests(seconds: float, slow: bool = False) -> dict[str, Any]:
         command += ["-n", "4"]  # most of the time kernels are compiled
     begin = time.monotonic()
     try:
-        done = subprocess.run(
-            command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=seconds
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
         code, output = done.returncode, done.stderr + done.stdout
     except subprocess.TimeoutExpired as late:
         output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
@@ -225,10 +224,10 @@ def _not_collected(output: str) -> dict[str, str]:
 
 def _with_gpu_tests(place: str) -> list[str]:
     """Test files at a place (a file or a folder of tests) that hold tests marked gpu, as far as their text tells."""
-    found = _ROOT / place
+    found = Path(place)
     files = [found] if found.is_file() else found.rglob("test_*.py")
     marked = [f for f in files if re.search(r"mark\.gpu|every_device|\bdevices\(", f.read_text())]
-    return [str(f.relative_to(_ROOT)) for f in marked]
+    return [str(f) for f in marked]
 
 
 def _save(output: Path | None, document: dict[str, Any]) -> None:
@@ -282,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--output: {why}")
     if torch.device(given.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu --quick runs everything on the CPU")
+    if given.tests and not given.quick and not _TESTS.is_dir():
+        parser.error(f"no {_TESTS} here: run it in a checkout, whose tests it runs, or give --no-tests")
     _check(given.output, given.quick, given.device, given.tests, given.slow, given.seconds)
 
 

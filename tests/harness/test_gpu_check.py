@@ -261,6 +261,8 @@ def test_samples_and_warnings() -> None:
 
 
 def test_outcomes_of_the_tests_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
     def run(output: str, code: int) -> dict:
         done = SimpleNamespace(stdout=output, stderr="noise\n", returncode=code)
         monkeypatch.setattr("harness.gpu_check.subprocess.run", lambda *args, **kwargs: done)
@@ -327,6 +329,15 @@ def test_no_device_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--device cpu --quick" in capsys.readouterr().err
 
 
+def test_where_no_tests_are_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--device", "cpu"])
+    assert "run it in a checkout, whose tests it runs, or give --no-tests" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_to_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         gpu_check.main(["--output", "/proc/x/y"])
@@ -334,8 +345,9 @@ def test_a_place_that_cannot_be_written_to_is_said_at_once(capsys: pytest.Captur
     assert "can be made" in capsys.readouterr().err
 
 
-def test_it_starts_on_a_bare_machine(tmp_path: Path) -> None:
+def test_it_starts_on_a_bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch, numba, scipy and pytest alone; so do the tests' fixtures, and gpu tests are collected or named."""
+    monkeypatch.chdir(ROOT)
     absent = ["typer", "click", "rich", "pyarrow", "pydantic", "safetensors", "tomli_w"]
     absent += ["hypothesis", "matplotlib", "psutil"]
     program = f"""
