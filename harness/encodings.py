@@ -86,7 +86,7 @@ def compare(density: float, threads: list[int], seconds: float, shrink: int = 1)
                         "threads": n,
                         "csr bits": 8 * csr_bytes / (shape[0] * cols),
                         "bitmap bits": 8 * bitmap.numel() * bitmap.element_size() / (shape[0] * cols),
-                        "choice": choose_encoding(pattern.nnz, shape),
+                        "choice": choose_encoding(pattern.nnz, shape, table=kind == "table"),
                         "ratio": {name: t["csr"].minimum / t["bitmap"].minimum for name, t in times.items()},
                     }
                 )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.operands import Forms, Run, Weight, by_torch_sparse, random_ids, torch_csr
+from harness.operands import Forms, Run, Table, Weight, by_torch_sparse, random_ids, torch_csr
 from sparsecore import ops
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 def gather(
     density: float, rows: int, cols: int, batch: int, skewed: bool = False, encoding: str | None = None
 ) -> Forms:
-    weight = Weight(rows, cols, density, skewed, encoding)
+    weight = Table(rows, cols, density, skewed, encoding)
     table, huge, out = weight.dense(), weight.dense_on_huge_pages(), torch.empty(batch, cols)
     a, b, c, d = (random_ids(rows, batch) for _ in range(4))
     return Forms(
@@ -59,8 +59,8 @@ def gather_dot(
     too, which writes no rows of items.
     """
     users, items = (
-        Weight(rows, cols, density, skewed, encoding),
-        Weight(rows, cols, density, skewed, other or encoding),
+        Table(rows, cols, density, skewed, encoding),
+        Table(rows, cols, density, skewed, other or encoding),
     )
     left, right = users.dense(), items.dense()
     huge, huger = users.dense_on_huge_pages(), items.dense_on_huge_pages()
@@ -176,7 +176,7 @@ def score_topk(
     encoding: str | None = None,
 ) -> Forms:
     """With ``seen``, each query has as many items that are left out."""
-    weight = Weight(rows, cols, density, skewed, encoding)
+    weight = Table(rows, cols, density, skewed, encoding)
     queries, table, scores = torch.randn(batch, cols), weight.dense(), torch.empty(batch, rows)
     step = 8192
     who, which = torch.arange(batch).repeat_interleave(seen), torch.randint(rows, (batch, seen)).sort().values
@@ -218,7 +218,7 @@ class _Gradient:
 
 def explore(density: float, rows: int, cols: int, encoding: str | None = None) -> Forms:
     """Prune 30 % of the weights, grow as many, rewrite index, values and two moments; the gradient is given."""
-    weight = Weight(rows, cols, density, encoding=encoding)
+    weight = Table(rows, cols, density, encoding=encoding)
     shape, k, saved = (rows, cols), round(0.3 * weight.nnz), weight.values.clone()
     first, second = torch.rand(2, weight.nnz)
     gradient, table = torch.randn(rows, cols), weight.dense()

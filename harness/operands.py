@@ -20,6 +20,7 @@ __all__ = [
     "IDS",
     "Forms",
     "Run",
+    "Table",
     "Weight",
     "by_torch_sparse",
     "on_huge_pages",
@@ -95,6 +96,8 @@ def by_torch_sparse(
 class Weight:
     """A sparse weight, and its dense form. Its encoding is the one that a module would choose, or the one given."""
 
+    is_table = False
+
     def __init__(
         self, rows: int, cols: int, density: float, skewed: bool = False, encoding: str | None = None
     ) -> None:
@@ -108,7 +111,7 @@ class Weight:
         self.rows, self.cols, self.nnz = rows, cols, self.pattern.nnz
         self.values = ask_huge_pages(torch.empty(self.nnz)).normal_(generator=generator)  # as a module does
         self.index: tuple[Tensor, Tensor | None] = (self.pattern.crow, self.pattern.col)
-        if (encoding or choose_encoding(self.nnz, (rows, cols))) == "bitmap":
+        if (encoding or choose_encoding(self.nnz, (rows, cols), table=self.is_table)) == "bitmap":
             self.index = encode(self.pattern.crow, self.pattern.col, cols), None
 
     def dense(self) -> Tensor:
@@ -143,6 +146,12 @@ class Weight:
         """Bytes of an average row: values and index."""
         index = sum(t.numel() * t.element_size() for t in self.index if t is not None)
         return (4 * self.nnz + index) / self.rows
+
+
+class Table(Weight):
+    """One whose rows are looked up."""
+
+    is_table = True
 
 
 def random_ids(rows: int, *shape: int, lists: int = IDS) -> Callable[[], Tensor]:

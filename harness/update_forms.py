@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparsecore
-from harness.operands import Forms, Weight, on_huge_pages, random_ids, state_on_huge_pages
+from harness.operands import Forms, Table, on_huge_pages, random_ids, state_on_huge_pages
 from sparsecore import ops
 
 __all__ = ["update"]
@@ -36,7 +36,7 @@ def update(
     encoding: str | None = None,
 ) -> Forms:
     """``per_weight_step`` is an option of ours: dense Adam counts the steps of the whole table."""
-    weight = Weight(rows, cols, density, skewed, encoding)
+    weight = Table(rows, cols, density, skewed, encoding)
     options, beside = _OPTIMIZERS[optimizer]
     own = {"per_weight_step": True} if per_weight_step else {}
     values = nn.Parameter(weight.values)

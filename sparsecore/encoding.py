@@ -8,8 +8,8 @@ a row that is looked up at random costs one cache line of index. The order of th
 
 Bytes an index takes for each position of a weight of density f: csr ``f * (1, 2 or 4) + 4 / cols``, bitmap
 ``1/8 + 4 / cols`` and padding (`words`): 16 bytes a row of 64 columns, 32 of 128. With AVX-512 kernels read 16
-positions of a bitmap at once, without it a bitmap has no advantage. On a GPU it tells each thread by itself where its
-number is.
+positions of a bitmap at once, with AVX2 eight, which pays for rows that are looked up. On a GPU it tells each thread by
+itself where its number is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "encode",
     "has_expand",
+    "has_permute",
     "pack_bits",
     "stored",
     "stored_mask",
@@ -54,29 +55,42 @@ def choose_encoding(
     shape: tuple[int, int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    table: bool = False,
 ) -> str:
     """The encoding that a weight gets that is new, or new on a device.
 
-    ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on; on CUDA, where triton
-    runs and not for float64, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide rows, 0.11 in rows
+    ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on, on one with AVX2 too if it is a
+    table of float32 (``table``: rows are looked up, not all of them multiplied); on CUDA, where triton runs and not for
+    float64, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide rows, 0.11 in rows
     of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of what dense training does. Else
     ``"csr"``.
     """
     device = torch.device(device)
     if device.type == "cpu":
-        good = has_expand() and nnz >= _BITMAP_DENSITY * shape[0] * shape[1]
+        fast = has_expand() or (table and dtype == torch.float32 and has_permute())
+        good = fast and nnz >= _BITMAP_DENSITY * shape[0] * shape[1]
     else:
         small = 4 * words(shape[1]) * shape[0] <= _GPU_BYTES * nnz
         good = small and dtype != torch.float64 and backend_name(device) == "triton"
     return "bitmap" if good and nnz < 2**31 else "csr"
 
 
-@cache
 def has_expand() -> bool:
     """Whether kernels run on AVX-512, which expands 16 positions in one instruction."""
-    if os.environ.get("SPARSECORE_SIMD") == "portable":
-        return False
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return _vectors() == "AVX512"
+
+
+def has_permute() -> bool:
+    """Whether they run on AVX2, which moves 8 numbers to any of 8 lanes."""
+    return _vectors() == "AVX2"
+
+
+@cache
+def _vectors() -> str:
+    found = torch.backends.cpu.get_cpu_capability()
+    portable = os.environ.get("SPARSECORE_SIMD") == "portable"
+    return "AVX2" if portable and found == "AVX512" else found
 
 
 def words(cols: int) -> int:

@@ -53,6 +53,7 @@ class SparseModule(nn.Module):
     bitmap: Tensor
     row_mesh: DeviceMesh | None = None
     _recorder: Recorder | None
+    _is_table = False  # whether rows are looked up
 
     def __init__(
         self, pattern: Pattern, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -65,9 +66,7 @@ class SparseModule(nn.Module):
         _expect_dtype(dtype)
         pattern = pattern.to(device)
         self.values = nn.Parameter(ask_huge_pages(torch.empty(pattern.nnz, device=device, dtype=dtype)))
-        self._store(
-            pattern, choose_encoding(pattern.nnz, pattern.shape, pattern.col.device, self.values.dtype)
-        )
+        self._store(pattern, self._best_encoding(pattern.col.device))
 
     def _from_values(self, pattern: Pattern, values: Tensor) -> None:
         """Initialise with these values; for the ``from_*`` constructors."""
@@ -148,6 +147,9 @@ class SparseModule(nn.Module):
         if encoding != self.encoding:
             self._store(self.pattern, encoding)
 
+    def _best_encoding(self, device: torch.device) -> str:
+        return choose_encoding(self.nnz, self._shape, device, self.values.dtype, table=self._is_table)
+
     def _store(self, pattern: Pattern, encoding: str) -> None:
         with self._watched_elsewhere():
             for name in ("crow_indices", "col_indices", "bitmap"):
@@ -215,7 +217,7 @@ class SparseModule(nn.Module):
             if self.encoding == "bitmap":  # nothing to decode: only shapes are left
                 self._store(Pattern.meta(self.nnz, self._shape), "csr")
         elif after.type != before and not was_meta:
-            self.set_encoding(choose_encoding(self.nnz, self._shape, after, self.values.dtype))
+            self.set_encoding(self._best_encoding(after))
         return self
 
     @property

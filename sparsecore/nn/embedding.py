@@ -25,6 +25,8 @@ _NEUTRAL = {"max_norm": None, "scale_grad_by_freq": False, "mode": "sum"}
 class _SparseTable(SparseModule):
     """A table of ``num_embeddings`` rows of ``embedding_dim`` numbers, nnz of them stored."""
 
+    _is_table = True
+
     def __init__(
         self,
         num_embeddings: int,

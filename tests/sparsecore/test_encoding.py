@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from strategies import NARROW_WIDTHS, WIDE_WIDTHS, patterns
 
 import sparsecore
-from sparsecore import Pattern, PatternError, SparsecoreError, SparseEmbedding, SparseLinear, backends
+from sparsecore import (
+    Pattern,
+    PatternError,
+    SparsecoreError,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    backends,
+)
 from sparsecore import encoding as codec
 
 
@@ -69,14 +77,18 @@ def test_too_many_for_int32_pointers() -> None:
         codec.encode(torch.zeros(2, dtype=torch.int64), huge, 1)
 
 
-@pytest.mark.parametrize("vectors", [True, False])
-def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vectors", ["AVX512", "AVX2", "DEFAULT"])
+def test_the_rule(vectors: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documented in `choose_encoding`: bitmaps from density 1/16 on, where kernels read them fast."""
-    monkeypatch.setattr(codec, "has_expand", lambda: vectors)
+    monkeypatch.setattr(codec, "_vectors", lambda: vectors)
     monkeypatch.setattr(backends, "_environment", None)
-    dense_enough = "bitmap" if vectors else "csr"
+    dense_enough = "bitmap" if vectors == "AVX512" else "csr"
+    of_table = "csr" if vectors == "DEFAULT" else "bitmap"
     assert codec.choose_encoding(400, (100, 64)) == dense_enough
     assert codec.choose_encoding(399, (100, 64)) == "csr"
+    assert codec.choose_encoding(400, (100, 64), table=True) == of_table
+    assert codec.choose_encoding(399, (100, 64), table=True) == "csr"
+    assert codec.choose_encoding(400, (100, 64), dtype=torch.float64, table=True) == dense_enough
     for triton in (True, False):
         monkeypatch.setattr(backends, "has_triton", lambda: triton)  # noqa: B023
         assert codec.choose_encoding(1000, (100, 64), "cuda") == ("bitmap" if triton else "csr")
@@ -88,16 +100,22 @@ def test_the_rule(vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert codec.choose_encoding(400, (100, 64), "meta") == "csr"
     assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
     assert SparseLinear(64, 100, density=0.5).encoding == dense_enough
+    assert SparseEmbedding(100, 64, density=0.5).encoding == of_table
+    assert SparseEmbeddingBag(100, 64, density=0.5).encoding == of_table
     assert SparseEmbedding(100, 64, density=0.05).encoding == "csr"
 
 
-def test_portable_code_prefers_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("found", ["AVX512", "AVX2", "DEFAULT"])
+def test_portable_code_chooses_as_without_avx512(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSECORE_SIMD", "portable")
-    codec.has_expand.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: found)
+    codec._vectors.cache_clear()
     try:
-        assert SparseEmbedding(100, 64, density=0.5).encoding == "csr"
+        assert not codec.has_expand()
+        assert codec.has_permute() == (found != "DEFAULT")
+        assert SparseLinear(64, 100, density=0.5).encoding == "csr"
     finally:
-        codec.has_expand.cache_clear()
+        codec._vectors.cache_clear()
 
 
 def test_damage_is_named() -> None:

@@ -149,10 +149,20 @@ def test_of_a_csr_beside_a_bitmap_rows_looked_up_are_encoded(
 
 @of_numba
 @pytest.mark.parametrize(
-    ("rows", "density", "shared"), [(600_000, 0.1, 1), (600_000, 0.4, 0), (2_000, 0.1, 0)]
+    ("rows", "density", "permutes", "shared"),
+    [
+        (600_000, 0.1, False, 1),
+        (600_000, 0.5, False, 0),
+        (2_000, 0.1, False, 0),
+        (2_000, 0.1, True, 1),
+        (2_000, 0.5, True, 0),
+    ],
 )
-def test_large_tables_of_low_density_share_few_columns(rows: int, density: float, shared: int) -> None:
-    """The rule, and the chosen kernel's result."""
+def test_tables_of_low_density_share_few_columns(
+    rows: int, density: float, permutes: bool, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule, with AVX2 and else, and the chosen kernel's result."""
+    monkeypatch.setattr(kernels, "_AVX2", permutes)
     a = SparseEmbedding(rows, 64, density=density)
     a.set_encoding("bitmap")
     ids = torch.randint(rows, (2, 300), generator=torch.Generator().manual_seed(1))

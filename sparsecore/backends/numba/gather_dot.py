@@ -18,7 +18,7 @@ from sparsecore.backends.numba.embedding import masks_of, prefetch_row, row_of
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.lanes_rows import dot_of_row
 from sparsecore.backends.numba.memory import workspace
-from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
+from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD, has_avx2
 from sparsecore.backends.numba.simd import (
     LANES,
     add,
@@ -41,6 +41,9 @@ __all__ = ["gather_dot"]
 # Columns of two rows that are looked at one by one, in tables that no cache holds: a shared column costs about 5 ns, a
 # vector of each row 3.5; where the values need not be read, memory's time pays for the difference.
 _FEW, _CACHED = 6, 16 << 20
+# With AVX2, where lanes are permuted, an expansion takes longer: shared columns then are few in any table if they are
+# this part of all (Zen 3: a shared column costs about 2 ns, a vector 4).
+_AVX2, _PART = has_avx2(), 1 / 6
 
 
 def gather_dot(
@@ -84,10 +87,13 @@ def gather_dot(
 
 
 def _share_few(values_a: Tensor, crow_a: Tensor, values_b: Tensor, crow_b: Tensor, n_cols: int) -> bool:
-    """Whether two rows have few columns in common, were each table's nonzeros anywhere, and the tables are large."""
+    """Whether two rows have few columns in common, were each table's nonzeros anywhere, and (but with AVX2) the tables
+    are large.
+    """
     size = values_a.nbytes + crow_a.nbytes + (0 if values_a is values_b else values_b.nbytes + crow_b.nbytes)
     rows = max(1, crow_a.shape[0] - 1) * max(1, crow_b.shape[0] - 1)
-    return size > _CACHED and values_a.numel() * values_b.numel() <= _FEW * rows * n_cols
+    shared = values_a.numel() * values_b.numel() / (rows * n_cols)
+    return shared <= _PART * n_cols if _AVX2 else size > _CACHED and shared <= _FEW
 
 
 def _bitmap(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.backends.numba.launch import address_of, call_chunk, limit_threads, set_threads, share_out
+from sparsecore.backends.numba.processor import PORTABLE
 from sparsecore.errors import SparsecoreError
 
 __all__ = ["array", "device_function", "kernel", "operand", "serial_kernel", "share_out", "split", "threads"]
@@ -40,7 +41,7 @@ if _SIMD not in ("native", "portable"):
     raise SparsecoreError(f"SPARSECORE_SIMD must be native or portable, got {_SIMD!r}")
 if _SIMD == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
     # What a processor without AVX-512 gets, to test it anywhere. The cache tells processors apart by these two.
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = "haswell", ""
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = PORTABLE
 
 
 def _njit(function: Callable[..., Any], **more: Any) -> Any:

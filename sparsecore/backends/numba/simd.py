@@ -2,9 +2,9 @@
 
 numba cannot prove that two arrays do not overlap, so it keeps sums of an inner loop in memory instead of in registers.
 These intrinsics emit LLVM vector code directly: a 16-lane value lives in registers (one AVX-512 register for float32,
-two for float64, two AVX2 or four NEON ones elsewhere; LLVM splits it), and is loaded or stored as a whole. Only
-portable LLVM operations are used: where the processor has no instruction for one (expanding and compressing need
-AVX-512), LLVM writes it out lane by lane.
+two for float64, two AVX2 or four NEON ones elsewhere; LLVM splits it), and is loaded or stored as a whole. Portable
+LLVM operations are used: where the processor has no instruction for one, LLVM writes it out lane by lane. Expanding and
+compressing need AVX-512; AVX2 has permutations for float32 (`simd_permuted`).
 
 A *mask* is a uint16: bit i belongs to lane i. Indices count elements from the start of a C-contiguous array and are
 **not** checked.
@@ -12,6 +12,7 @@ A *mask* is a uint16: bit i belongs to lane i. Indices count elements from the s
 
 from __future__ import annotations
 
+from sparsecore.backends.numba.processor import has_avx512
 from sparsecore.backends.numba.simd_arithmetic import (
     absolute,
     add,
@@ -31,7 +32,6 @@ from sparsecore.backends.numba.simd_arithmetic import (
 from sparsecore.backends.numba.simd_lanes import (
     compress,
     expand,
-    has_avx512,
     spread,
     transpose,
     transpose_part,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config, typing
+from numba.core import cgutils, typing
 from numba.extending import intrinsic
 
+from sparsecore.backends.numba.processor import has_avx2, has_avx512
+from sparsecore.backends.numba.simd_permuted import compressed, expanded, expanded_from
 from sparsecore.backends.numba.simd_types import (
     I16,
     I32,
@@ -23,12 +25,9 @@ from sparsecore.backends.numba.simd_types import (
 )
 
 
-def has_avx512() -> bool:
-    """Whether code is compiled for a processor with AVX-512: this one, unless numba was told another."""
-    if config.CPU_NAME or config.CPU_FEATURES:
-        return False
-    features = binding.get_host_cpu_features()
-    return bool(features.get("avx512f", False) and features.get("bmi2", False))
+def _permutes(value) -> bool:
+    """Whether lanes of a type (a vector's, or an array's) are moved by AVX2's permutations."""
+    return value.dtype.bitwidth == 32 and has_avx2()
 
 
 @intrinsic
@@ -39,6 +38,8 @@ def expand(typing_context, array, index, mask):
     def emit(context, builder, signature, arguments):
         vector = context.get_value_type(result)
         place = element(context, builder, signature.args[0], *arguments[:2])
+        if _permutes(array):
+            return expanded_from(builder, place, arguments[2])
         zero = ir.Constant(vector, [0.0] * LANES)
         return call(
             builder,
@@ -59,6 +60,8 @@ def spread(typing_context, value, mask):
     """
 
     def emit(context, builder, signature, arguments):
+        if _permutes(value):
+            return expanded(builder, *arguments)
         vector = context.get_value_type(value)
         zero = ir.Constant(vector, [0.0] * LANES)
         lanes = as_lanes(builder, arguments[1])
@@ -79,6 +82,8 @@ def compress(typing_context, value, mask):
     """The mask's lanes, moved together to the front; the lanes behind them are undefined."""
 
     def emit(context, builder, signature, arguments):
+        if _permutes(value):
+            return compressed(builder, *arguments)
         vector = context.get_value_type(value)
         if value.dtype.bitwidth == 64:  # LLVM's own splitting of 16 doubles crashes (seen with LLVM 22)
             return _compress_by_lane(builder, vector, *arguments)

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.memory import workspace
+from sparsecore.backends.numba.processor import has_avx2
 from sparsecore.backends.numba.simd import (
     at,
     bits,
+    bits64,
     compress,
     count,
     first_lanes,
@@ -30,6 +32,7 @@ from sparsecore.backends.numba.simd import (
     load,
     load_masked,
     lowest,
+    positions,
     prefetch,
     put,
     splat,
@@ -43,8 +46,10 @@ from sparsecore.backends.numba.tuples import add_each, any_greater, fma_each, st
 
 __all__ = ["score_topk"]
 
+_AVX2 = has_avx2()
 _ROWS, _NONZEROS = 1024, 8192  # of the table, whose columns are spread out at a time
-_FEW = 2  # queries from a bitmap: for so few, expanded rows are faster than lanes that stay empty
+_FEW = 2  # queries from a bitmap: for so few, expanded rows are faster than lanes that stay empty,
+_CROWDED = 0.4  # where AVX2 expands, from this density on
 _AHEAD = 1024  # values that are asked for early: without it, one query takes three times as long
 _PANEL_BYTES = 1 << 15  # of 128 queries, to stay in the nearest cache; wider ones are taken by 64
 _NO_ROW = np.iinfo(np.int64).max  # behind every other in the order of equal scores
@@ -72,7 +77,7 @@ def score_topk(
     if seen_crow is not None and seen_col is not None:
         seen = [array(seen_crow.long()), array(seen_col.long())]  # one type: kernels are compiled for each
     n_chunks = threads(n * values.numel())
-    if n <= _FEW and col is None:
+    if n <= _FEW and col is None and not (_AVX2 and values.numel() < _CROWDED * n_rows * n_cols):
         padded = queries.new_zeros(n, -(-n_cols // 16) * 16)
         padded[:, :n_cols] = queries
         found = np.empty((n_chunks, n, kept), padded.numpy().dtype), np.empty((n_chunks, n, kept), np.int64)
@@ -228,12 +233,21 @@ def _scan(
             if col.ndim == 1:
                 for e in range(m, np.int64(at(crow, row + 1)) - first_value):
                     put(offsets, e, np.int32(np.int64(at(col, first_value + e)) * lanes))
+            elif _AVX2:
+                for c in range(0, d, 64):
+                    word = row * words + 1 + c // 32
+                    mask = bits64(crow, word) if d - c > 32 else np.uint64(np.uint32(at(crow, word)))
+                    positions(offsets, m, mask, c)
+                    m += count(mask)
             else:
                 for c in range(0, d, 16):
                     mask = bits(col, 2 * row * words + 2 + c // 16)
                     store_masked(as_floats, m, compress(load(starts, c), mask), first_lanes(count(mask)))
                     m += count(mask)
             row += 1
+        if _AVX2 and col.ndim == 2:
+            for e in range(np.int64(at(crow, row * words)) - first_value):
+                put(offsets, e, at(offsets, e) * np.int32(lanes))
         for p in range(n_panels):
             base = (skipped + p * lanes) * d
             for r in range(first, row):
