@@ -11,9 +11,11 @@ from torch.autograd.function import once_differentiable
 from sparsecore.backends import load
 from sparsecore.errors import SparsecoreError
 from sparsecore.ops.embedding import bag, bag_grad, deliver, gather, scatter_grad
-from sparsecore.ops.operator import check_ids, keep, kept, operator, same_dtype
+from sparsecore.ops.operator import check_ids, keep, kept, operator, plain, same_dtype
 
 __all__ = ["gather_dot", "gather_dot_touched"]
+
+_FEW = 4096  # numbers of the rows of single pairs, for which lookups have kernels of their own
 
 
 def _gather_dot(
@@ -60,9 +62,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """
     values_a, ids_a, values_b, ids_b = ctx.saved_tensors
     crow_a, col_a, crow_b, col_b = kept(ctx)
+    d_a = d_b = None
+    if _few(ids_b, ctx.n_cols, grad) and plain(values_a, values_b, grad):
+        # A call costs more than its arithmetic: there are fewer of them here, and their rows are written.
+        weights = grad.unsqueeze(1)
+        if ctx.needs_input_grad[0]:
+            rows = gather(values_b, crow_b, col_b, ids_b, ctx.n_cols) * weights
+            d_a = scatter_grad(crow_a, col_a, ids_a, rows, values_a.shape[0])
+        if ctx.needs_input_grad[4]:
+            rows = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols) * weights
+            d_b = scatter_grad(crow_b, col_b, ids_b, rows, values_b.shape[0])
+        return d_a, None, None, None, d_b, None, None, None, None
     right, offsets, _ = _pairs(ids_a, ids_b)
     weights = grad.reshape(-1)
-    d_a = d_b = None
     if ctx.needs_input_grad[0]:
         rows = bag(values_b, crow_b, col_b, right, offsets, weights, ctx.n_cols)
         d_a = scatter_grad(crow_a, col_a, ids_a, rows, values_a.shape[0])
@@ -70,6 +82,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows = gather(values_a, crow_a, col_a, ids_a, ctx.n_cols)
         d_b = bag_grad(crow_b, col_b, right, offsets, weights, rows, values_b.shape[0])
     return d_a, None, None, None, d_b, None, None, None, None
+
+
+def _few(ids_b: Tensor, n_cols: int, grad: Tensor) -> bool:
+    numbers = ids_b.shape[0] * n_cols if ids_b.dim() == 1 and ids_b.is_cpu else _FEW + 1
+    return numbers <= _FEW and grad.dtype in (torch.float32, torch.float64)
 
 
 def _macs(values_a: Any, crow_a: Any, col_a: Any, ids_a: Any, values_b: Any, *rest: Any) -> int:

@@ -21,6 +21,7 @@ from sparsecore.ops.operator import (
     kept,
     nonzeros_of,
     operator,
+    plain,
     same_dtype,
 )  # fmt: skip
 from sparsecore.ops.recording import watcher_of
@@ -85,15 +86,23 @@ _TOUCHED = (
     f"touched({INDEX}, Tensor ids, Tensor grad, int nnz, Tensor? sources=None, Tensor? weights=None)"
     " -> (Tensor, Tensor)"
 )
-touched = define(
+_run_touched = in_float32(_TOUCHED, _touched)
+_touched_op = define(
     _TOUCHED,
-    in_float32(_TOUCHED, _touched),
+    _run_touched,
     _touched_fake,
     macs=lambda crow, col, ids, *rest: nonzeros_of(crow, ids) if len(rest) == 4 else 0,
 ).default
-"""``scatter_grad``, or with sources and weights ``sum of weights[e] grad[sources[e]]``, at the nonzeros of those rows
-alone that occur: their places (t,), int64 and ascending, and the values there (t,). Not differentiable.
-"""
+
+
+def touched(*args: Any) -> Any:
+    """``scatter_grad``, or with sources and weights ``sum of weights[e] grad[sources[e]]``, at the nonzeros of those
+    rows alone that occur: their places (t,), int64 and ascending, and the values there (t,). Not differentiable.
+    """
+    return _run_touched(*args) if plain(*args) and not args[0].is_meta else _touched_op(*args)
+
+
+touched.op = _touched_op  # type: ignore[attr-defined]
 
 
 def sparse_vector(places: Tensor, values: Tensor, nnz: int) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = [
     "kept",
     "nonzeros_of",
     "operator",
+    "plain",
     "same_dtype",
 ]
 
@@ -155,6 +156,13 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
     call.__name__ = call.__qualname__ = name
     call.op = op  # type: ignore[attr-defined]
     return call
+
+
+def plain(*args: Any) -> bool:
+    """Whether this is plain eager code: no compiler, transform, mode or subclass of tensors has a part in it."""
+    if torch.compiler.is_compiling() or _peek_transforms() is not None or within_transform() or _watched():
+        return False
+    return all(type(a) is Tensor or type(a) is torch.nn.Parameter or type(a) in _OTHERS for a in args)
 
 
 def keep(ctx: Any, *index: Tensor | None) -> None:

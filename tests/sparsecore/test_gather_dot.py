@@ -34,7 +34,7 @@ def table(rows: int, cols: int, seed: int, encoding: str = "csr", **options: Any
 
 def by_shared_columns(shared: bool) -> Any:
     """Bitmaps: look at the columns that two rows share, as in large tables of low density, or at whole rows."""
-    return patch.multiple(kernels, _CACHED=-1, _FEW=1000 if shared else 0)
+    return patch.multiple(kernels, _AVX2=False, _CACHED=-1, _FEW=1000 if shared else 0)
 
 
 def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> 
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([0, 4096]),
     backends,
     seeds,
 )
@@ -63,10 +64,13 @@ def test_equals_dense(
     same: bool,
     sparse: bool,
     shared: bool,
+    few: int,
     backend: str,
     seed: int,
 ) -> None:
-    """Two tables in any encodings or one with itself; sparse or dense gradients; by either kernel for bitmaps."""
+    """Two tables in any encodings or one with itself; sparse or dense gradients; by either kernel for bitmaps, and with
+    few calls or general ones.
+    """
     a = table(20, cols, seed, first, sparse=sparse)
     b = a if same else table(9, cols, seed + 1, second, sparse=sparse)
     g = torch.Generator().manual_seed(seed)
@@ -77,7 +81,7 @@ def test_equals_dense(
     for dense in (c, d):
         dense.sparse = False
     weights = torch.randn(ids_b.shape, dtype=torch.float64, generator=g)
-    with sparsecore.backend(backend), by_shared_columns(shared):
+    with sparsecore.backend(backend), by_shared_columns(shared), patch.object(ops.dot, "_FEW", few):
         ours = gather_dot(a, ids_a, b, ids_b)
         (ours * weights).sum().backward()
     theirs = expected(c, ids_a, d, ids_b)
@@ -95,17 +99,15 @@ def test_equals_dense(
 
 @every_backend
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_gradcheck_and_opcheck(backend: str, encoding: str) -> None:
+@pytest.mark.parametrize("right", [[[1, 3], [0, 0], [2, 1]], [1, 0, 0]])
+@pytest.mark.parametrize("few", [0, 1000])
+def test_gradcheck_and_opcheck(
+    backend: str, encoding: str, right: list[Any], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By sums over bags, and, of few single pairs, by lookups."""
+    monkeypatch.setattr(ops.dot, "_FEW", few)
     a, b = table(5, 6, 1, encoding), table(4, 6, 2, encoding)
-    args = (
-        a.values,
-        *a.index,
-        torch.tensor([0, 4, 4]),
-        b.values,
-        *b.index,
-        torch.tensor([[1, 3], [0, 0], [2, 1]]),
-        6,
-    )
+    args = (a.values, *a.index, torch.tensor([0, 4, 4]), b.values, *b.index, torch.tensor(right), 6)
     with sparsecore.backend(backend):
         assert torch.autograd.gradcheck(ops.gather_dot, args)
         assert torch.autograd.gradgradcheck(ops.gather_dot, args)

@@ -734,4 +734,4 @@ def test_opcheck_of_sparse_gradients(backend: str, encoding: str, in_bags: bool)
     ids, grad = torch.tensor([3, 0, 3, 7]), torch.randn(2 if in_bags else 4, 5)
     bags = (torch.tensor([0, 0, 1, 1]), torch.randn(4)) if in_bags else ()
     with sparsecore.backend(backend):
-        torch.library.opcheck(ops.embedding.touched, (*table.index, ids, grad, table.nnz, *bags))
+        torch.library.opcheck(ops.touched.op, (*table.index, ids, grad, table.nnz, *bags))
