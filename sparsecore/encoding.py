@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends import backend_name
+from sparsecore.backends import asked_for, backend_name
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.pages import ask_huge_pages
 from sparsecore.sizes import column_dtype
@@ -61,14 +61,14 @@ def choose_encoding(
     """The encoding that a weight gets that is new, or new on a device.
 
     ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on, on one with AVX2 too if it is a
-    table of float32 (``table``: rows are looked up, not all of them multiplied); on CUDA, where triton runs and not for
-    float64, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide rows, 0.11 in rows
-    of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of what dense training does. Else
-    ``"csr"``.
+    table of float32 (``table``: rows are looked up, not all of them multiplied) and no other backend was asked for; on
+    CUDA, where triton runs and not for float64, if it takes at most 2.4 bytes a nonzero (from density 0.06 on in wide
+    rows, 0.11 in rows of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of what dense
+    training does. Else ``"csr"``.
     """
     device = torch.device(device)
     if device.type == "cpu":
-        fast = has_expand() or (table and dtype == torch.float32 and has_permute())
+        fast = has_expand() or (table and dtype == torch.float32 and has_permute() and _by_numba())
         good = fast and nnz >= _BITMAP_DENSITY * shape[0] * shape[1]
     else:
         small = 4 * words(shape[1]) * shape[0] <= _GPU_BYTES * nnz
@@ -79,6 +79,12 @@ def choose_encoding(
 def has_expand() -> bool:
     """Whether kernels run on AVX-512, which expands 16 positions in one instruction."""
     return _vectors() == "AVX512"
+
+
+def _by_numba() -> bool:
+    """Whether numba's kernels compute on the CPU, and are compiled for the processor that torch sees."""
+    told = any(os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"))
+    return asked_for() in (None, "numba") and not told
 
 
 def has_permute() -> bool:

@@ -23,7 +23,7 @@ import torch
 from sparsecore.errors import SparsecoreError
 from sparsecore.optional import has_triton, optional
 
-__all__ = ["backend", "backend_name", "load"]
+__all__ = ["asked_for", "backend", "backend_name", "load"]
 
 _NAMES = ("numba", "torch", "torch_sparse", "triton")
 _environment = os.environ.get("SPARSECORE_BACKEND")  # once: to look there costs a microsecond
@@ -58,7 +58,7 @@ def backend(name: str) -> Iterator[None]:
 
 def backend_name(device: torch.device) -> str:
     """Name of the backend that an operation on this device uses now."""
-    name = _override.get() or _environment
+    name = asked_for()
     if name:
         _checked(name, "SPARSECORE_BACKEND")
         if name == "numba" and device.type != "cpu":
@@ -72,6 +72,11 @@ def backend_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "numba"
     return "triton" if device.type == "cuda" and has_triton() else "torch"
+
+
+def asked_for() -> str | None:
+    """Name of the backend that somebody asked for, if anybody did."""
+    return _override.get() or _environment
 
 
 def load(device: torch.device) -> ModuleType:

@@ -58,12 +58,14 @@ def _pairs(ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Each product sends its gradient times the one row to the other. The rows of b are summed for each id of a first:
-    no row is written for a product, of which there may be hundreds for each id.
+    no row is written for a product, of which there may be hundreds for each id. (But where all are few.)
     """
     values_a, ids_a, values_b, ids_b = ctx.saved_tensors
     crow_a, col_a, crow_b, col_b = kept(ctx)
     d_a = d_b = None
-    if _few(ids_b, ctx.n_cols, grad) and plain(values_a, values_b, grad):
+    if plain(values_a, values_b, grad) and _few(
+        ids_b, ctx.n_cols, grad
+    ):  # in this order: a compiler asks no sizes
         # A call costs more than its arithmetic: there are fewer of them here, and their rows are written.
         weights = grad.unsqueeze(1)
         if ctx.needs_input_grad[0]:

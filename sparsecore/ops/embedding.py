@@ -95,11 +95,21 @@ _touched_op = define(
 ).default
 
 
-def touched(*args: Any) -> Any:
+def touched(
+    crow: Tensor,
+    col: Tensor | None,
+    ids: Tensor,
+    grad: Tensor,
+    nnz: int,
+    sources: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """``scatter_grad``, or with sources and weights ``sum of weights[e] grad[sources[e]]``, at the nonzeros of those
     rows alone that occur: their places (t,), int64 and ascending, and the values there (t,). Not differentiable.
     """
-    return _run_touched(*args) if plain(*args) and not args[0].is_meta else _touched_op(*args)
+    args = crow, col, ids, grad, nnz, sources, weights
+    direct = plain(*args) and not crow.is_meta and not (grad.requires_grad and torch.is_grad_enabled())
+    return _run_touched(*args) if direct else _touched_op(*args)
 
 
 touched.op = _touched_op  # type: ignore[attr-defined]

@@ -272,3 +272,22 @@ def test_a_step_that_is_compiled_with_its_backward_pass(sparse: bool, in_backwar
     (mask, values), (other, others) = results
     assert torch.equal(mask, other)
     torch.testing.assert_close(others, values)
+
+
+def test_training_on_any_number_of_pairs_is_compiled_once() -> None:
+    """The backward pass of a few pairs has a way of its own, which compiled code does not ask for."""
+    table = SparseEmbedding(50, 64, density=0.3, generator=_seeded())
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=counter, fullgraph=True, dynamic=True)
+    def loss(left: Tensor, right: Tensor) -> Tensor:
+        return sparsecore.gather_dot(table, left, table, right).square().sum()
+
+    for n in (10, 100, 3, 200):  # 640 to 12,800 numbers
+        left, right = torch.randint(50, (2, n), generator=_seeded()).unbind()
+        table.values.grad = None
+        loss(left.clone(), right.clone()).backward()
+        found, table.values.grad = table.values.grad, None
+        sparsecore.gather_dot(table, left, table, right).square().sum().backward()
+        torch.testing.assert_close(found, table.values.grad, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1

@@ -203,7 +203,7 @@ def check_all(
     of_pairs = change(ids.flip(0)), change(torch.stack((ids.flip(0), ids), 1))
     for few in (0, 1 << 30):  # bitmaps: whole rows, and the columns that two rows share
         # How much is asked for in advance is a kernel of its own each: one will do.
-        with patch.multiple(gather_dot, _CACHED=-1, _FEW=few, row_of=lambda *args: (0, 0, 0)):
+        with patch.multiple(gather_dot, _AVX2=False, _CACHED=-1, _FEW=few, row_of=lambda *args: (0, 0, 0)):
             for second in (index, other):
                 for others in of_pairs:
                     found = kernels.gather_dot(values, *index, moved, values, *second, others, width)

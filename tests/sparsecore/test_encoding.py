@@ -97,6 +97,11 @@ def test_the_rule(vectors: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert codec.choose_encoding(1000, (100, 64), "cuda", torch.float64) == "csr"
     with sparsecore.backend("torch"):
         assert codec.choose_encoding(1000, (100, 64), "cuda") == "csr"
+        # What decodes a whole bitmap in every call has none unless that is chosen for what computes without it.
+        assert codec.choose_encoding(400, (100, 64), table=True) == dense_enough
+    with monkeypatch.context() as told:
+        told.setenv("NUMBA_CPU_NAME", "generic")
+        assert codec.choose_encoding(400, (100, 64), table=True) == dense_enough
     assert codec.choose_encoding(400, (100, 64), "meta") == "csr"
     assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
     assert SparseLinear(64, 100, density=0.5).encoding == dense_enough

@@ -200,7 +200,7 @@ def test_stale_kernels_are_not_used(cache: str, tmp_path: Path) -> None:
 
 @of_numba
 def test_portable_code_is_forced_by_a_setting(tmp_path: Path) -> None:
-    """Code for processors without AVX-512, its own in the cache, and columns in place of bitmaps."""
+    """Code for processors without AVX-512, its own in the cache, and columns in place of a layer's bitmap."""
     code = (
         CASE
         + """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+
 import numpy as np
 import pytest
 
@@ -49,14 +53,25 @@ def test_numbers_go_to_the_lanes_of_a_mask() -> None:
     assert _permutations(run) >= 5
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="memory is protected by mprotect")
 def test_expansion_reads_only_what_the_mask_counts() -> None:
     @numba.njit
-    def run(numbers, mask, out):
-        store(out, 0, expand(numbers, numbers.shape[0] - 9, mask))
+    def run(numbers, n, mask, out):
+        store(out, 0, expand(numbers, numbers.shape[0] - n, mask))
 
-    out = np.empty(16, np.float32)
-    run(np.arange(1000, dtype=np.float32), np.uint16(0b1111_1000_0000_1111), out)
-    assert out.tolist() == [991, 992, 993, 994, *[0] * 7, 995, 996, 997, 998, 999]
+    page, out = mmap.PAGESIZE, np.empty(16, np.float32)
+    memory = mmap.mmap(-1, 2 * page)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + page
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(behind), ctypes.c_size_t(page), 0) != 0:
+        pytest.skip("no memory can be made unreadable here")
+    numbers = np.frombuffer(memory, np.float32, page // 4)
+    numbers[:] = np.arange(1, page // 4 + 1)
+    for mask in (0, 1, 0x8000, 0xFF, 0xFF00, 0xF80F, 0xFFFF):
+        bits = [mask >> lane & 1 for lane in range(16)]
+        run(numbers, sum(bits), np.uint16(mask), out)
+        packed = iter(numbers[page // 4 - sum(bits) :].tolist())
+        assert out.tolist() == [next(packed) if bit else 0 for bit in bits]
 
 
 def test_the_lanes_of_a_mask_go_to_the_front() -> None:

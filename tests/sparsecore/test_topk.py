@@ -74,8 +74,9 @@ def check(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_number_of_queries(dtype: torch.dtype, encoding: str) -> None:
-    pattern = Pattern.random((1500, 24), 0.3, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("density", [0.3, 0.6])  # below and above what one query depends on with AVX2
+def test_every_number_of_queries(dtype: torch.dtype, encoding: str, density: float) -> None:
+    pattern = Pattern.random((1500, 24), density, generator=torch.Generator().manual_seed(0))
     for n in (0, 1, 2, 3, 16, 17, 64, 65, 128, 129, 300):
         check(n, pattern, 10, 0.05, dtype, encoding, seed=n)
 
@@ -126,9 +127,9 @@ def test_rows_of_very_different_lengths(encoding: str) -> None:
 
 @of_numba
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("n", [1, 5, 100, 256])
-def test_threads_give_the_same_bits(encoding: str, n: int) -> None:
-    pattern = Pattern.random((6000, 50), 0.3, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(("n", "density"), [(1, 0.3), (1, 0.6), (5, 0.3), (100, 0.3), (256, 0.3)])
+def test_threads_give_the_same_bits(encoding: str, n: int, density: float) -> None:
+    pattern = Pattern.random((6000, 50), density, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     queries, values = torch.randn(n, 50, generator=generator), torch.randn(pattern.nnz, generator=generator)
     seen = seen_rows(n, 6000, 0.01, 3)
@@ -157,9 +158,9 @@ def test_scores_that_are_not_finite(encoding: str, n: int) -> None:
 PORTABLE = """
 import torch
 import test_topk as t
-pattern = t.Pattern.random((300, 20), 0.3)
 for encoding in t.ENCODINGS:
-    for n in (1, 20, 150):
+    for n, density in ((1, 0.3), (1, 0.6), (20, 0.3), (150, 0.3)):
+        pattern = t.Pattern.random((300, 20), density)
         t.check(n, pattern, 10, 0.05, torch.float32, encoding)
 """
 

@@ -1,5 +1,5 @@
-"""What kernels do differently on different processors. It depends on the processor's name alone, never on a timing:
-the same machine must choose the same sums in every run.
+"""What kernels do differently on different processors. It depends on the processor's name and features, and on what
+numba was told of them, never on a timing: the same machine must choose the same sums in every run.
 
 Measured on Zen 5 and on Zen 4, whose choices hold for processors that were not measured.
 """

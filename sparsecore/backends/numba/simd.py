@@ -4,7 +4,7 @@ numba cannot prove that two arrays do not overlap, so it keeps sums of an inner 
 These intrinsics emit LLVM vector code directly: a 16-lane value lives in registers (one AVX-512 register for float32,
 two for float64, two AVX2 or four NEON ones elsewhere; LLVM splits it), and is loaded or stored as a whole. Portable
 LLVM operations are used: where the processor has no instruction for one, LLVM writes it out lane by lane. Expanding and
-compressing need AVX-512; AVX2 has permutations for float32 (`simd_permuted`).
+compressing are instructions of AVX-512, and permutations of AVX2 for float32 (`simd_permuted`).
 
 A *mask* is a uint16: bit i belongs to lane i. Indices count elements from the start of a C-contiguous array and are
 **not** checked.
