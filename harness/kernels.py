@@ -10,6 +10,7 @@ rates count nonzeros only, and are shown as a fraction of what the machine can d
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from harness import compile_times
 from harness.ceilings import Ceilings, measure_ceilings
-from harness.command import new_results, run_main, whole_numbers
+from harness.command import new_results, regular_expression, run_main, whole_numbers
 from harness.handoff import handoff_ns
 from harness.kernel_cases import CASES, Case
 from harness.losing_cases import LOSING, SKEWED
@@ -203,7 +204,13 @@ def main(
     output: Annotated[
         Path | None, typer.Option(callback=new_results, help="Write OUTPUT.json and OUTPUT.md.")
     ] = None,
-    only: Annotated[str, typer.Option(help="Measure only operations whose name contains this.")] = "",
+    only: Annotated[
+        str,
+        typer.Option(
+            callback=regular_expression,
+            help="Measure only operations whose name matches this regular expression.",
+        ),
+    ] = "",
     seconds: Annotated[
         float, typer.Option(help="Timing of each operation, density and number of threads.")
     ] = 1.5,
@@ -221,8 +228,8 @@ def main(
     ceilings = {n: measure_ceilings(n, quick) for n in numbers}
     rounds = 100 if quick else 100_000
     near = handoff_ns(rounds)
-    chosen = [case for case in CASES if only in case.name]
-    may_lose = [case for case in (*LOSING, *SKEWED) if only in case.name]
+    chosen = [case for case in CASES if re.search(only, case.name)]
+    may_lose = [case for case in (*LOSING, *SKEWED) if re.search(only, case.name)]
     wins, skipped = _measure_all(chosen, ceilings, seconds, quick, console)
     losses, skipped_too = _measure_all(may_lose, ceilings, seconds / 2, quick, console)
     overhead, before = [], torch.get_num_threads()

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 import harness.cli
-from harness import bench, cost, encodings, epochs, floors, power, published, recbole, where
+from harness import bench, cost, encodings, epochs, floors, kernels, power, published, recbole, where
 from harness.command import mendable, run_main, shares, some_of, whole_numbers
 from harness.revisions.subject import GitError
 from recsys.errors import ConfigError
@@ -62,6 +62,7 @@ OUT = ("--output", "out")
         (floors.main, ["--part", "x"], "expected some of dense, torch.sparse"),
         (encodings.main, ["--threads", "x"], "expected whole numbers from 1"),
         (power.main, [*OUT, "--only", "["], "regular expression"),
+        (kernels.main, ["--only", "["], "regular expression"),
         (power.main, [*OUT], "not a git repository"),
         (bench.bench, ["["], "regular expression"),
         (bench.bench, ["x", "--json", "nowhere/x.json"], "make the folder first"),
