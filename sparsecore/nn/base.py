@@ -53,7 +53,7 @@ class SparseModule(nn.Module):
     bitmap: Tensor
     row_mesh: DeviceMesh | None = None
     _recorder: Recorder | None
-    _is_table = False  # whether rows are looked up
+    _is_table = False  # whether rows are looked up one by one
 
     def __init__(
         self, pattern: Pattern, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -25,8 +25,6 @@ _NEUTRAL = {"max_norm": None, "scale_grad_by_freq": False, "mode": "sum"}
 class _SparseTable(SparseModule):
     """A table of ``num_embeddings`` rows of ``embedding_dim`` numbers, nnz of them stored."""
 
-    _is_table = True
-
     def __init__(
         self,
         num_embeddings: int,
@@ -148,6 +146,8 @@ class SparseEmbedding(_SparseTable):
 
     accumulator: RowAccumulator | None = None
     sparse: bool = False
+
+    _is_table = True  # not so a bag's: with AVX2 sums of many rows take several times as long from a bitmap
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ def test_the_rule(vectors: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert codec.choose_encoding(2**31, (2**26, 64)) == "csr"
     assert SparseLinear(64, 100, density=0.5).encoding == dense_enough
     assert SparseEmbedding(100, 64, density=0.5).encoding == of_table
-    assert SparseEmbeddingBag(100, 64, density=0.5).encoding == of_table
+    assert SparseEmbeddingBag(100, 64, density=0.5).encoding == dense_enough
     assert SparseEmbedding(100, 64, density=0.05).encoding == "csr"
 
 
