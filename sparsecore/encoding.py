@@ -63,8 +63,8 @@ def choose_encoding(
     ``"bitmap"`` where kernels read it fast: on a CPU with AVX-512 from density 1/16 on, on one with AVX2 too if it is a
     table of float32 (``table``: rows are looked up one by one, neither multiplied nor summed) and no other backend was
     asked for; on CUDA, where triton runs and not for float64, if it takes at most 2.4 bytes a nonzero (from density
-    0.06 on in wide rows, 0.11 in rows of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x density of
-    what dense training does. Else ``"csr"``.
+    0.06 on in wide rows, 0.11 in rows of 64): then training with Adam, 16 bytes a nonzero, takes at most 1.15 x
+    density of what dense training does. Else ``"csr"``.
     """
     device = torch.device(device)
     if device.type == "cpu":
