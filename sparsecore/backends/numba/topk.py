@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsecore.backends.numba.heaps import begin_heaps, empty_heap, sink
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.processor import has_avx2
@@ -52,7 +53,6 @@ _FEW = 2  # queries from a bitmap: for so few, expanded rows are faster than lan
 _CROWDED = 0.4  # where AVX2 expands, from this density on
 _AHEAD = 1024  # values that are asked for early: without it, one query takes three times as long
 _PANEL_BYTES = 1 << 15  # of 128 queries, to stay in the nearest cache; wider ones are taken by 64
-_NO_ROW = np.iinfo(np.int64).max  # behind every other in the order of equal scores
 _HEAP_BYTES = 1 << 22  # of the queries that one pass over the table serves
 
 
@@ -116,55 +116,6 @@ def _nexts(n_chunks: int, parts: int) -> np.ndarray:
     return workspace("nexts", n_chunks, parts, torch.int64)
 
 
-# ---------------------------------------------------------------- heaps of the k best, the worst of them first
-
-
-@device_function
-def _begin_heaps(scores, rows, worst):
-    for i in range(scores.shape[0]):
-        put(scores, i, scores.dtype.type(-np.inf))
-        put(rows, i, np.int64(_NO_ROW))
-    for query in range(worst.shape[0]):
-        put(worst, query, worst.dtype.type(-np.inf))
-
-
-@device_function
-def _better(score, row, other, other_row):
-    return score > other or (score == other and row < other_row)
-
-
-@device_function
-def _sink(scores, rows, base, size, score, row):
-    """Put an entry in the place of a heap's first, and let it sink to where it belongs."""
-    hole = 0
-    while True:
-        child = 2 * hole + 1
-        if child >= size:
-            break
-        if child + 1 < size and _better(
-            at(scores, base + child),
-            at(rows, base + child),
-            at(scores, base + child + 1),
-            at(rows, base + child + 1),
-        ):
-            child += 1
-        if not _better(score, row, at(scores, base + child), at(rows, base + child)):
-            break
-        put(scores, base + hole, at(scores, base + child))
-        put(rows, base + hole, at(rows, base + child))
-        hole = child
-    put(scores, base + hole, score)
-    put(rows, base + hole, row)
-
-
-@device_function
-def _empty(scores, rows, base, k, found_scores, found_rows):
-    """The entries of a heap, best first."""
-    for size in range(k - 1, -1, -1):  # the worst that is left goes to the end
-        found_scores[size], found_rows[size] = at(scores, base), at(rows, base)
-        _sink(scores, rows, base, size, at(scores, base + size), at(rows, base + size))
-
-
 @device_function
 def _is_seen(seen_crow, seen_col, query, row):
     """Binary search in the ascending ids of a query."""
@@ -211,7 +162,7 @@ def _scan(
     held, end = n_panels * lanes * k, n_panels * lanes * (k + 1)
     scores, rows = heap_scores[chunk, :held], heap_ids[chunk, :held]
     worst, row_scores = heap_scores[chunk, held:end], heap_scores[chunk, end:]
-    _begin_heaps(scores, rows, worst)
+    begin_heaps(scores, rows, worst)
     for query in range(here, n_panels * lanes):
         put(worst, query, panel.dtype.type(np.inf))  # lanes without a query let nothing in
     offsets = offsets[chunk]
@@ -274,10 +225,10 @@ def _scan(
                             better &= np.uint16(better - np.uint16(1))
                             query = p * lanes + lane
                             if not _is_seen(seen_crow, seen_col, begin + skipped + query, r):
-                                _sink(scores, rows, query * k, k, at(row_scores, lane), r)
+                                sink(scores, rows, query * k, k, at(row_scores, lane), r)
                                 put(worst, query, at(scores, query * k))
     for query in range(here):
-        _empty(
+        empty_heap(
             scores,
             rows,
             query * k,
@@ -300,7 +251,7 @@ def _scan_few(
     zero = zeros(queries)
     scores, rows = heap_scores[chunk, : n * k], heap_ids[chunk, : n * k]
     worst, sums = heap_scores[chunk, n * k : n * (k + 1)], heap_scores[chunk, n * (k + 1) :]
-    _begin_heaps(scores, rows, worst)
+    begin_heaps(scores, rows, worst)
     for i in range(256):
         put(sums, i, queries.dtype.type(0))
     row_scores = sums[256:]
@@ -333,10 +284,10 @@ def _scan_few(
                     # The threshold may have risen since the comparison.
                     beats = at(row_scores, r) > at(worst, query)
                     if beats and not _is_seen(seen_crow, seen_col, query, first + r):
-                        _sink(scores, rows, query * k, k, at(row_scores, r), first + r)
+                        sink(scores, rows, query * k, k, at(row_scores, r), first + r)
                         put(worst, query, at(scores, query * k))
     for query in range(n):
-        _empty(scores, rows, query * k, k, found_scores[chunk, query], found_rows[chunk, query])
+        empty_heap(scores, rows, query * k, k, found_scores[chunk, query], found_rows[chunk, query])
 
 
 @kernel
