@@ -27,7 +27,7 @@ __all__ = ["DENSITIES", "compare", "main"]
 
 DENSITIES = (0.02, 0.04, 0.0625, 0.1, 0.25, 0.5, 0.9)
 _TABLE, _LAYER = (500_000, 64), (20_000, 600)
-_LOOKUPS, _BATCH, _FEW = 16_384, 64, (1, 4, 16)
+_LOOKUPS, _BATCH, _IN_BAG, _FEW = 16_384, 64, 100, (1, 4, 16)
 
 Index = tuple[Tensor, Tensor | None]
 Runs = dict[str, Callable[[], object]]
@@ -58,14 +58,28 @@ def _of_layer(values: Tensor, index: Index, shape: tuple[int, int]) -> Runs:
     return runs
 
 
+def _of_bags(values: Tensor, index: Index, shape: tuple[int, int]) -> Runs:
+    """An encoder's input: each example a bag of rows."""
+    generator = torch.Generator().manual_seed(1)
+    entries = _BATCH * _IN_BAG
+    ids, weights = torch.randint(shape[0], (entries,), generator=generator), torch.randn(entries)
+    offsets, grad = torch.arange(0, entries + 1, _IN_BAG), torch.randn(_BATCH, shape[1])
+    return {
+        "bag": lambda: ops.bag(values, *index, ids, offsets, weights, shape[1]),
+        "bag_grad": lambda: ops.bag_grad(*index, ids, offsets, weights, grad, values.numel()),
+        "bag_dot": lambda: ops.bag_dot(values, *index, ids, offsets, grad),
+    }
+
+
 def compare(density: float, threads: list[int], seconds: float, shrink: int = 1) -> list[dict[str, Any]]:
-    """A row for a table and one for a layer and each number of threads.
+    """A row for a table, one for bags and one for a layer, and each number of threads.
 
     Returns:
         ``ratio`` by operation: time with csr / time with the bitmap; bits of index a position, and the choice.
     """
     rows, before = [], torch.get_num_threads()
-    for kind, (n_rows, cols), operations in (("table", _TABLE, _of_table), ("layer", _LAYER, _of_layer)):
+    kinds = (("table", _TABLE, _of_table), ("bags of", _LAYER, _of_bags), ("layer", _LAYER, _of_layer))
+    for kind, (n_rows, cols), operations in kinds:
         shape = (n_rows // shrink, cols)
         pattern = Pattern.random(shape, density, generator=torch.Generator().manual_seed(0))
         values, bitmap = torch.randn(pattern.nnz), encode(pattern.crow, pattern.col, cols)
@@ -100,7 +114,8 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
         "# Index encodings",
         "",
         "Time with csr / time with the bitmap, minima of interleaved samples: above 1 the bitmap is faster. Bits are",
-        f"those of the index for each position of the weight. Tables: {_LOOKUPS} lookups or {_BATCH} queries; layers:",
+        f"those of the index for each position of the weight. Tables: {_LOOKUPS} lookups or {_BATCH} queries; bags:",
+        f"{_BATCH} of {_IN_BAG} rows, as in an encoder's input; layers:",
         f"batch {_BATCH} where no other is named. *Choice* is what a new weight gets on this processor.",
     ]
     for weight in dict.fromkeys(r["weight"] for r in rows):

@@ -20,7 +20,7 @@ def test_the_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "encodings.json").read_text())["rows"]
-    assert len(rows) == 2 * len(encodings.DENSITIES)
+    assert len(rows) == 3 * len(encodings.DENSITIES)
     assert all(ratio > 0 for row in rows for ratio in row["ratio"].values())
     # What the rule rests on: beyond an eighth a uint8 column costs more than a bit for every position.
     assert all(row["csr bits"] > row["bitmap bits"] for row in rows if row["density"] >= 0.25)
