@@ -47,13 +47,11 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
         monkeypatch.setattr(lanes_csr, "_MOST_EXAMPLES", 96)
         monkeypatch.setattr(lanes_csr, "_LEAST_WORK", (-1, -1))
     elif way != "one":
-        dense = dict.fromkeys(OPERATIONS, (0.0, 0.0))
+        blocks = dict.fromkeys(OPERATIONS, (ALWAYS if way == "blockwise" else NEVER, 0.0, 0.0))
         monkeypatch.setattr(linear, "_FEW", dict.fromkeys(OPERATIONS, (0, 0)))
         monkeypatch.setattr(linear, "_TURN", (ALWAYS, ALWAYS) if way == "turned" else (NEVER, NEVER))
-        monkeypatch.setattr(linear, "_DENSE", dict.fromkeys(linear._DENSE, dense))
         monkeypatch.setattr(linear, "_LEAST_SLABS", 0)
-        most = ALWAYS if way == "blockwise" else NEVER
-        monkeypatch.setattr(linear, "_BLOCKWISE", dict.fromkeys(OPERATIONS, most))
+        monkeypatch.setattr(linear, "_BLOCKWISE", dict.fromkeys(linear._BLOCKWISE, blocks))
     used: set[tuple[str, str]] = set()
     modules = {module for chosen, _ in WAYS.values() for module in chosen}
     for module in modules:

@@ -40,12 +40,11 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
-# 600 x 20000, 1024 x 1024 and 600 x 200 on Zen 5 and on Zen 4, whose limits hold for processors that were not measured.
-_BLOCKWISE = {"spmm": 128, "spmm_t": 32, "sddmm": 128}
-_DENSE = {
-    "Zen 5": {"spmm": (0.9, 0.9), "spmm_t": (0.85, 0.5), "sddmm": (1.1, 0.9)},
-    "AVX-512": {"spmm": (0.8, 0.5), "spmm_t": (0.66, 0.35), "sddmm": (0.8, 0.55)},
-    "portable": {"spmm": (0.6, 0.35), "spmm_t": (0.5, 0.3), "sddmm": (0.55, 0.32)},
+# 600 x 20000, 1024 x 1024 and 600 x 200, on Zen 5, on Zen 4, whose limits hold for what was not measured, and on Zen 3.
+_BLOCKWISE = {
+    "Zen 5": {"spmm": (128, 0.9, 0.9), "spmm_t": (32, 0.85, 0.5), "sddmm": (128, 1.1, 0.9)},
+    "AVX-512": {"spmm": (128, 0.8, 0.5), "spmm_t": (32, 0.66, 0.35), "sddmm": (128, 0.8, 0.55)},
+    "portable": {"spmm": (128, 0.6, 0.35), "spmm_t": (32, 0.55, 0.28), "sddmm": (32, 0.4, 0.25)},
 }
 _LEAST_SLABS = 2  # of a result's 16 columns, or of sddmm's rows, in products of blocks
 _TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value
@@ -104,8 +103,8 @@ def _algorithm(
 ) -> ModuleType:
     if batch <= _FEW[operation][col is not None]:
         return few
-    limit = _DENSE[_processor()][operation][shape[1] > panel_spmm.WIDE]
-    if batch < _BLOCKWISE[operation] or nnz < limit * shape[0] * shape[1]:
+    least, narrow, wide = _BLOCKWISE[_processor()][operation]
+    if batch < least or nnz < (wide if shape[1] > panel_spmm.WIDE else narrow) * shape[0] * shape[1]:
         return panels
     # Threads share out whole slabs; more of them than slabs change nothing of the choice, and so of the rounding.
     return blockwise if shape[operation == "spmm_t"] >= _LEAST_SLABS * 16 else panels
