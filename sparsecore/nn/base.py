@@ -19,7 +19,7 @@ from sparsecore.encoding import (
     stored,
 )  # fmt: skip
 from sparsecore.errors import ConversionError, PatternError, SparsecoreError
-from sparsecore.nn.index_buffers import expect_index, integers_kept, no_longer_expect_index
+from sparsecore.nn.index_buffers import expect_index, integers_kept, keeps_contents, no_longer_expect_index
 from sparsecore.ops.recording import unwatch, watch
 from sparsecore.pages import ask_huge_pages
 from sparsecore.pattern import Pattern
@@ -205,10 +205,11 @@ class SparseModule(nn.Module):
         before = self.index[0].device.type
         was_meta = before == "meta"
         _expect_dtype(fn(self.values.detach()[:0]).dtype)  # before anything is converted
+        emptied = was_meta or not keeps_contents(fn)
         with self._watched_elsewhere(), integers_kept(self):
             super()._apply(fn, recurse)
-        if was_meta and not self.index[0].is_meta:
-            for tensor in self.index:  # `to_empty`: kernels must not follow what happened to lie in memory
+        if emptied and not self.index[0].is_meta:
+            for tensor in self.index:  # kernels must not follow what happened to lie in memory
                 if tensor is not None:
                     tensor.zero_()
             expect_index(self)
@@ -216,7 +217,7 @@ class SparseModule(nn.Module):
         if after.type == "meta":
             if self.encoding == "bitmap":  # nothing to decode: only shapes are left
                 self._store(Pattern.meta(self.nnz, self._shape), "csr")
-        elif after.type != before and not was_meta:
+        elif after.type != before and not emptied:
             self.set_encoding(self._best_encoding(after))
         return self
 

@@ -12,7 +12,7 @@ from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.foreign import canonical_csr
 from sparsecore.nn.embedding import SparseEmbedding
-from sparsecore.nn.index_buffers import integers_kept
+from sparsecore.nn.index_buffers import integers_kept, keeps_contents
 from sparsecore.sizes import pointer_dtype
 
 if TYPE_CHECKING:
@@ -57,8 +57,18 @@ class Graph(nn.Module):
             self.register_buffer(name + suffix, torch.from_numpy(np.array(data)).to(kind), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        emptied = not keeps_contents(fn)
+        if emptied and self.get_buffer("crow").is_meta:
+            raise SparsecoreError(
+                "to_empty() of a graph that was moved to the meta device, where it lost its edges: make it anew"
+            )
         with integers_kept(self):
-            return super()._apply(fn, recurse)
+            super()._apply(fn, recurse)
+        if emptied:  # a graph is data, which nothing would fill in again
+            for name, buffer in before.items():
+                self.get_buffer(name).copy_(buffer)
+        return self
 
     @classmethod
     def from_scipy(cls, matrix: scipy.sparse.sparray, dtype: torch.dtype | None = None) -> Graph:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecore.errors import SparsecoreError
 
-__all__ = ["NO_INDEX", "expect_index", "integers_kept", "no_longer_expect_index"]
+__all__ = ["NO_INDEX", "expect_index", "integers_kept", "keeps_contents", "no_longer_expect_index"]
 
 NO_INDEX = (
     "no index set yet: after to_empty(), call reset_parameters() of the sparse modules, or load a state"
@@ -31,6 +32,17 @@ def integers_kept(module: nn.Module) -> Iterator[None]:
         after = module._buffers[name]
         if after is not None and after.dtype != buffer.dtype:
             module._buffers[name] = buffer.to(after.device)
+
+
+def keeps_contents(fn: Callable[[Tensor], Tensor]) -> bool:
+    """Whether what ``nn.Module._apply`` is given copies what tensors hold. ``to_empty`` does not: where indices were,
+    there is what happened to lie in memory, which kernels must not follow.
+    """
+    probe = torch.tensor([secrets.randbits(62)], device="cpu")  # a number that lies nowhere else
+    after = fn(probe)
+    if after.is_meta or type(after) is not Tensor:
+        return True  # nothing that could be read
+    return torch.equal(after.cpu(), probe)
 
 
 def expect_index(module: Any) -> None:

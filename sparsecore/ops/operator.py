@@ -109,6 +109,10 @@ def add_in_float32(name: str) -> None:
         torch.library.register_autocast(f"sparsecore::{name}", device, torch.float32, lib=_library)
 
 
+def _in_32_bits(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
+
+
 def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -> Any:
     def forward(ctx: Any, *args: Any) -> Tensor:
         output = run(*args)
@@ -120,9 +124,11 @@ def _with_direct_path(name: str, op: Any, run: Any, setup: Any, backward: Any) -
 
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
+            if not _KNOWS_AUTOCAST and torch.is_autocast_enabled(args[0].device.type):
+                args = _in_32_bits(args)
             return op(*args)
         if not _KNOWS_AUTOCAST and _in_autocast():
-            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args)
+            args = _in_32_bits(args)
         if _peek_transforms() is not None:
             return transformed.apply(*args)
         if within_transform():  # what torch.func.vjp returns is called when its level has ended

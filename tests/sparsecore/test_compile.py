@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +132,49 @@ def test_layers_are_one_graph_that_outlives_explorations(kind: str, encoding: st
         return module
 
     same_as_eager(encoded, x, "aot_eager")
+
+
+def _in_16_bits(kind: str, dtype: torch.dtype, **options: Any) -> None:
+    """A training step of the compiled layer under autocast is that of the layer."""
+    make, x = LAYERS[kind]
+    steps = []
+    for compiled in (True, False):
+        layer = make()
+        forward = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+        # What comes before a layer under autocast has 16 bits.
+        given = x.to(dtype) if x.is_floating_point() else x
+        with torch.autocast("cpu", dtype):
+            y = forward(given)
+        y.square().sum().backward()
+        steps.append((y.detach(), *(p.grad for p in layer.parameters())))
+    for found, expected in zip(*steps, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.feature("autocast")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_compiled_under_autocast(kind: str, dtype: torch.dtype) -> None:
+    _in_16_bits(kind, dtype)
+
+
+@pytest.mark.feature("autocast")
+def test_compiled_under_autocast_where_torch_casts_for_no_operator_of_others() -> None:
+    """As torch 2.6, which has no ``torch.library.register_autocast``."""
+    code = """
+import torch
+del torch.library.register_autocast
+from test_compile import _in_16_bits
+for kind in ("linear", "bag"):
+    _in_16_bits(kind, torch.bfloat16)
+"""
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class Everything(nn.Module):

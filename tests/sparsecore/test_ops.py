@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -735,3 +736,20 @@ def test_opcheck_of_sparse_gradients(backend: str, encoding: str, in_bags: bool)
     bags = (torch.tensor([0, 0, 1, 1]), torch.randn(4)) if in_bags else ()
     with sparsecore.backend(backend):
         torch.library.opcheck(ops.touched.op, (*table.index, ids, grad, table.nnz, *bags))
+
+
+def test_no_operator_was_forgotten() -> None:
+    """Each of sparsecore's is among those above, or has an opcheck of its own: in the named file."""
+    elsewhere = {
+        "touched": "test_ops.py",
+        "gather_dot": "test_gather_dot.py",
+        "score_topk": "test_topk.py",
+    }
+    for name, file in elsewhere.items():
+        assert f"opcheck(ops.{name}" in (Path(__file__).parent / file).read_text(), name
+    registered = {
+        name.removeprefix("sparsecore::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("sparsecore::")
+    }
+    assert registered == {operator.name for operator in OPERATORS} | set(elsewhere)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from devices import devices
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import sparsecore
 from sparsecore import (
     DynamicSparsity,
+    Graph,
     SparseConv2d,
     SparsecoreError,
     SparseEmbedding,
@@ -128,6 +130,34 @@ def test_deferred_initialisation(kind: str) -> None:
         module.load_state_dict(trained.state_dict(), assign=assign)
         module.check_invariants()
         torch.testing.assert_close(module(x), trained(x))
+
+
+@every_layer
+@pytest.mark.feature("meta device, deferred initialisation")
+def test_emptying_a_module_that_had_an_index_set(kind: str) -> None:
+    make, x = LAYERS[kind]
+    module, trained = make().to_empty(device="cpu"), make()
+    with pytest.raises(SparsecoreError, match=r"no index set yet: after to_empty"):
+        module(x)
+    module.load_state_dict(trained.state_dict())
+    module.check_invariants()
+    torch.testing.assert_close(module(x), trained(x))
+
+
+@pytest.mark.feature("meta device, deferred initialisation")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_graph_keeps_its_edges_through_deferred_initialisation(symmetric: bool) -> None:
+    """They are data: no state has them, and nothing would fill them in."""
+    matrix = scipy.sparse.random_array((30, 30), density=0.2, rng=5, dtype="float32")
+    x = torch.randn(30, 3)
+    with torch.device("meta"):
+        graph = Graph.from_scipy(matrix + matrix.T if symmetric else matrix)
+    expected = graph(x)
+    assert torch.equal(graph.to_empty(device="cpu")(x), expected)
+    torch.testing.assert_close(graph.to(torch.float64)(x.double()).float(), expected)
+    graph.to("meta")
+    with pytest.raises(SparsecoreError, match="make it anew"):
+        graph.to_empty(device="cpu")
 
 
 @every_layer
