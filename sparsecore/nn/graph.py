@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from sparsecore import ops
 from sparsecore.errors import PatternError, SparsecoreError
 from sparsecore.foreign import canonical_csr
+from sparsecore.interop import split
 from sparsecore.nn.embedding import SparseEmbedding
 from sparsecore.nn.index_buffers import integers_kept, keeps_contents
+from sparsecore.pattern import Pattern
 from sparsecore.sizes import pointer_dtype
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class Graph(nn.Module):
             super()._apply(fn, recurse)
         if emptied:  # a graph is data, which nothing would fill in again
             for name, buffer in before.items():
-                self.get_buffer(name).copy_(buffer)
+                if buffer is not None:
+                    self.get_buffer(name).copy_(buffer)
         return self
 
     @classmethod
@@ -78,6 +81,24 @@ class Graph(nn.Module):
             PatternError: if it is not square, or has weights that are not finite.
         """
         return cls(matrix, dtype)
+
+    @classmethod
+    def from_sparse(cls, matrix: Any, dtype: torch.dtype | None = None) -> Graph:
+        """From a sparse matrix of torch, scipy or torch-sparse, copied (`sparsecore.split`), on the matrix's device.
+
+        Back: ``graph.pattern.to_scipy(graph.edge_weight)``, likewise ``to_csr``, ``to_coo`` and ``to_torch_sparse``.
+
+        Raises:
+            PatternError: if it is no sparse matrix, is not square, or has weights that are not finite.
+        """
+        pattern, weights = split(matrix)
+        graph = cls(pattern.to("cpu").to_scipy(weights.cpu()), dtype)
+        return graph.to(weights.device)
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the edges are; it shares the graph's indices. Edge k has the weight ``edge_weight[k]``."""
+        return Pattern(self.get_buffer("crow"), self.get_buffer("col"), (self.n_nodes, self.n_nodes))
 
     def locality_order(self, first: int = 0) -> Tensor:
         """(n_nodes,) nodes in an order in which those with many neighbours in common are close together.
@@ -110,11 +131,9 @@ class Graph(nn.Module):
         return Graph(self._scipy()[nodes][:, nodes], edge_weight.dtype).to(edge_weight.device)
 
     def _scipy(self) -> Any:
-        import scipy.sparse
-
-        crow, col, weight = (self.get_buffer(name).cpu() for name in ("crow", "col", "edge_weight"))
-        data = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-        return scipy.sparse.csr_array((data.numpy(), col.numpy(), crow.numpy()), shape=(self.n_nodes,) * 2)
+        weight = self.get_buffer("edge_weight").cpu()
+        known = weight.dtype in (torch.float32, torch.float64)
+        return self.pattern.to("cpu").to_scipy(weight if known else weight.float())
 
     @property
     def n_edges(self) -> int:

@@ -12,7 +12,15 @@ from devices import devices
 from torch import nn
 
 import sparsecore
-from sparsecore import ConversionError, PatternError, SparseEmbedding, SparseEmbeddingBag, SparseLinear, split
+from sparsecore import (
+    ConversionError,
+    Graph,
+    PatternError,
+    SparseEmbedding,
+    SparseEmbeddingBag,
+    SparseLinear,
+    split,
+)
 
 # torch's own notice on CSR matrices is about the caller's matrix here, not about us.
 pytestmark = [
@@ -84,6 +92,54 @@ def test_split_and_layers(make: Callable[[], object]) -> None:
     assert torch.equal(bag(torch.tensor([[0, 2]])), DENSE[[0, 2]].sum(0, keepdim=True))
     assert isinstance(layer.to_dense(), nn.Linear)
     sparsecore.explain(layer)
+
+
+SQUARE = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [5.0, 0.0, 3.0]])
+
+
+@pytest.mark.feature("graphs")
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dense: dense.to_sparse_coo(),
+        lambda dense: dense.to_sparse_csr(),
+        lambda dense: dense.to_sparse_csc(),
+        SparseTensor,
+        lambda dense: scipy.sparse.coo_array(dense.cpu().numpy()),
+    ],
+    ids=["torch coo", "torch csr", "torch csc", "torch-sparse", "scipy coo"],
+)
+def test_graphs_of_other_libraries_and_back(make: Callable[[torch.Tensor], object], device: str) -> None:
+    dense, x = SQUARE.to(device), torch.randn(3, 4, device=device)
+    matrix = make(dense)
+    graph = Graph.from_sparse(matrix)
+    if not scipy.sparse.issparse(matrix):
+        assert all(buffer.device == dense.device for buffer in graph.buffers())
+    graph = graph.to(device)
+    torch.testing.assert_close(graph(x), dense @ x)
+    weights = graph.get_buffer("edge_weight")
+    for back in (graph.pattern.to_csr(weights), graph.pattern.to_coo(weights)):
+        assert torch.equal(back.to_dense(), dense)
+        again = Graph.from_sparse(back, torch.float64)
+        assert again.get_buffer("edge_weight").dtype == torch.float64
+        torch.testing.assert_close(again(x.double()), (dense @ x).double())
+    assert np.array_equal(graph.pattern.to("cpu").to_scipy(weights).toarray(), SQUARE.numpy())
+
+
+@pytest.mark.parametrize("wrong", [SQUARE, DENSE.to_sparse_csr(), (SQUARE / 0).to_sparse_csr(), "edges"])
+def test_what_is_no_graph(wrong: object) -> None:
+    with pytest.raises(PatternError, match=r"expected a sparse|square matrix|NaN or infinite"):
+        Graph.from_sparse(wrong)
+
+
+def test_values_are_shared_with_coo_and_with_numpy() -> None:
+    layer = SparseLinear(4, 3, density=0.5)
+    matrix, array = layer.pattern.to_coo(layer.values.detach()), np.from_dlpack(layer.values.detach())
+    with torch.no_grad():
+        layer.values.fill_(7.0)
+    assert (array == 7).all()
+    assert (matrix.to_dense() == 7 * layer.pattern.to_mask()).all()
 
 
 @pytest.mark.parametrize("device", devices())
