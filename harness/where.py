@@ -23,10 +23,10 @@ __all__ = ["main", "page"]
 _HEAD = """# Where it runs
 
 Made by `python -m harness.where results/where/*.json` of test runs with `--outcomes results/where/SETTING.json`.
-What each setting ran, when, and of which commit, is at the end: some the whole suite, others that of the library
-without its slow tests. torch, torch-sparse, portable and triton are tox environments of these names (which run the
-whole suite, triton its part of it); python313-torch26 is tox's py313-torch26, and
-torch-2.15 its newest; the others differ in processor or device.
+What each setting ran, when, and of which commit, is at the end: the whole suite, but for gpu (the tests that need
+one) and triton (its part of the suite, without what takes minutes in the interpreter). torch, torch-sparse, portable
+and triton are tox environments of these names; python313-torch26 is tox's py313-torch26, and torch-2.15 its newest;
+the others differ in processor or device.
 """
 _KEYS = {"machine", "total", "backend", "interpreted", "simd", "gpu", "features", "arguments"}
 _KINDS = {"machine": dict, "total": dict, "features": dict, "arguments": list}
@@ -52,7 +52,7 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
             *(str(total.get(outcome, 0)) for outcome in ("passed", "skipped", "failed")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "What is not run in a setting has no mark there.", ""]
+    lines += ["", "What is not run in a setting has no mark there, nor what had no name yet when it ran.", ""]
     lines += [f"| feature | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
     for feature in sorted({feature for run in runs.values() for feature in run["features"]}):
         marks = [_mark(run["features"].get(feature, {})) for run in runs.values()]
