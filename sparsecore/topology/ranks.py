@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsecore.encoding import stored
 from sparsecore.errors import TopologyError
 from sparsecore.nn.base import SparseModule
+from sparsecore.nn.graph import Graph
 from sparsecore.nn.index_buffers import NO_INDEX
 from sparsecore.ops.explore import GradientSource
 
@@ -157,9 +158,9 @@ def broadcast_topology(model: nn.Module, process_group: Any = None) -> nn.Module
     """Give all ranks the index sets of the first one; before the model is wrapped in DistributedDataParallel.
 
     Index sets are buffers, and change in place on all ranks alike. DistributedDataParallel would send them again at
-    every step, and refuses those of 16 bits: it is told to leave them alone. The values are its parameters, which it
-    sends itself. Of tables whose rows are split over ranks (`sparsecore.shard_rows`) nothing is sent, and it is told to
-    leave their values alone too.
+    every step, and refuses those of 16 bits: it is told to leave them alone, and the edges of graphs, which all ranks
+    get from the first one, too. The values are its parameters, which it sends itself. Of tables whose rows are split
+    over ranks (`sparsecore.shard_rows`) nothing is sent, and it is told to leave their values alone too.
 
     Args:
         model: with at least one sparse module; the same on all ranks but for the positions of its nonzeros.
@@ -180,20 +181,28 @@ def broadcast_topology(model: nn.Module, process_group: Any = None) -> nn.Module
     ranks = Ranks(process_group)
     forms: list[Any] = [None] * ranks.size
     copies = {name: m for name, m in modules.items() if m.row_mesh is None}
-    own = [(name, m.shape, m.nnz, m.encoding, str(m.values.dtype)) for name, m in copies.items()]
+    graphs = {name: m for name, m in model.named_modules() if isinstance(m, Graph)}
+    own: list[Any] = [(name, m.shape, m.nnz, m.encoding, str(m.values.dtype)) for name, m in copies.items()]
+    own += [
+        (name, *((key, t.numel(), str(t.dtype)) for key, t in m.named_buffers()))
+        for name, m in graphs.items()
+    ]
     dist.all_gather_object(forms, own, process_group)
     for rank, form in enumerate(forms):
         if form != forms[0]:
             odd = next((a for a, b in zip(form, forms[0], strict=False) if a != b), form[-1])
             raise TopologyError(
-                f"the sparse weights of rank {rank} are not those of rank 0 (first difference: {odd}): build the "
-                "same model with the same densities on all ranks"
+                f"the sparse weights of rank {rank} are not those of rank 0, or its graphs (first difference: {odd}): "
+                "build the same model with the same densities on all ranks"
             )
     ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    for module in copies.values():
-        for tensor in module.index:
-            if tensor is not None:
-                dist.broadcast(tensor.view(torch.uint8), ranks.first, process_group)
+    sent = [tensor for module in copies.values() for tensor in module.index if tensor is not None]
+    sent += [tensor for graph in graphs.values() for tensor in graph.buffers()]
+    for tensor in sent:
+        if tensor.numel():
+            dist.broadcast(tensor.view(torch.uint8), ranks.first, process_group)
+    for name, graph in graphs.items():
+        ignored.update(f"{name}.{key}" if name else key for key, _ in graph.named_buffers())
     for name, module in modules.items():
         left_alone: list[str] = [
             key for key in ("crow_indices", "col_indices", "bitmap") if key in module._buffers

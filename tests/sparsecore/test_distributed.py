@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -46,6 +47,29 @@ class Model(nn.Module):
         ids, bags = batch
         x = torch.cat((self.table(ids), self.bag(bags)), 1)
         return self.out(torch.tanh(self.wide(x)))
+
+
+class Others(nn.Module):
+    """Hops of a graph, at some of its nodes, a convolution, pairs, a bias: each rank comes with a graph of its own."""
+
+    def __init__(self, seed: int, encoding: str) -> None:
+        super().__init__()
+        make: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+        edges = scipy.sparse.random_array((20, 30), density=0.2, rng=seed)
+        self.graph = sparsecore.normalized_bipartite(edges, torch.float64)
+        self.table = sparsecore.SparseEmbedding(50, 8, density=0.4, **make)
+        self.items = sparsecore.SparseEmbedding(30, 8, density=0.4, **make)
+        self.conv = sparsecore.SparseConv2d(1, 4, 2, density=0.5, bias=False, **make)
+        self.out = sparsecore.SparseLinear(16, 3, density=0.5, bias_density=0.7, **make)
+        for module in (self.table, self.items, self.conv, self.out):
+            module.set_encoding(encoding)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        ids, bags = batch
+        rows = sparsecore.propagate_mean(self.graph, self.table, 2, ids)
+        maps = self.conv(rows.view(-1, 1, 2, 4)).flatten(1)
+        pairs = sparsecore.gather_dot(self.table, ids, self.items, bags)
+        return self.out(torch.tanh(torch.cat((maps, pairs), 1)))
 
 
 def batches(step: int, part: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -96,9 +120,14 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def _make(seed: int, encoding: str, settings: dict[str, Any]) -> nn.Module:
+    if settings.pop("others", False):
+        return Others(seed, encoding)
+    return Model(seed, encoding, settings.pop("accumulate", None))
+
+
 def _two(rank: int, folder: Path, encoding: str, settings: dict[str, Any]) -> Any:
-    accumulate = settings.pop("accumulate", None)
-    model = broadcast_topology(Model(rank, encoding, accumulate))  # index sets of another seed on each rank
+    model = broadcast_topology(_make(rank, encoding, settings))  # index sets of another seed on each rank
     each = BATCH // WORLD
     part = slice(rank * each, (rank + 1) * each)
     reports = train(DistributedDataParallel(model), part, **settings)
@@ -108,8 +137,14 @@ def _two(rank: int, folder: Path, encoding: str, settings: dict[str, Any]) -> An
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "settings"),
-    [("csr", {}), ("bitmap", {}), ("csr", {"grow": "random"}), ("csr", {"accumulate": 50})],
-    ids=["csr", "bitmap", "random", "rows"],
+    [
+        ("csr", {}),
+        ("bitmap", {}),
+        ("csr", {"grow": "random"}),
+        ("csr", {"accumulate": 50}),
+        ("csr", {"others": True}),
+    ],
+    ids=["csr", "bitmap", "random", "rows", "other layers"],
 )
 def test_two_processes_equal_one(encoding: str, settings: dict[str, Any], tmp_path: Path) -> None:
     found = run(_two, tmp_path, encoding, settings)
@@ -120,7 +155,7 @@ def test_two_processes_equal_one(encoding: str, settings: dict[str, Any], tmp_pa
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     settings = dict(settings)
-    one = Model(0, encoding, settings.pop("accumulate", None))
+    one = _make(0, encoding, settings)
     train(one, slice(0, BATCH), **settings)
     for name, tensor in _state(one).items():
         if tensor.is_floating_point():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from devices import devices
 from torch import Tensor, nn
@@ -116,6 +117,26 @@ def test_inference_with_dynamic_shapes(case: str, encoding: str, device: str) ->
                 {"rtol": 0, "atol": 0} if device == "cpu" else {}
             )  # elsewhere torch multiplies as it likes
             torch.testing.assert_close(served(*inputs), expected, **exact)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("some", [False, True], ids=["all nodes", "some nodes"])
+def test_hops_of_a_graph(some: bool, encoding: str) -> None:
+    edges = scipy.sparse.random_array((20, 30), density=0.2, rng=0)
+    graph = sparsecore.normalized_bipartite(edges)
+    table = SparseEmbedding(50, 20, density=0.3, generator=seeded())
+    table.set_encoding(encoding)
+    model = nn.ModuleDict({"graph": graph, "table": table})
+
+    def run(model: Any, *rows: Tensor) -> Tensor:
+        return sparsecore.propagate_mean(model["graph"], model["table"], 2, *rows)
+
+    inputs = [(ids(n),) for n in (4, 9, 1)] if some else [()]
+    few = Dim("few", max=25)  # more than half of the nodes are hops of all
+    shapes: Any = (({0: few},),) if some else None
+    program = torch.export.export(Served(model, run).eval(), inputs[0], dynamic_shapes=shapes)
+    for given in inputs:
+        assert torch.equal(program.module()(*given), run(model, *given))
 
 
 def test_a_file_needs_the_operators_which_the_import_brings(tmp_path: Path) -> None:

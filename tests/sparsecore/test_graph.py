@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,17 @@ def test_buffers_move_and_are_not_saved() -> None:
     assert graph.get_buffer("crow").dtype == torch.int32
     assert graph.get_buffer("col").dtype == torch.int32
     assert repr(graph) == f"Graph(n_nodes=9, n_edges={graph.n_edges}, symmetric=False)"
+
+
+def test_copies_of_a_graph() -> None:
+    graph, x = Graph.from_scipy(scipy.sparse.random_array((9, 9), density=0.4, rng=0)), torch.randn(9, 3)
+    expected = graph(x)
+    for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert torch.equal(twin(x), expected)
+        for buffer in twin.buffers():
+            buffer.zero_()
+    assert torch.equal(graph(x), expected)
+    assert torch.equal(graph.share_memory()(x), expected)
 
 
 def test_graphs_refuse() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from strategies import of_numba
+from strategies import BACKENDS, of_numba
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +72,40 @@ print("numba" in sys.modules, str(sparsecore.explain(model)).count("numba"))
 
 def test_import_under_strict_warnings() -> None:
     python("import sparsecore", "-W", "error")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_says_nothing_of_beta_states(backend: str) -> None:
+    """Its notes about sparse tensors, some of which come once a process, never reach who trains or converts."""
+    code = f"""
+import warnings
+import torch
+import sparsecore
+warnings.simplefilter("error")
+with sparsecore.backend({backend!r}):
+    table = sparsecore.SparseEmbedding(30, 8, density=0.5)
+    bag = sparsecore.SparseEmbeddingBag(30, 8, density=0.5)
+    rows = sparsecore.SparseEmbedding(30, 8, density=0.5, sparse=True)
+    layer = sparsecore.SparseLinear(8, 5, density=0.5)
+    model = torch.nn.ModuleList([table, layer])
+    optimizer = torch.optim.Adam(model.parameters())
+    explorer = sparsecore.DynamicSparsity(model, optimizer, interval=1, total_steps=3)
+    ids = torch.arange(12)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(table(ids) + bag(ids[:, None]) + rows(ids)).square().sum().backward()
+        optimizer.step()
+        explorer.step()
+    sparsecore.score_topk(torch.randn(3, 8), table, 4)
+    sparsecore.gather_dot(table, ids, table, ids).sum().backward()
+    values = layer.values.detach()
+    for matrix in (layer.weight, layer.pattern.to_coo(values), layer.pattern.to_csr(values)):
+        sparsecore.split(matrix)
+        matrix @ torch.ones(8, 1)
+    sparsecore.Graph.from_sparse(torch.eye(3).to_sparse_csr())(torch.ones(3, 2))
+    torch.export.export(layer, (torch.ones(3, 8),))
+"""
+    python(code)
 
 
 @of_numba
