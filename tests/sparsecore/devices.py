@@ -46,6 +46,13 @@ def values_for(pattern: Pattern, seed: int = 0, dtype: torch.dtype = torch.float
     return drawn * (torch.randint(2, (pattern.nnz,), generator=generator) * 2 - 1)
 
 
+def misaligned(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers in memory that begins one number behind a cache line."""
+    found = t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
+    assert t.numel() == 0 or found.data_ptr() % 64 == t.element_size()
+    return found
+
+
 class AsOnAGpu(TorchFunctionMode):
     """Tensors on the CPU say that they are on a GPU, and what is made there is made on the CPU: code whose ways part by
     the device takes those of a GPU, on any machine. With `sparsecore.backend("torch")`, which runs on both.

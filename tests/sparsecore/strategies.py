@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from devices import BACKENDS, of_numba, values_for
+from devices import BACKENDS, misaligned, of_numba, values_for
 from hypothesis import strategies as st
 
 from sparsecore import Pattern
@@ -17,6 +17,7 @@ __all__ = [
     "backends",
     "dtypes",
     "masks",
+    "misaligned",
     "of_numba",
     "patterns",
     "seeds",

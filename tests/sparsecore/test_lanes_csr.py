@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DTYPES, of_numba, patterns, seeds, values_for
+from strategies import DTYPES, misaligned, of_numba, patterns, seeds, values_for
 from torch import Tensor
 
 from sparsecore import Pattern
@@ -27,7 +27,9 @@ def dense_of(pattern: Pattern, values: Tensor) -> Tensor:
     return torch.zeros(pattern.shape, dtype=values.dtype).masked_scatter(pattern.to_mask(), values)
 
 
-def check(pattern: Pattern, batch: int, dtype: torch.dtype, seed: int = 0, change: Any = lambda t: t) -> None:
+def check(
+    pattern: Pattern, batch: int, dtype: torch.dtype, seed: int = 0, change: Any = lambda t: t
+) -> list[Tensor]:
     """Against dense torch, with one chunk and several; ``change`` alters the memory, not the numbers, of operands."""
     values = values_for(pattern, seed, dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -44,6 +46,7 @@ def check(pattern: Pattern, batch: int, dtype: torch.dtype, seed: int = 0, chang
         torch.testing.assert_close(turned, dy @ dense_of(pattern, values), rtol=1e-5, atol=tolerance)
         assert torch.equal(lanes_csr.spmm(values_, crow, col, x_, n_chunks), found)
         assert torch.equal(lanes_csr.sddmm(crow, col, dy_, x_, pattern.nnz, n_chunks), gradient)
+    return [found, gradient, turned]
 
 
 @settings(max_examples=60)
@@ -64,6 +67,16 @@ def test_memory_that_is_not_contiguous() -> None:
         return torch.stack((t, t), -1)[..., 0]
 
     check(random_pattern((30, 50), 0.3, 2), 3, torch.float32, 0, spaced)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [50, 300, 33_000])  # stored as uint8, int16, int32
+@pytest.mark.parametrize("batch", [3, 8, 20])
+def test_memory_that_begins_behind_a_cache_line(batch: int, cols: int, dtype: torch.dtype) -> None:
+    pattern = random_pattern((30, cols), 0.3 if cols < 1000 else 0.02, 2)
+    found = (check(pattern, batch, dtype, 0, change) for change in (lambda t: t, misaligned))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("batch", [3, 8, 20])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DTYPES, of_numba, patterns, seeds, values_for
+from strategies import DTYPES, misaligned, of_numba, patterns, seeds, values_for
 from torch import Tensor
 
 from sparsecore import Pattern
@@ -21,7 +21,7 @@ def dense_of(pattern: Pattern, values: Tensor) -> Tensor:
     return torch.zeros(pattern.shape, dtype=values.dtype).masked_scatter(pattern.to_mask(), values)
 
 
-def check(pattern: Pattern, dtype: torch.dtype, seed: int = 0, change: Any = lambda t: t) -> None:
+def check(pattern: Pattern, dtype: torch.dtype, seed: int = 0, change: Any = lambda t: t) -> Tensor:
     """Against dense torch, with one chunk and several; ``change`` alters the memory, not the numbers, of operands."""
     values = values_for(pattern, seed, dtype)
     x = torch.randn(1, pattern.shape[1], generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -31,6 +31,7 @@ def check(pattern: Pattern, dtype: torch.dtype, seed: int = 0, change: Any = lam
     torch.testing.assert_close(found, x @ dense_of(pattern, values).t(), rtol=1e-5, atol=tolerance)
     for n_chunks in (2, 3):
         assert torch.equal(one_csr.spmm(*operands, n_chunks), found)
+    return found
 
 
 @settings(max_examples=60)
@@ -50,6 +51,13 @@ def test_memory_that_is_not_contiguous() -> None:
         return torch.stack((t, t), -1)[..., 0]
 
     check(Pattern.random((30, 50), 0.3, generator=torch.Generator().manual_seed(2)), torch.float32, 0, spaced)
+
+
+@pytest.mark.parametrize("cols", [50, 300, 33_000])  # stored as uint8, int16, int32
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_begins_behind_a_cache_line(cols: int, dtype: torch.dtype) -> None:
+    pattern = Pattern.random((30, cols), 0.3, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(check(pattern, dtype), check(pattern, dtype, 0, misaligned))
 
 
 def test_infinity_where_nothing_is_stored() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, NARROW_WIDTHS, WIDE_WIDTHS, of_numba, patterns, seeds, values_for
+from strategies import DTYPES, NARROW_WIDTHS, WIDE_WIDTHS, misaligned, of_numba, patterns, seeds, values_for
 from torch import Tensor
 
 from sparsecore import Pattern, SparsecoreError, ops
@@ -90,10 +90,13 @@ def every_second(t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_memory_layout_does_not_matter(encoding: str) -> None:
-    pattern = Pattern.random((30, 20), 0.3)
-    plain = check(pattern, encoding, 5, torch.float32, seed=1)
-    for a, b in zip(plain, check(pattern, encoding, 5, torch.float32, 1, every_second), strict=True):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [20, 300, 33_000])  # stored as uint8, int16, int32
+@pytest.mark.parametrize("change", [every_second, misaligned])
+def test_memory_layout_does_not_matter(encoding: str, dtype: torch.dtype, cols: int, change: Any) -> None:
+    pattern = Pattern.random((30, cols), min(0.3, 100 / cols))
+    plain = check(pattern, encoding, 5, dtype, seed=1)
+    for a, b in zip(plain, check(pattern, encoding, 5, dtype, 1, change), strict=True):
         assert torch.equal(a, b)
 
 
