@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import of_numba
+from strategies import misaligned, of_numba, values_for
 from test_ops import INDEX_AT, OPERATORS, Operator, arguments, as_bitmap, with_gradients
 from test_parity import OPTIMIZERS, dense_twin, train_both
-from torch import nn
+from torch import Tensor, nn
 from ways import CASES, WAYS, take, went
 
 from sparsecore import Pattern, SparseLinear
 from sparsecore.backends.numba import few_one, jit, linear, turned_spmm_t, turning
-from sparsecore.encoding import has_expand
+from sparsecore.encoding import encode, has_expand
 
 pytestmark = of_numba
 
@@ -135,6 +135,47 @@ def test_gradients_in_float32_by_each_way(
 ) -> None:
     used = take(way, monkeypatch)
     gradients_in_float32(0.3, encoding, WAYS[way][1])
+    assert used == went(way)
+
+
+OPERANDS = ("values", "index", "activations")
+
+
+@every_way
+@pytest.mark.parametrize("cols", [41, 300, 33_000])  # stored as uint8, int16, int32
+def test_memory_that_begins_behind_a_cache_line(
+    way: str, encoding: str, cols: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each operand alone, and all of them, to the same bits."""
+    used = take(way, monkeypatch)
+    generator = torch.Generator().manual_seed(cols)
+    pattern = Pattern.random((37, cols), 0.4 if cols < 1000 else 0.02, generator=generator)
+    values = values_for(pattern, dtype=torch.float32)
+    batch = WAYS[way][1] if way != "lanes" or cols < 1000 else 3  # their scratch is bounded
+    x = torch.randn(batch, cols, generator=generator)
+    dy = torch.randn(batch, 37, generator=generator)
+    crow, col = pattern.crow, pattern.col
+    index = (crow, col) if encoding == "csr" else (encode(crow, col, cols),)
+
+    def products(*changed: str) -> list[Tensor]:
+        def operand(name: str, t: Tensor) -> Tensor:
+            return misaligned(t) if name in changed else t
+
+        crow, col = (*(operand("index", t) for t in index), None)[:2]
+        v = operand("values", values)
+        return [
+            linear.spmm(v, crow, col, operand("activations", x)),
+            linear.spmm_t(v, crow, col, operand("activations", dy), cols),
+            linear.sddmm(crow, col, operand("activations", dy), operand("activations", x), pattern.nnz),
+        ]
+
+    weight, aligned = pattern.to_dense(values), products()
+    expected = (x @ weight.t(), dy @ weight, (dy.t() @ x)[pattern.to_mask()])
+    for found, right in zip(aligned, expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    for changed in (*((name,) for name in OPERANDS), OPERANDS):
+        for found, right in zip(products(*changed), aligned, strict=True):
+            assert torch.equal(found, right)
     assert used == went(way)
 
 
