@@ -16,7 +16,7 @@ import sparsecore
 from sparsecore import Pattern
 from sparsecore.backends import load
 from sparsecore.backends import numba as kernels
-from sparsecore.backends.numba import simd
+from sparsecore.backends.numba import jit, simd
 from sparsecore.encoding import encode
 
 WIDTHS = (1, 7, 10, 16, 17, 31, 33, 50, 64, 65, 96, 128, 200)
@@ -83,6 +83,40 @@ def test_any_graph_and_any_table(mask: Tensor, pattern: Pattern, dtype: torch.dt
     square[:rows, :cols] = mask[:rows, :cols]
     graph = graph_of(square, dtype)
     check_all(graph, Pattern.from_mask(square).to_dense(graph[2]), pattern, encoding, dtype)
+
+
+@pytest.mark.parametrize("n_threads", [2, 5])
+@pytest.mark.parametrize("encoding", ["csr", "bitmap"])
+@pytest.mark.parametrize("nodes", [1, 2, 23])
+@pytest.mark.parametrize("edges", ["all in one row", "all to one node", "one", "all"])
+def test_uneven_graphs_and_fewer_nodes_than_threads(
+    edges: str, nodes: int, encoding: str, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    torch.set_num_threads(n_threads)  # put back by the fixture of conftest.py
+    for node in {0, nodes // 2, nodes - 1}:
+        mask = torch.zeros(nodes, nodes, dtype=torch.bool)
+        if edges == "all in one row":
+            mask[node] = True
+        elif edges == "all to one node":
+            mask[:, node] = True
+        elif edges == "one":
+            mask[node, node] = True
+        else:
+            mask[:] = True
+        graph = graph_of(mask, torch.float32)
+        a = Pattern.from_mask(mask).to_dense(graph[2])
+        for d in (1, 70):
+            # Of the table, too, one row may hold all, and may be another one.
+            table = torch.zeros(nodes, d, dtype=torch.bool)
+            table[nodes - 1 - node] = True
+            for pattern in (
+                Pattern.from_mask(table),
+                Pattern.random(
+                    (nodes, d), nnz=max(1, nodes * d // 3), generator=torch.Generator().manual_seed(d)
+                ),
+            ):
+                check_all(graph, a, pattern, encoding, torch.float32)
 
 
 @pytest.mark.parametrize("encoding", ["csr", "bitmap"])
