@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import sparsecore
 from sparsecore import DynamicSparsity, MacCounter, SparsecoreError, SparseEmbedding, gather_dot, ops
+from sparsecore.backends.numba import jit
 from sparsecore.encoding import ENCODINGS
 
 pytestmark = pytest.mark.feature("scores of pairs")
@@ -45,7 +46,7 @@ def expected(a: nn.Embedding, ids_a: Tensor, b: nn.Embedding, ids_b: Tensor) -> 
 @given(
     st.sampled_from([1, 5, 15, 16, 17, 32, 33, 64, 65, 100, 257]),
     st.sampled_from([0, 1, 2, 40]),
-    st.sampled_from([None, 1, 3]),
+    st.sampled_from([None, 0, 1, 3]),
     st.sampled_from(ENCODINGS),
     st.sampled_from(ENCODINGS),
     st.booleans(),
@@ -95,6 +96,35 @@ def test_equals_dense(
         grad = grad.to_dense() if sparse else grad
         at_nonzeros = right.weight.grad.reshape(-1)[mine.pattern.positions()]
         torch.testing.assert_close(grad, at_nonzeros, rtol=1e-11, atol=1e-11)
+
+
+@every_backend
+@pytest.mark.parametrize("first", ENCODINGS)
+@pytest.mark.parametrize("second", ENCODINGS)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 3), (4, 0)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("few", [0, 4096])
+def test_no_pairs(
+    few: int, threads: int, shape: tuple[int, ...], sparse: bool, second: str, first: str, backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No scores, and gradients of zeros."""
+    monkeypatch.setattr(ops.dot, "_FEW", few)
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    torch.set_num_threads(threads)  # put back by the fixture of conftest.py
+    a, b = table(20, 33, 1, first, sparse=sparse), table(9, 33, 2, second, sparse=sparse)
+    ids_a, ids_b = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
+    for shared in (False, True):
+        with sparsecore.backend(backend), by_shared_columns(shared):
+            scores = gather_dot(a, ids_a, b, ids_b)
+            scores.sum().backward()
+        assert scores.shape == shape
+        for t in (a, b):
+            assert t.values.grad is not None
+            assert t.values.grad.is_sparse == sparse
+            assert not t.values.grad.to_dense().any()
+            t.zero_grad()
 
 
 @every_backend
