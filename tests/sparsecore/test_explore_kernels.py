@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ import torch
 from devices import AsOnAGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import of_numba
+from strategies import misaligned, of_numba
 from torch import Tensor
 
 import sparsecore
 from sparsecore import DynamicSparsity, SparseEmbedding
-from sparsecore.backends.numba import selection
+from sparsecore.backends.numba import jit, selection
 from sparsecore.encoding import ENCODINGS, decode, encode
 from sparsecore.ops import explore
 from sparsecore.pattern import Pattern
@@ -23,6 +23,11 @@ from sparsecore.topology import blocks
 from sparsecore.topology.select import smallest
 
 Index = explore.Index
+Change = Callable[[Tensor], Tensor]
+
+
+def unchanged(t: Tensor) -> Tensor:
+    return t
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -36,8 +41,8 @@ def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
 class Source:
     """A gradient that is there already."""
 
-    def __init__(self, gradient: Tensor, rows: Tensor | None = None) -> None:
-        self.gradient, self._rows = gradient, rows
+    def __init__(self, gradient: Tensor, rows: Tensor | None = None, change: Change = unchanged) -> None:
+        self.gradient, self._rows, self._change = gradient, rows, change
         self.asked: list[Tensor | slice] = []
 
     def rows(self) -> Tensor | None:
@@ -45,7 +50,7 @@ class Source:
 
     def block(self, rows: Tensor | slice) -> Tensor:
         self.asked.append(rows)
-        return self.gradient[rows].clone()
+        return self._change(self.gradient[rows].clone())
 
 
 def index_of(pattern: Pattern, encoding: str) -> Index:
@@ -100,28 +105,40 @@ def explore_once(
     source: Source | None,
     k: int,
     skip: int | None,
+    change: Change = unchanged,
 ) -> tuple[list[Index], list[Tensor], list[int]]:
-    """Every index, realigned tensor and count on the way through one exploration."""
+    """Every index, realigned tensor and count on the way through one exploration. ``change`` alters the memory, not the
+    numbers, of what it is given.
+    """
+    values, index = change(values), copied(index, change)
     nnz, seen, generator = values.numel(), [], torch.Generator().manual_seed(3)
     with sparsecore.backend(backend):
         now = explore.prune(values, index, shape, k)
         seen.append(copied(now))
+        now = copied(now, change)
         if source is not None:
             now = explore.grow(source, now, shape, k, skip)
             seen.append(copied(now))
+            now = copied(now, change)
         now = explore.fill(now, shape, nnz - int(mask_of(now, shape).sum()), generator, skip)
         seen.append(now)
-        history = torch.zeros(-(-shape[0] * shape[1] // 8), dtype=torch.uint8)
+        now = copied(now, change)
+        history = change(torch.zeros(-(-shape[0] * shape[1] // 8), dtype=torch.uint8))
         counts = [explore.record_(history, index, shape), explore.record_(history, now, shape)]
-        state = torch.arange(nnz, dtype=values.dtype)
-        tensors = [values.clone(), state, state.to(torch.int64), torch.stack((state, -state), 1)[:, 1]]
+        state = change(torch.arange(nnz, dtype=values.dtype))
+        tensors = [
+            change(values.clone()),
+            state,
+            state.to(torch.int64),
+            torch.stack((state, -state), 1)[:, 1],
+        ]
         begun = [0.0, 0.25, 7.0, 0.5]
         counts.append(explore.realign_(list(zip(tensors, begun, strict=True)), index, now, shape))
     return seen, [*tensors, history, generator.get_state()], counts
 
 
-def copied(index: Index) -> Index:
-    return index[0].clone(), None if index[1] is None else index[1].clone()
+def copied(index: Index, change: Change = Tensor.clone) -> Index:
+    return change(index[0]), None if index[1] is None else change(index[1])
 
 
 def compare(
@@ -133,13 +150,26 @@ def compare(
     pattern = Pattern.random(
         shape, nnz=min(free, max(1, round(density * shape[0] * shape[1]))), skip_row=skip, generator=g
     )
+    compare_on(pattern, fraction, encoding, dtype, kind, skip, some_rows, random, g)
+
+
+def compare_on(
+    pattern: Pattern, fraction: float, encoding: str, dtype: torch.dtype, kind: str, skip: int | None, some_rows: bool,
+    random: bool, g: torch.Generator, change: Change = unchanged,
+) -> None:  # fmt: skip
+    """One exploration on both backends, numba's of memory that ``change`` has altered."""
+    shape = pattern.shape
     values, k = numbers(kind, (pattern.nnz,), dtype, g), int(np.ceil(fraction * pattern.nnz))
     gradient = numbers(kind, shape, dtype, g)
     rows = torch.nonzero(torch.rand(shape[0], generator=g) < 0.3).view(-1) if some_rows else None
-    source = None if random else Source(gradient, rows)
     index = index_of(pattern, encoding)
     before = copied(index)
-    ours, theirs = (explore_once(name, index, shape, values, source, k, skip) for name in ("numba", "torch"))
+    ours, theirs = (
+        explore_once(
+            name, index, shape, values, None if random else Source(gradient, rows, how), k, skip, how
+        )
+        for name, how in (("numba", change), ("torch", unchanged))
+    )
     for a, b in zip(ours[0], theirs[0], strict=True):
         assert_same(a, b)
     for x, y in zip(ours[1], theirs[1], strict=True):
@@ -198,6 +228,79 @@ def test_large_weights(
     some_rows: bool, random: bool,
 ) -> None:  # fmt: skip
     compare(shape, density, fraction, encoding, torch.float32, kind, 5, some_rows, random, seed=1)
+
+
+EXTREME = ("empty rows", "full rows", "one row holds all", "full", "one number", "one row", "edges")
+EXPLORED = [(0.4, "ties", False, False), (1.0, "normal", True, False), (0.3, "zeros", False, True)]
+
+
+def extreme(name: str, cols: int, g: torch.Generator) -> Pattern:
+    """A pattern of up to seven rows, which is three where they are long."""
+    rows = 1 if name == "one row" else 7 if cols < 1000 else 3
+    mask = torch.zeros(rows, cols, dtype=torch.bool)
+    if name in ("empty rows", "one row"):
+        mask[::2] = torch.rand(mask[::2].shape, generator=g) < 0.4
+    elif name == "full rows":
+        mask[1::2] = True
+    elif name == "one row holds all":
+        mask[rows // 2] = True
+    elif name == "full":
+        mask[:] = True
+    elif name == "edges":
+        mask[:, [0, -1]] = True
+    if name == "one number" or not mask.any():
+        mask[rows // 2, -1] = True
+    return Pattern.from_mask(mask)
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("cols", [1, 8, 255, 256, 257, 32767, 32768, 32769, 65535, 65536, 65537])
+@pytest.mark.parametrize("name", EXTREME)
+def test_extreme_patterns(name: str, cols: int, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one thread, and by as many as or more than there are rows; of tables with a row that stays empty, too."""
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)  # put back by the fixture of conftest.py
+        for case in EXPLORED:
+            for skip in (None, 1) if name == "empty rows" else (None,):
+                g = torch.Generator().manual_seed(cols)
+                pattern = extreme(name, cols, g)
+                fraction, kind, some_rows, random = case
+                compare_on(pattern, fraction, encoding, torch.float32, kind, skip, some_rows, random, g)
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 40), (4, 17), (40, 1)])
+def test_more_threads_than_rows(
+    shape: tuple[int, int], dtype: torch.dtype, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    torch.set_num_threads(5)
+    for fraction, kind, some_rows, random in EXPLORED:
+        for density in (0.0, 0.3, 0.9):  # from one number on
+            compare(shape, density, fraction, encoding, dtype, kind, None, some_rows, random, seed=2)
+
+
+@of_numba
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cols", [17, 64, 300, 33_000])  # stored as uint8, int16, int32
+def test_memory_that_begins_behind_a_cache_line(
+    cols: int, dtype: torch.dtype, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, gradients, indices, histories and what belongs to the values."""
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
+        for fraction, kind, some_rows, random in EXPLORED:
+            g = torch.Generator().manual_seed(cols)
+            pattern = Pattern.random((30 if cols < 1000 else 4, cols), 0.3, generator=g)
+            compare_on(
+                pattern, fraction, encoding, dtype, kind, None, some_rows, random, g, change=misaligned
+            )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
