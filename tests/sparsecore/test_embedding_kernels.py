@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import misaligned
 from torch import Tensor
 
 from sparsecore import Pattern
@@ -128,6 +129,21 @@ def test_bags(width: int, dtype: torch.dtype, encoding: str, n: int, n_bags: int
     close(kernels.bag_dot(table.values, *table.index, ids, bags, grad), dots)
     places, values = kernels.touched(*table.index, ids, grad, nnz, bags, weights)
     close(torch.zeros(nnz, dtype=dtype).index_put((places,), values), reference[table.mask])
+
+
+@every_width
+@every_dtype
+@every_encoding
+def test_no_bags(width: int, dtype: torch.dtype, encoding: str) -> None:
+    table, nothing = Table(width, dtype, encoding), torch.zeros(0, dtype=torch.int64)
+    weights, grad, nnz = torch.zeros(0, dtype=dtype), torch.zeros(0, width, dtype=dtype), table.values.numel()
+    found = kernels.bag(table.values, *table.index, nothing, torch.tensor([0]), weights, width)
+    assert found.shape == (0, width)
+    found = kernels.bag_grad(*table.index, nothing, nothing, weights, grad, nnz)
+    assert torch.equal(found, torch.zeros(nnz, dtype=dtype))
+    assert kernels.bag_dot(table.values, *table.index, nothing, nothing, grad).shape == (0,)
+    places, values = kernels.touched(*table.index, nothing, grad, nnz, nothing, weights)
+    assert places.shape == values.shape == (0,)
 
 
 @every_width
@@ -274,12 +290,7 @@ def test_extreme_tables(name: str, dtype: torch.dtype, encoding: str) -> None:
 @every_dtype
 @pytest.mark.parametrize("width", [10, 64, 65])
 def test_memory_that_begins_behind_a_cache_line(width: int, dtype: torch.dtype, encoding: str) -> None:
-    def moved(t: Tensor) -> Tensor:
-        found = t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
-        assert t.numel() == 0 or found.data_ptr() % 64 == t.element_size()
-        return found
-
-    check_all(Table(width, dtype, encoding).mask, dtype, encoding, ids_of(150), moved)
+    check_all(Table(width, dtype, encoding).mask, dtype, encoding, ids_of(150), misaligned)
 
 
 @every_encoding
@@ -457,6 +468,25 @@ def test_places_in_runs_of_every_length(dtype: torch.dtype, update: Update, run:
     for before, everywhere, there in zip((x, a, b), dense, lazy, strict=True):
         assert torch.equal(there[~named], before[~named])
         torch.testing.assert_close(there[named], everywhere[named], atol=1e-6, rtol=1e-6)
+
+
+@every_dtype
+@pytest.mark.parametrize("update", [adam, counted_adam, sgd, adagrad])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 400])
+def test_parameters_that_begin_behind_a_cache_line(dtype: torch.dtype, update: Update, n: int) -> None:
+    """Parameters, gradients and each moment alone, and all of them: to the same bits, by dense and by lazy updates."""
+    generator = torch.Generator().manual_seed(n)
+    x, g, a = (torch.randn(n, generator=generator, dtype=dtype) for _ in range(3))
+    b = torch.rand(n, generator=generator, dtype=dtype)
+    places = torch.nonzero(torch.arange(n) % 20 < 17).view(-1)
+    for spans, gradient in ((None, g), kernels.spans_of_places(places, g[places], n)):
+        expected = [t.clone() for t in (x, gradient, a, b)]
+        update(*expected, spans)
+        for moved in ([0], [1], [2], [3], [0, 1, 2, 3]):
+            found = [misaligned(t) if k in moved else t.clone() for k, t in enumerate((x, gradient, a, b))]
+            update(*found, spans)
+            for ours, right in zip(found, expected, strict=True):
+                assert torch.equal(ours, right)
 
 
 def test_a_long_run_is_cut_for_several_threads() -> None:
