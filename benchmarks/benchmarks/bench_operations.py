@@ -1,4 +1,4 @@
-"""Every operation of sparsecore, in every encoding and at every density."""
+"""Every operator of `sparsecore.ops`, in every encoding and at every density; an exploration and optimizers' steps."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,20 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from harness import compile_times, handoff, kernel_forms, kernels, lazy_forms, update_forms
+from harness import (
+    bag_forms,
+    compile_times,
+    graph_forms,
+    handoff,
+    kernel_forms,
+    kernels,
+    lazy_forms,
+    update_forms,
+)
 from harness.ceilings import measure_ceilings
 from harness.kernel_cases import CASES, Case
 from harness.losing_cases import LOSING, SKEWED
-from harness.operands import Forms
+from harness.operands import Forms, Table
 
 # Forms without a value of their own: they change state, or look up other rows at each call.
 STATEFUL = (
@@ -69,6 +79,53 @@ def test_lookups_compute_the_same_of_the_same_ids(
         found = run()
         assert isinstance(found, torch.Tensor)
         torch.testing.assert_close(found.view(ours.shape), ours, msg=name)
+
+
+_BAGS = {"rows": 50, "cols": 20, "batch": 3, "length": 5}
+_GRAPH = {"dim": 20, "users": 30, "items": 40}
+_OF_TABLES = (
+    (bag_forms.bag, _BAGS),
+    (bag_forms.bag_grad, _BAGS),
+    (bag_forms.bag_dot, _BAGS),
+    (lazy_forms.touched, {"rows": 50, "cols": 20, "batch": 30}),
+    (graph_forms.propagate_mean_grad, _GRAPH | {"hops": 2}),
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        *((build, size | {"encoding": e}) for build, size in _OF_TABLES for e in ("bitmap", "csr")),
+        (graph_forms.propagate_rows, _GRAPH | {"batch": 9}),
+        (graph_forms.propagate_rows_t, _GRAPH | {"batch": 9}),
+    ],
+    ids=lambda given: given.get("encoding", "") if isinstance(given, dict) else given.__name__,
+)
+def test_forms_of_bags_touched_rows_and_graphs_compute_the_same(
+    build: Callable[..., Forms], size: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids(rows: int, *shape: int) -> Callable[[], torch.Tensor]:
+        fixed = torch.randint(rows, shape, generator=torch.Generator().manual_seed(3))
+        return lambda: fixed
+
+    for module in (bag_forms, lazy_forms, graph_forms):
+        monkeypatch.setattr(module, "random_ids", ids)
+    forms = build(0.5, **size)
+    ours = forms.ours()
+    for name, run in forms.dense.items():
+        other = run()
+        assert isinstance(other, torch.Tensor)
+        if isinstance(ours, tuple):  # places of values, and those
+            places, values = ours
+            nnz = Table(size["rows"], size["cols"], 0.5).nnz
+            whole = torch.zeros(nnz).index_copy(0, places, values)
+        else:
+            assert isinstance(ours, torch.Tensor)
+            whole = ours
+        if whole.dim() == 1 and other.dim() == 2:
+            rows, cols = other.shape
+            other = other.to_dense().view(-1)[Table(rows, cols, 0.5).pattern.positions()]
+        torch.testing.assert_close(whole, other, msg=name)
 
 
 def test_every_target_is_measured() -> None:

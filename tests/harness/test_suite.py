@@ -15,6 +15,7 @@ from harness.suite.device import device_workloads
 from harness.suite.measure import Effort, measure, peak_bytes
 from harness.suite.registry import WORKLOADS, choose
 from harness.suite.workload import METRICS, Form, Missing, Workload, density_of, method_of
+from sparsecore import ops
 from sparsecore.measure import Timing
 
 # The slower models' quality is left to pull requests.
@@ -162,6 +163,17 @@ def test_asv_parameters_are_full_products() -> None:
             works, forms = cells(group, quick)
             if group in ("layer", "train", "infer", "quality"):
                 assert all(WORKLOADS[name].forms == forms for name in works)
+
+
+def test_every_operator_is_measured() -> None:
+    needed = {
+        need for work in WORKLOADS.values() if work.group == "operation" and work.quick for need in work.needs
+    }
+    # A lookup whose gradient is `touched`.
+    of_others = {"gather_touched", "gather_dot_touched"}
+    assert {f"sparsecore.ops.{name}" for name in set(ops.__all__) - of_others} <= needed
+    steps = {f"sparsecore.optim.{name}" for name in ("Adam", "AdamW", "SGD", "Adagrad")}
+    assert steps <= needed
 
 
 def test_choose() -> None:
