@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 from numba.core.event import EventStatus, install_recorder
+from torch import nn
 
-from harness import kernel_forms
+import sparsecore
+from harness import bag_forms, graph_forms, kernel_forms, lazy_forms
 from harness.kernel_cases import CASES
-from harness.operands import Forms
+from harness.operands import Forms, Table
+from sparsecore import ops
 
 __all__ = ["compare", "first_calls", "import_seconds"]
 
@@ -53,6 +56,87 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
             for encoding in ("bitmap", "csr"):
                 call = f"{name}, B = {batch}, density {density:g}, {encoding}"
                 yield call, build(density, 3000, 40, batch, encoding=encoding).ours
+    yield from _in_either_encoding()
+    yield from _in_one_way()
+
+
+def _in_either_encoding() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What the kernel benchmark does not measure."""
+    rows, cols = 3000, 40
+    for encoding in ("bitmap", "csr"):
+        for build in (bag_forms.bag, bag_forms.bag_grad, bag_forms.bag_dot):
+            yield f"{build.__name__}, {encoding}", build(0.5, rows, cols, 64, 20, encoding=encoding).ours
+        yield f"touched, {encoding}", lazy_forms.touched(0.5, rows, cols, 256, encoding=encoding).ours
+        grad = graph_forms.propagate_mean_grad(0.5, 40, 2, 300, 400, encoding=encoding)
+        yield f"propagate_mean_grad, {encoding}", grad.ours
+        for name, run in _exploring(Table(rows, cols, 0.5, encoding=encoding)):
+            yield f"{name}, {encoding}", run
+
+
+def _exploring(weight: Table) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Parts of an exploration that do not come in one by gradients alone."""
+    shape = (weight.rows, weight.cols)
+    history = torch.zeros(-(-weight.rows * weight.cols // 8), dtype=torch.uint8)
+    block = torch.zeros(shape)
+
+    def fill() -> object:  # the index may be written into
+        crow, col = weight.index
+        index = crow.clone(), None if col is None else col.clone()
+        return ops.explore.fill(index, shape, 1000, torch.Generator().manual_seed(0))
+
+    yield "fill", fill
+    yield "overlay_", lambda: ops.explore.overlay_(block, weight.values, weight.index, slice(0, weight.rows))
+    yield "record_", lambda: ops.explore.record_(history, weight.index, shape)
+
+
+def _in_one_way() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Of one encoding, of two at once, or of none."""
+    for build in (graph_forms.propagate_rows, graph_forms.propagate_rows_t):
+        yield build.__name__, build(1.0, 40, 256, 300, 400).ours
+    mixed = kernel_forms.gather_dot(0.5, 3000, 40, 256, encoding="csr", other="bitmap")
+    yield "gather_dot, csr beside bitmap", mixed.ours
+    yield "gather_dot, few columns in common", _few_in_common()
+    yield "score_topk, one query", kernel_forms.score_topk(0.5, 3000, 40, 1, 20, encoding="bitmap").ours
+    yield "spmm_t, B = 64", kernel_forms.spmm_t(0.3, 3000, 40, 64, encoding="bitmap").ours
+    yield "spmm_t, B = 16, short rows", kernel_forms.spmm_t(0.15, 3000, 40, 16, encoding="csr").ours
+    # Blocks of wide weights alone on Zen 5.
+    yield "sddmm, B = 128, wide", kernel_forms.sddmm(0.95, 64, 4200, 128, encoding="csr").ours
+    # Activations that threads share, packed once.
+    yield "spmm, B = 256, wide", kernel_forms.spmm(0.1, 500, 5000, 256, encoding="csr").ours
+    yield "spmm, B = 16, wide", kernel_forms.spmm(0.1, 20, 40_000, 16, encoding="bitmap").ours
+    yield "Adam of the rows of a dense table", _rows_of_dense_table()
+    yield "Adam of two lookups", _two_lookups()
+
+
+def _few_in_common() -> Callable[[], object]:
+    """Of tables that no cache holds: without AVX2 the choice depends on that."""
+    weight, ids = Table(250_000, 64, 0.1, encoding="bitmap"), torch.arange(256)
+    others = weight.values.clone()
+    return lambda: ops.gather_dot(weight.values, *weight.index, ids, others, *weight.index, ids.flip(0), 64)
+
+
+def _rows_of_dense_table() -> Callable[[], object]:
+    table = nn.Embedding(3000, 40, sparse=True)
+    optimizer, ids = sparsecore.optim.Adam(table.parameters()), torch.arange(256)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        table(ids).sum().backward()
+        optimizer.step()
+
+    return run
+
+
+def _two_lookups() -> Callable[[], object]:
+    """Their gradients come one after the other, and are merged."""
+    values, places = nn.Parameter(torch.zeros(60_000)), torch.arange(256).repeat(2).unsqueeze(0)
+    optimizer = sparsecore.optim.Adam([values])
+
+    def run() -> None:
+        values.grad = torch.sparse_coo_tensor(places, torch.ones(512), (60_000,), check_invariants=False)
+        optimizer.step()
+
+    return run
 
 
 def first_calls() -> list[dict[str, Any]]:

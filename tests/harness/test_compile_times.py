@@ -1,0 +1,73 @@
+"""First calls are measured of every kernel that an operator comes to."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from numba.core.dispatcher import Dispatcher
+
+from harness import compile_times
+from sparsecore.backends import numba as kernels
+from sparsecore.backends.numba import jit
+
+# Kernels that no call reaches, and why.
+LEFT_OUT = {
+    "table_rows._add_bitmap": "no operator comes here: `propagate` adds a bitmap's rows itself",
+    "table_rows._sample_bitmap": "no operator comes here: `propagate_sample` takes a bitmap's entries itself",
+}
+
+
+def _is_serial(found: object) -> bool:
+    """Whether `jit.serial_kernel` made it: not a helper that is inlined, nor the loop that shares out chunks."""
+    if not isinstance(found, Dispatcher) or found is jit._share:
+        return False
+    return hasattr(found._cache, "_cache_file") and found.targetoptions.get("inline") != "always"
+
+
+def _modules() -> list[Any]:
+    names = [module.name for module in pkgutil.iter_modules(kernels.__path__)]
+    return [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+
+
+def test_every_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: set[str] = set()
+    known: set[str] = set()
+    run_kernel = jit.kernel.__call__
+
+    def kernel(self: jit.kernel, *arguments: Any) -> Any:
+        called.add(_name(self._compiled.py_func))
+        return run_kernel(self, *arguments)
+
+    def serial(found: Any) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            called.add(_name(found.py_func))
+            return found(*arguments)
+
+        return run
+
+    for module in _modules():
+        for name, found in list(vars(module).items()):
+            if isinstance(found, jit.kernel):
+                known.add(_name(found._compiled.py_func))
+            elif _is_serial(found):
+                known.add(_name(found.py_func))
+                monkeypatch.setattr(module, name, serial(found))
+    monkeypatch.setattr(jit.kernel, "__call__", kernel)
+    before = torch.get_num_threads()
+    try:
+        for _, run in compile_times._calls():
+            for n_threads in (1, 2):
+                torch.set_num_threads(n_threads)
+                run()
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(known - called) == sorted(LEFT_OUT)
