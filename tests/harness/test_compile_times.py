@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,10 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
 
 
+@pytest.mark.skipif(
+    os.environ.get("SPARSECORE_BACKEND", "numba") != "numba",
+    reason="about numba's kernels: another backend was asked for",
+)
 def test_every_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     called: set[str] = set()
     known: set[str] = set()
