@@ -25,6 +25,7 @@ __all__ = [
     "by_torch_sparse",
     "on_huge_pages",
     "random_ids",
+    "same_ids_again",
     "state_on_huge_pages",
     "torch_csr",
 ]
@@ -152,6 +153,12 @@ class Table(Weight):
     """One whose rows are looked up."""
 
     is_table = True
+
+
+def same_ids_again() -> None:
+    """From here on `random_ids` gives what it gave first: rows' nonzeros, and so counts, depend on the ids."""
+    global _seeds
+    _seeds = itertools.count()
 
 
 def random_ids(rows: int, *shape: int, lists: int = IDS) -> Callable[[], Tensor]:

@@ -34,6 +34,9 @@ def _build(
     name: str, size: Mapping[str, Any], reference: Callable[[], frozen.Run]
 ) -> Callable[[], dict[str, Form]]:
     def build() -> dict[str, Form]:
+        from harness.operands import same_ids_again
+
+        same_ids_again()
         make = _maker(name)
         forms: dict[str, Form] = {}
         for encoding in _known_encodings():
@@ -75,6 +78,9 @@ def _over_graph(
     """What depends on no table, and so on no encoding."""
 
     def build() -> dict[str, Form]:
+        from harness.operands import same_ids_again
+
+        same_ids_again()
         made = _maker(name)(1.0, **size)
         first, *others = made.dense.items()
         return {

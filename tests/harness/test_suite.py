@@ -79,7 +79,8 @@ def test_workloads_of_a_device_are_timed_on_it() -> None:
 
 
 def test_counts_repeat() -> None:
-    for name in ("spmm-2000x300-b64", "multvae-train", "linear-1000x300-b64"):
+    of_ids = ("touched-20000x64-b512", "bag-2000x300-b64", "propagate_rows-1000x64-b128")
+    for name in ("spmm-2000x300-b64", "multvae-train", "linear-1000x300-b64", *of_ids):
         assert measure(WORKLOADS[name], Effort()) == measure(WORKLOADS[name], Effort())
 
 
