@@ -66,6 +66,7 @@ def _in_either_encoding() -> Iterator[tuple[str, Callable[[], object]]]:
     for encoding in ("bitmap", "csr"):
         for build in (bag_forms.bag, bag_forms.bag_grad, bag_forms.bag_dot):
             yield f"{build.__name__}, {encoding}", build(0.5, rows, cols, 64, 20, encoding=encoding).ours
+        yield f"bag, many entries, {encoding}", bag_forms.bag(0.2, 300, cols, 64, 20, encoding=encoding).ours
         yield f"touched, {encoding}", lazy_forms.touched(0.5, rows, cols, 256, encoding=encoding).ours
         grad = graph_forms.propagate_mean_grad(0.5, 40, 2, 300, 400, encoding=encoding)
         yield f"propagate_mean_grad, {encoding}", grad.ours

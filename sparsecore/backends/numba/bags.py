@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import group
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
+from sparsecore.backends.numba.listing import by_columns
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.scatter import gradient, sum_groups
 from sparsecore.backends.numba.simd import (
@@ -51,6 +52,7 @@ def bag(
 ) -> Tensor:
     """``out[b] = sum of weights[e] * table[ids[e]]`` over the entries e of bag b: dense (bags, cols)."""
     out = output((offsets.numel() - 1, n_cols), values.dtype)
+    crow, col = by_columns(crow, col, n_cols, values.numel(), ids.numel())
     n = threads(_work(values, crow, ids) + out.numel())
     rest = (*map(array, (ids, offsets, weights)), out.numpy(), lines_of(values, crow, _MOST_LINES), n)
     if col is None:
@@ -66,6 +68,7 @@ def bag_grad(
 ) -> Tensor:
     """``out[k] = sum of weights[e] * grad[bags[e], col[k]]`` over the entries e whose id is the row of nonzero k."""
     out = gradient(crow, nnz, grad.dtype)
+    crow, col = by_columns(crow, col, grad.shape[1], nnz, ids.numel())
     sum_groups(crow, col, group(ids, crow.shape[0] - 1), array(bags), array(weights), grad, out)
     return out
 
@@ -75,6 +78,7 @@ def bag_dot(
 ) -> Tensor:
     """``out[e] = table[ids[e]] . grad[bags[e]]``: gradient of the entries' weights."""
     out = torch.empty(ids.numel(), dtype=values.dtype, device="cpu")
+    crow, col = by_columns(crow, col, grad.shape[1], values.numel(), ids.numel())
     n = threads(_work(values, crow, ids))
     rest = (*map(array, (ids, bags, grad)), out.numpy(), lines_of(values, crow, _MOST_LINES), n)
     if col is None:
