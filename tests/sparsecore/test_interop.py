@@ -123,7 +123,7 @@ def test_graphs_of_other_libraries_and_back(make: Callable[[torch.Tensor], objec
         assert torch.equal(back.to_dense(), dense)
         again = Graph.from_sparse(back, torch.float64)
         assert again.get_buffer("edge_weight").dtype == torch.float64
-        torch.testing.assert_close(again(x.double()), (dense @ x).double())
+        torch.testing.assert_close(again(x.double()), dense.double() @ x.double())
     assert np.array_equal(graph.pattern.to("cpu").to_scipy(weights).toarray(), SQUARE.numpy())
 
 
