@@ -38,11 +38,12 @@ def keeps_contents(fn: Callable[[Tensor], Tensor]) -> bool:
     """Whether what ``nn.Module._apply`` is given copies what tensors hold. ``to_empty`` does not: where indices were,
     there is what happened to lie in memory, which kernels must not follow.
     """
-    probe = torch.tensor([secrets.randbits(62)], device="cpu")  # a number that lies nowhere else
+    # Numbers that every type has, in an order that lies nowhere else.
+    probe = torch.tensor([int(bit) for bit in format(secrets.randbits(64), "064b")], device="cpu")
     after = fn(probe)
     if after.is_meta or type(after) is not Tensor:
         return True  # nothing that could be read
-    return torch.equal(after.cpu(), probe)
+    return torch.equal(after.cpu().to(probe.dtype), probe)
 
 
 def expect_index(module: Any) -> None:
