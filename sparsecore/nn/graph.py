@@ -84,9 +84,14 @@ class Graph(nn.Module):
 
     @classmethod
     def from_sparse(cls, matrix: Any, dtype: torch.dtype | None = None) -> Graph:
-        """From a sparse matrix of torch, scipy or torch-sparse, copied (`sparsecore.split`), on the matrix's device.
+        """From a sparse matrix of torch, scipy or torch-sparse, copied, on the matrix's device.
 
         Back: ``graph.pattern.to_scipy(graph.edge_weight)``, likewise ``to_csr``, ``to_coo`` and ``to_torch_sparse``.
+
+        Args:
+            matrix: (n_nodes, n_nodes), as `sparsecore.split` takes it; entry (i, j) is the weight of j's row in row i
+                of ``graph(x)``.
+            dtype: of the edge weights; None for torch's default.
 
         Raises:
             PatternError: if it is no sparse matrix, is not square, or has weights that are not finite.
