@@ -18,10 +18,7 @@ from sparsecore.backends.numba import jit
 from sparsecore.encoding import has_expand
 
 # Kernels that no call reaches, and why.
-LEFT_OUT = {
-    "table_rows._add_bitmap": "no operator comes here: `propagate` adds a bitmap's rows itself",
-    "table_rows._sample_bitmap": "no operator comes here: `propagate_sample` takes a bitmap's entries itself",
-}
+LEFT_OUT = {}
 
 
 def _is_serial(found: object) -> bool:

@@ -57,8 +57,6 @@ def check_all(
     got = kernels.propagate_sample(*graph, x, base, *index, pattern.nnz, 0.5)
     close(got, ((a @ x + base) / 2).view(-1)[places])
     close(kernels.propagate_sample(*graph, x, None, *index, pattern.nnz), (a @ x).view(-1)[places])
-    close(kernels.add_rows_(x.clone(), values, *index), x + e)
-    assert torch.equal(kernels.sample(*index, x, pattern.nnz), x.reshape(-1)[places])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -135,8 +133,6 @@ def test_threads_and_pointer_types_give_the_same_bits(encoding: str) -> None:
             kernels.propagate(*graph, x, base=base, table=(values, *index), scale=0.5),
             kernels.propagate_table(*graph, values, *index, 70, add=True),
             kernels.propagate_sample(*graph, x, base, *index, table.nnz, 0.5),
-            kernels.add_rows_(x.clone(), values, *index),
-            kernels.sample(*index, x, table.nnz),
         ])  # fmt: skip
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -156,11 +152,12 @@ def test_strided_and_misaligned_inputs(encoding: str) -> None:
     for x in (strided, odd):
         assert torch.equal(kernels.propagate(*graph, x), want)
         assert torch.equal(
-            kernels.sample(*index, x, pattern.nnz), kernels.sample(*index, aligned, pattern.nnz)
+            kernels.propagate(*graph, x, base=x), kernels.propagate(*graph, aligned, base=aligned)
         )
-        added = x.clone(memory_format=torch.preserve_format)
-        assert kernels.add_rows_(added, values, *index) is added
-        torch.testing.assert_close(added, aligned + pattern.to_dense(values))
+        for name, table in (("propagate", {"table": (values, *index)}), ("propagate_sample", {})):
+            more = (None, *index, pattern.nnz) if name == "propagate_sample" else ()
+            run = getattr(kernels, name)
+            assert torch.equal(run(*graph, x, *more, **table), run(*graph, aligned, *more, **table))
 
 
 def test_nothing_is_read_where_there_is_no_edge() -> None:
@@ -221,6 +218,5 @@ def test_the_torch_backend_agrees() -> None:
         ("propagate", (*graph, x)),
         ("propagate_table", (*graph, values, *index, 20)),
         ("propagate_sample", (*graph, x, base, *index, pattern.nnz, 0.5)),
-        ("sample", (*index, x, pattern.nnz)),
     ):
         torch.testing.assert_close(getattr(kernels, name)(*arguments), getattr(reference, name)(*arguments))

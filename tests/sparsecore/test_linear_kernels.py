@@ -273,6 +273,12 @@ def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape in ((53, 77), (16, 16), (1, 60), (60, 1), (129, 270), (330, 128)):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
+    monkeypatch.setattr(
+        blockwise, "_PACKED", 1 << 12
+    )  # terms that are packed at a time, and added to those before
+    check(random_pattern((130, 600), density, seed=8), encoding, 15, dtype)
+    monkeypatch.undo()
+    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for batch in (1, 6, 130, 516, 517, 1033):  # a slab's terms, and a part's examples, and a few more
         check(random_pattern((20, 33), density, seed=6), encoding, batch, dtype)
     check(random_pattern((200, 70), density, seed=7), encoding, 600, dtype)
@@ -355,12 +361,13 @@ def test_blockwise_spreads_out_the_same_few_blocks_whatever_the_weight(monkeypat
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape in ((40, 50), (1500, 1400)):
         check(random_pattern(shape, 0.3, seed=8), "csr", 20, torch.float32)
-    for name in ("block", "slabs", "results", "rest"):
+    for name in ("block", "slabs", "results"):
         small, large = sizes[name][: len(sizes[name]) // 2], sizes[name][len(sizes[name]) // 2 :]
         assert small == large
     check(random_pattern((20, 20), 0.3, seed=8), "csr", 5000, torch.float32)
-    assert max(sizes["turned dY"]) <= 192 * 516 + 16  # and of the batch
-    assert max(sizes["block"] + sizes["slabs"]) <= 128 * 128
+    assert max(sizes["turned dY"] + sizes["results"]) <= 192 * 516  # and of the batch
+    assert max(sizes["packed"]) <= 1 << 20
+    assert max(sizes["block"] + sizes["slabs"]) <= 256 * 128
 
 
 @pytest.mark.parametrize("processor", ["Zen 5", "AVX-512", "portable"])

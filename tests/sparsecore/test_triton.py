@@ -647,7 +647,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from test_triton import ENCODINGS, Pattern, Table
 from sparsecore.backends import triton as kernels
-from sparsecore.backends.triton import draw as kernels_of_draw, explore as kernels_of_explore
+from sparsecore.backends.triton import draw as kernels_of_draw, explore as kernels_of_explore, graph
 from sparsecore.sampling import plan_draw
 
 class NoDevice:
@@ -687,14 +687,14 @@ for dtype in (torch.float32, torch.float64):
                     kernels.spmm(values, *index, many)
                     kernels.spmm_t(values, *index, many[:, :5].contiguous(), cols)
                     kernels.sddmm(*index, many[:, :5].contiguous(), many, table.nnz)
-            kernels.add_rows_(torch.zeros(5, cols, dtype=dtype), values, *index)
+            graph.add_rows_(torch.zeros(5, cols, dtype=dtype), values, *index)
             if encoding == "bitmap":
                 shape = (5, cols)
                 kernels_of_explore.prune(values, index, shape, 2)
                 kernels_of_explore._insert(index, shape, torch.tensor([1, 2], dtype=torch.int32))
                 kernels_of_explore.realign_([(values.clone(), 0.0)], index, index, shape)
                 kernels_of_explore.record_(torch.zeros(5 * cols // 8, dtype=torch.uint8), index, shape)
-            kernels.sample(*index, torch.zeros(5, cols, dtype=dtype), table.nnz)
+            graph.sample(*index, torch.zeros(5, cols, dtype=dtype), table.nnz)
             queries = rows.repeat(22, 1)
             for k in (10, 100):
                 for seen in ((None, None), (torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1]))):

@@ -11,14 +11,13 @@ from sparsecore.backends.numba.row_updates import adam_rows_
 from sparsecore.backends.numba.scatter import scatter_grad, sum_rows, touched, touched_spans
 from sparsecore.backends.numba.small import id_range
 from sparsecore.backends.numba.spans import spans_of_places, spans_of_rows
-from sparsecore.backends.numba.table_rows import add_rows_, propagate_table, sample
+from sparsecore.backends.numba.table_rows import propagate_table
 from sparsecore.backends.numba.topk import score_topk
 
 __all__ = [
     "adagrad_",
     "adam_",
     "adam_rows_",
-    "add_rows_",
     "bag",
     "bag_dot",
     "bag_grad",
@@ -30,7 +29,6 @@ __all__ = [
     "propagate_rows",
     "propagate_sample",
     "propagate_table",
-    "sample",
     "scatter_grad",
     "score_topk",
     "sddmm",

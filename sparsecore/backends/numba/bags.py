@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsecore.backends.numba.embedding import lines_of, masks_of, prefetch_lines
 from sparsecore.backends.numba.grouping import group
-from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, split, threads
 from sparsecore.backends.numba.listing import by_columns
 from sparsecore.backends.numba.memory import output
 from sparsecore.backends.numba.scatter import gradient, sum_groups
@@ -29,9 +29,9 @@ from sparsecore.backends.numba.simd import (
     prefetch,
     put,
     splat,
-    spread,
     store,
     store_masked,
+    unpack,
     zeros,
 )
 
@@ -93,12 +93,6 @@ def _work(values: Tensor, crow: Tensor, ids: Tensor) -> int:
     return ids.numel() * (1 + values.numel() // max(1, crow.shape[0] - 1))
 
 
-@device_function
-def _values(values, k, mask):
-    """The values of one block of 16 columns."""
-    return spread(load_masked(values, k, first_lanes(count(mask))), mask)
-
-
 @kernel
 def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunks, chunk):
     if chunk < 0:
@@ -126,10 +120,10 @@ def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunk
             if several == 1:
                 for i in range(blocks):
                     mask = bits(masks, m0 + i)
-                    store(out, o + i * LANES, fma(w0, _values(values, k0, mask), load(out, o + i * LANES)))
+                    store(out, o + i * LANES, fma(w0, unpack(values, k0, mask), load(out, o + i * LANES)))
                     k0 += count(mask)
                 if tail:
-                    last, rest = o + blocks * LANES, _values(values, k0, bits(masks, m0 + blocks))
+                    last, rest = o + blocks * LANES, unpack(values, k0, bits(masks, m0 + blocks))
                     store_masked(out, last, fma(w0, rest, load_masked(out, last, tail)), tail)
                 e += 1
                 continue
@@ -147,10 +141,10 @@ def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunk
                     bits(masks, m2 + i),
                     bits(masks, m3 + i),
                 )
-                s = fma(w0, _values(values, k0, a0), load_masked(out, o + i * LANES, lanes))
-                s = fma(w1, _values(values, k1, a1), s)
-                s = fma(w2, _values(values, k2, a2), s)
-                s = fma(w3, _values(values, k3, a3), s)
+                s = fma(w0, unpack(values, k0, a0), load_masked(out, o + i * LANES, lanes))
+                s = fma(w1, unpack(values, k1, a1), s)
+                s = fma(w2, unpack(values, k2, a2), s)
+                s = fma(w3, unpack(values, k3, a3), s)
                 store_masked(out, o + i * LANES, s, lanes)
                 k0, k1, k2, k3 = k0 + count(a0), k1 + count(a1), k2 + count(a2), k3 + count(a3)
             e += 4
@@ -191,10 +185,10 @@ def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks, chu
         total = zeros(values)
         for i in range(blocks):
             mask = bits(masks, m + i)
-            total = fma(_values(values, k, mask), load(grad, g + i * LANES), total)
+            total = fma(unpack(values, k, mask), load(grad, g + i * LANES), total)
             k += count(mask)
         if tail:
-            rest = _values(values, k, bits(masks, m + blocks))
+            rest = unpack(values, k, bits(masks, m + blocks))
             total = fma(rest, load_masked(grad, g + blocks * LANES, tail), total)
         put(out, e, horizontal_sum(total))
 

@@ -1,57 +1,80 @@
 """Dense products of blocks of W that are spread out in scratch, zeros included: for dense weights and large batches.
 
-A block has at most 128 rows and columns, 64 KiB of float32, which a core's second-level cache holds. Its *slabs* are 16
-wide, and one of them, (terms, 16), stays in the first-level cache while up to 516 examples are multiplied with it
-(`multiply`). Results are summed in scratch too: threads own columns of them, and rows of the gradient, so that they do
-not depend on the number of threads. An infinite number times a zero of a block is NaN, as in a dense product.
+A block has at most 256 terms of a sum and 128 of its results, 128 KiB of float32. Its *slabs* are 16 results wide, and
+one of them, (terms, 16), stays in the first-level cache while up to 516 examples are multiplied with it (`multiply`).
+Activations are packed first, `ROWS` examples side by side: read where they lie, in as many rows as there are examples,
+they took up to a fifth longer (Zen 3). Results are summed in scratch too: threads own columns of them, and rows of the
+gradient, so that they do not depend on the number of threads. An infinite number times a zero of a block is NaN, as in
+a dense product.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from sparsecore.backends.numba.jit import device_function, kernel, share_out
 from sparsecore.backends.numba.memory import workspace
-from sparsecore.backends.numba.multiply import ROWS, multiply
+from sparsecore.backends.numba.multiply import ROWS, copy_rows, multiply
 from sparsecore.backends.numba.panels import pointer
 from sparsecore.backends.numba.simd import (
+    add,
+    at,
     first_lanes,
     load,
     load_masked,
     prefetch,
+    put,
     store,
     store_masked,
     transpose,
 )
 from sparsecore.backends.numba.stored_rows import ask, collect_rows, reach, spread_rows
 
-_TERMS = 128  # of a sum at a time
+_TERMS = 256  # of a sum at a time, at most; a multiple of 16
 _GROUP = 128  # columns of a result at a time; a multiple of 16
 _EXAMPLES = 86 * ROWS  # at a time: their results, _GROUP wide, take 258 KiB of float32
+_PACKED = 1 << 20  # numbers of activations, which the shared cache holds
 _ACROSS = 64  # columns of W whose gradient is summed at a time; a multiple of 16
 _HEIGHT = 32 * ROWS  # ... and rows
+_TURNED = 32  # examples of them that are packed at a time: the same cache lines have the rows beside
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    part = _part(len(x))
-    scratch = _scratch(n_chunks, part, _GROUP, torch.from_numpy(x).dtype)
-    _spmm(values, crow, col, x, y, part, *scratch, n_chunks)
+    _in_parts(_spmm, values, crow, col, x, y, y.shape[1], n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
-    part = _part(len(dy))
-    scratch = _scratch(n_chunks, part, dy.shape[1], torch.from_numpy(dy).dtype)
-    _spmm_t(values, crow, col, dy, dx, part, *scratch, n_chunks)
+    _in_parts(_spmm_t, values, crow, col, dy, dx, dy.shape[1], n_chunks)
+
+
+def _in_parts(add_products, values, crow, col, given, out, rows, n_chunks):
+    """Some examples after the other, and some terms of their sums: so many as are packed at a time."""
+    batch, width = given.shape
+    kind, part, terms = torch.from_numpy(given).dtype, _part(batch), _terms(width)
+    step = max(1, _PACKED // part // terms) * terms
+    packed = workspace("packed", 1, part * min(step, width), kind)[0]
+    # Room for a block, its slabs and results, and the nonzeros that were reached in the rows of W.
+    scratch = (
+        workspace("block", n_chunks, _TERMS * _GROUP, kind),
+        workspace("slabs", n_chunks, _TERMS * _GROUP, kind),
+        workspace("results", n_chunks, part * _GROUP, kind),
+        workspace("places", n_chunks, rows, torch.int64),
+    )
+    for p in range(0, batch, part):
+        some, results = given[p : p + part], out[p : p + part]
+        for first in range(0, width, step):
+            last = min(first + step, width)
+            _pack(some, first, last, packed, n_chunks)
+            add_products(values, crow, col, packed, first, last, terms, results, *scratch, n_chunks)
 
 
 def sddmm(crow, col, dy, x, out, n_chunks):
     dtype, part = torch.from_numpy(x).dtype, _part(len(x))
-    turned = workspace("turned dY", n_chunks, _HEIGHT * part + 16, dtype)
-    slabs = workspace("slabs", n_chunks, _TERMS * _ACROSS, dtype)
+    turned = workspace("turned dY", n_chunks, _HEIGHT * part, dtype)
+    slabs = workspace("slabs", n_chunks, _TERMS * _GROUP, dtype)
     sums = workspace("results", n_chunks, _HEIGHT * _ACROSS, dtype)
     places = workspace("places", n_chunks, _HEIGHT, torch.int64)
-    _sddmm(crow, col, dy, x, out, part, turned, slabs, sums, places, n_chunks)
+    _sddmm(crow, col, dy, x, out, part, _terms(part), turned, slabs, sums, places, n_chunks)
 
 
 def _part(batch: int) -> int:
@@ -60,79 +83,89 @@ def _part(batch: int) -> int:
     return -(-batch // (parts * ROWS)) * ROWS
 
 
-def _scratch(n_chunks: int, part: int, rows: int, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
-    """Room for a block, its slabs, results, the last examples, and the nonzeros that were reached in the rows of W."""
-    return (
-        workspace("block", n_chunks, _TERMS * _GROUP, dtype),
-        workspace("slabs", n_chunks, _TERMS * _GROUP, dtype),
-        workspace("results", n_chunks, part * _GROUP, dtype),
-        workspace("rest", n_chunks, ROWS * _TERMS, dtype),
-        workspace("places", n_chunks, rows, torch.int64),
-    )
+def _terms(width: int) -> int:
+    """Terms of a block, a multiple of 16: blocks that are about equal."""
+    blocks = -(-width // _TERMS)
+    return -(-width // (blocks * 16)) * 16
 
 
 @kernel
-def _spmm(values, crow, col, x, y, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
+def _pack(x, first, last, packed, n_chunks, chunk):
+    """packed[e // ROWS, k - first, e % ROWS] = x[e, k]; 0 for examples that there are not."""
     if chunk < 0:
         return share_out(chunk, n_chunks)
-    batch, cols = x.shape
-    rows = y.shape[1]
-    numbers = x.reshape(-1)
-    block, slabs, results, rest, places = (
-        blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
-    )  # fmt: skip
-    first, last = _share(rows, n_chunks, chunk)
-    rest[:] = 0
-    for p in range(0, batch, part):
-        examples = min(part, batch - p)
-        for r in range(first, last, _GROUP):
-            n = min(_GROUP, last - r)
-            results[:] = 0
-            for i in range(n):
-                places[i] = pointer(crow, r + i)
-            for c in range(0, cols, _TERMS):
-                terms = min(_TERMS, cols - c)
-                spread_rows(values, crow, col, r, n, c, terms, places, block, _TERMS)
+    batch, width = x.shape
+    numbers, terms, tiles = x.reshape(-1), last - first, -(-batch // ROWS)
+    for tile in range(tiles * chunk // n_chunks, tiles * (chunk + 1) // n_chunks):
+        place, to = tile * ROWS * width + first, tile * ROWS * terms
+        here = min(ROWS, batch - tile * ROWS)
+        if here == ROWS:
+            for k in range(terms):
+                for e in range(ROWS):
+                    put(packed, to + k * ROWS + e, at(numbers, place + e * width + k))
+        else:
+            packed[to : to + ROWS * terms] = 0
+            for k in range(terms):
+                for e in range(here):
+                    put(packed, to + k * ROWS + e, at(numbers, place + e * width + k))
+
+
+@kernel
+def _spmm(
+    values, crow, col, packed, first, last, step, y, blocks, slabs_, results_, places_, n_chunks, chunk
+):  # fmt: skip
+    """Add products of the terms from ``first`` to ``last``, ``step`` of them a block."""
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
+    examples, rows = y.shape
+    block, slabs, results, places = blocks[chunk], slabs_[chunk], results_[chunk], places_[chunk]
+    begin, end = _share(rows, n_chunks, chunk)
+    if first == 0:
+        for r in range(begin, end):
+            places[r] = pointer(crow, r)
+    for r in range(begin, end, _GROUP):
+        n = min(_GROUP, end - r)
+        reached = places[r : r + n]
+        results[:] = 0
+        for c in range(first, last, step):
+            terms = min(step, last - c)
+            spread_rows(values, crow, col, r, n, c, terms, reached, block, _TERMS)
+            for u in range(0, n, 16):
+                for j in range(0, terms, 16):
+                    transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
+            _multiply_all(
+                packed, last - first, c - first, examples, terms, n, slabs, results,
+                values, col, reached, n, terms,
+            )  # fmt: skip
+        _write(results, examples, n, y, r, first > 0)
+
+
+@kernel
+def _spmm_t(
+    values, crow, col, packed, first, last, step, dx, blocks, slabs_, results_, places_, n_chunks, chunk
+):  # fmt: skip
+    if chunk < 0:
+        return share_out(chunk, n_chunks)
+    examples, cols = dx.shape
+    block, slabs, results, places = blocks[chunk], slabs_[chunk], results_[chunk], places_[chunk]
+    begin, end = _share(cols, n_chunks, chunk)
+    if first == 0:
+        reach(crow, col, begin, places)
+    for c in range(begin, end, _GROUP):
+        n = min(_GROUP, end - c)
+        results[:] = 0
+        for r in range(first, last, step):
+            terms = min(step, last - r)
+            spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
+            for i in range(terms):
                 for u in range(0, n, 16):
-                    for j in range(0, terms, 16):
-                        transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
-                _multiply_all(
-                    numbers, p * cols + c, cols, examples, terms, n, slabs, rest, results,
-                    values, col, places, n, terms,
-                )  # fmt: skip
-            _write(results, examples, n, y, p, r)
-
-
-@kernel
-def _spmm_t(values, crow, col, dy, dx, part, blocks, slabs_, results_, rests, places_, n_chunks, chunk):
-    if chunk < 0:
-        return share_out(chunk, n_chunks)
-    batch, rows = dy.shape
-    cols = dx.shape[1]
-    numbers = dy.reshape(-1)
-    block, slabs, results, rest, places = (
-        blocks[chunk], slabs_[chunk], results_[chunk], rests[chunk], places_[chunk]
-    )  # fmt: skip
-    first, last = _share(cols, n_chunks, chunk)
-    rest[:] = 0
-    for p in range(0, batch, part):
-        examples = min(part, batch - p)
-        reach(crow, col, first, places)
-        for c in range(first, last, _GROUP):
-            n = min(_GROUP, last - c)
-            results[:] = 0
-            for r in range(0, rows, _TERMS):
-                terms = min(_TERMS, rows - r)
-                spread_rows(values, crow, col, r, terms, c, n, places[r : r + terms], block, _GROUP)
-                for i in range(terms):
-                    for u in range(0, n, 16):
-                        store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
-                below = places[r + terms : r + terms + _TERMS]
-                _multiply_all(
-                    numbers, p * rows + r, rows, examples, terms, n, slabs, rest, results,
-                    values, col, below, min(_TERMS, rows - r - terms), n,
-                )  # fmt: skip
-            _write(results, examples, n, dx, p, c)
+                    store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
+            below = places[r + terms : r + terms + step]
+            _multiply_all(
+                packed, last - first, r - first, examples, terms, n, slabs, results,
+                values, col, below, min(step, last - r - terms), n,
+            )  # fmt: skip
+        _write(results, examples, n, dx, c, first > 0)
 
 
 @device_function
@@ -149,44 +182,40 @@ def _up_to_16(array, place, there):
 
 @device_function
 def _multiply_all(
-    numbers, start, step, examples, terms, n, slabs, rest, results, values, col, upcoming, n_upcoming, wide
+    packed, width, start, examples, terms, n, slabs, results, values, col, upcoming, n_upcoming, wide
 ):  # fmt: skip
-    """Add the examples' products with n columns of slabs. Example e's numbers begin at ``start + e * step``.
+    """Add the examples' products with n columns of slabs. Their terms begin with ``start`` of ``width`` packed ones.
 
     Meanwhile, ``wide`` values from each of the first ``n_upcoming`` upcoming nonzeros on are fetched, all or most.
     """
-    whole = examples // ROWS * ROWS
-    for e in range(whole, examples):
-        for k in range(terms):
-            rest[(e - whole) * _TERMS + k] = numbers[start + e * step + k]
     done, share = 0, n_upcoming / (n * examples)  # of upcoming rows, for an example and a column
     for u in range(0, n, 16):
-        for e in range(0, whole, ROWS):
-            multiply(
-                numbers, start + e * step, step, 1, slabs, u * _TERMS, results, e * _GROUP + u, _GROUP, terms
-            )  # fmt: skip
+        for e in range(0, examples, ROWS):
+            source = e * width + start * ROWS
+            multiply(packed, source, 1, ROWS, slabs, u * _TERMS, results, e * _GROUP + u, _GROUP, terms)
             due = min(n_upcoming, int(share * (u * examples + 16 * e)) + 1)
             ask(values, col, upcoming, done, due, wide)
             done = due
-        if whole < examples:
-            multiply(rest, 0, _TERMS, 1, slabs, u * _TERMS, results, whole * _GROUP + u, _GROUP, terms)
 
 
 @device_function
-def _write(results, examples, n, out, p, first):
-    """The results of n columns to columns ``first`` .. of examples p .."""
+def _write(results, examples, n, out, first, more):
+    """The results of n columns to columns ``first`` .. of ``out``, or added to what is there."""
     flat, width = out.reshape(-1), out.shape[1]
     for e in range(examples):
-        t = (p + e) * width + first
-        for u in range(0, n // 16 * 16, 16):
-            store(flat, t + u, load(results, e * _GROUP + u))
-        if n % 16:
-            u = n // 16 * 16
-            store_masked(flat, t + u, load(results, e * _GROUP + u), first_lanes(n % 16))
+        t = e * width + first
+        for u in range(0, n, 16):
+            sums = load(results, e * _GROUP + u)
+            if more:
+                sums = add(sums, _up_to_16(flat, t + u, n - u))
+            if n - u >= 16:
+                store(flat, t + u, sums)
+            else:
+                store_masked(flat, t + u, sums, first_lanes(n - u))
 
 
 @kernel
-def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunks, chunk):
+def _sddmm(crow, col, dy, x, out, part, step, turned_, slabs_, sums_, places_, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     batch, cols = x.shape
@@ -200,16 +229,20 @@ def _sddmm(crow, col, dy, x, out, part, turned_, slabs_, sums_, places_, n_chunk
             n = min(_HEIGHT, last - r)
             for i in range(n):
                 places[i] = pointer(crow, r + i)
-            for i in range(0, n, ROWS):
-                for e in range(examples):
-                    # What a vector has too much is overwritten by the next one.
-                    place = (p + e) * rows + r + i
-                    store(turned, i * examples + e * ROWS, _up_to_16(left, place, left.shape[0] - place))
+            for some in range(0, examples, _TURNED):
+                for i in range(0, n, ROWS):
+                    for e in range(some, min(some + _TURNED, examples)):
+                        place, to = (p + e) * rows + r + i, i * examples + e * ROWS
+                        if i + ROWS <= n:
+                            copy_rows(left, place, turned, to)
+                        else:
+                            for k in range(n - i):
+                                put(turned, to + k, at(left, place + k))
             for c in range(0, cols, _ACROSS):
                 wide = min(_ACROSS, cols - c)
                 sums[:] = 0
-                for f in range(0, examples, _TERMS):
-                    terms = min(_TERMS, examples - f)
+                for f in range(0, examples, step):
+                    terms = min(step, examples - f)
                     for e in range(terms):
                         for u in range(0, wide, 16):
                             j = (p + f + e) * cols + c + u

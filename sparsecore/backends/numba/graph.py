@@ -29,9 +29,10 @@ from sparsecore.backends.numba.simd import (
     splat,
     store,
     store_masked,
+    unpack,
     zeros,
 )
-from sparsecore.backends.numba.table_rows import AHEAD, EDGES_AHEAD, add_rows, next_values, number, sample
+from sparsecore.backends.numba.table_rows import AHEAD, EDGES_AHEAD, add_rows, number, sample
 
 __all__ = ["propagate", "propagate_sample"]
 
@@ -116,7 +117,7 @@ def _finish(total, lanes, factor, base, plus_base, values, masks, plus_table, ta
         total = add(total, load_masked(base, place, lanes))
     if plus_table:
         mask = bits(masks, block)
-        total = add(total, next_values(values, k, mask))
+        total = add(total, unpack(values, k, mask))
         k += count(mask)
     if take:
         return _take(total, factor, out, masks, block, k)
@@ -174,13 +175,13 @@ def _propagate(
                     bits(masks, block + 2),
                     bits(masks, block + 3),
                 )
-                s0 = add(s0, next_values(values, k, m0))
+                s0 = add(s0, unpack(values, k, m0))
                 k += count(m0)
-                s1 = add(s1, next_values(values, k, m1))
+                s1 = add(s1, unpack(values, k, m1))
                 k += count(m1)
-                s2 = add(s2, next_values(values, k, m2))
+                s2 = add(s2, unpack(values, k, m2))
                 k += count(m2)
-                s3 = add(s3, next_values(values, k, m3))
+                s3 = add(s3, unpack(values, k, m3))
                 k += count(m3)
             if take:
                 k = _take(s0, factor, out, masks, block, k)

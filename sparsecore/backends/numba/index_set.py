@@ -15,13 +15,11 @@ from sparsecore.backends.numba.simd import (
     at_least,
     bits,
     count,
-    first_lanes,
     greater,
-    load_masked,
     prefetch,
     put,
     splat,
-    spread,
+    unpack,
 )
 from sparsecore.ops.explore import Index
 
@@ -164,7 +162,7 @@ def _surviving(
                 m = bits(masks, b)
                 n = count(m)
                 prefetch(values, k + _AHEAD)
-                a = absolute(spread(load_masked(values, k, first_lanes(n)), m))
+                a = absolute(unpack(values, k, m))
                 if k > last:
                     keep = np.uint16(at_least(a, least) & m)
                 else:

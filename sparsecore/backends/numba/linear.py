@@ -44,7 +44,7 @@ _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 _BLOCKWISE = {
     "Zen 5": {"spmm": (128, 0.9, 0.9), "spmm_t": (32, 0.85, 0.5), "sddmm": (128, 1.1, 0.9)},
     "AVX-512": {"spmm": (128, 0.8, 0.5), "spmm_t": (32, 0.66, 0.35), "sddmm": (128, 0.8, 0.55)},
-    "portable": {"spmm": (128, 0.6, 0.35), "spmm_t": (32, 0.55, 0.28), "sddmm": (32, 0.4, 0.25)},
+    "portable": {"spmm": (128, 0.5, 0.35), "spmm_t": (32, 0.55, 0.2), "sddmm": (32, 0.4, 0.25)},
 }
 _LEAST_SLABS = 2  # of a result's 16 columns, or of sddmm's rows, in products of blocks
 _TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value

@@ -20,7 +20,7 @@ from sparsecore.backends.numba.simd_types import (
 )
 from sparsecore.backends.numba.tuples import add_each, zero_each
 
-__all__ = ["ROWS", "multiply"]
+__all__ = ["ROWS", "copy_rows", "multiply"]
 
 # Rows of which sums are held at a time. A term reads one vector, and one number for each row: with six rows, AVX2 (a
 # vector of float32 takes two registers) and AVX-512 both multiply as fast as they can (Zen 4).
@@ -41,6 +41,22 @@ def multiply(a, i, a_row, a_term, b, j, c, t, c_row, terms):
         i += a_term
         j += 16
     _put_rows(add_each(sums, _rows(_PLACES, c, t, c_row)), c, t, c_row)
+
+
+@intrinsic
+def copy_rows(typing_context, source, i, target, j):
+    """``target[j + r] = source[i + r]`` for ROWS r: a term of a sum, packed."""
+
+    def emit(context, builder, signature, arguments):
+        a, i, b, j = arguments
+        vector = ir.VectorType(context.get_value_type(source.dtype), ROWS)
+        read = builder.load(place_of(context, builder, signature.args[0], a, i, vector), typ=vector)
+        read.align = alignment(source)
+        written = place_of(context, builder, signature.args[2], b, j, vector)
+        builder.store(read, written).align = alignment(target)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), emit
 
 
 @intrinsic

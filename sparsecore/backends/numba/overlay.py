@@ -11,11 +11,9 @@ from sparsecore.backends.numba.simd import (
     at,
     bits,
     count,
-    first_lanes,
-    load_masked,
     put,
-    spread,
     store_masked,
+    unpack,
 )
 from sparsecore.ops.explore import Index
 
@@ -48,7 +46,7 @@ def _overlay(values, ids, pointers, col, masks, stride, block, n_chunks, chunk):
             for j in range(0, cols, 16):
                 mask = bits(masks, word)
                 n = count(mask)
-                v = spread(load_masked(values, k, first_lanes(n)), mask)
+                v = unpack(values, k, mask)
                 store_masked(flat, place + j, v, mask)
                 k += n
                 word += 1

@@ -27,9 +27,9 @@ from sparsecore.backends.numba.simd import (
     load_masked,
     prefetch,
     put,
-    spread,
     store,
     store_masked,
+    unpack,
 )
 from sparsecore.backends.torch import explore as reference
 from sparsecore.ops.explore import Index
@@ -146,7 +146,7 @@ def _realign(
                         for w in range(row * stride + 2, row * stride + 2 + (cols + 15) // 16):
                             m, new = bits(masks, w), bits(new_masks, w)
                             prefetch(numbers, k + leap)
-                            v = spread(load_masked(numbers, k, first_lanes(count(m))), m)
+                            v = unpack(numbers, k, m)
                             if begun != 0:
                                 v = add(v, load_masked(fresh, 16 * t, np.uint16(~m)))
                             store(buffer, e, compress(v, new))

@@ -35,6 +35,7 @@ from sparsecore.backends.numba.simd_lanes import (
     spread,
     transpose,
     transpose_part,
+    unpack,
 )
 from sparsecore.backends.numba.simd_masks import (
     at_least,
@@ -66,6 +67,6 @@ __all__ = [
     "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress", "consecutive",
     "copy", "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum", "load",
     "load_masked", "lookup", "lowest", "mul", "positions", "positions_few", "prefetch", "put", "splat", "spread",
-    "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part", "where",
-    "zeros",
+    "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part", "unpack",
+    "where", "zeros",
 ]  # fmt: skip

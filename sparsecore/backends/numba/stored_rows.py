@@ -26,9 +26,9 @@ from sparsecore.backends.numba.simd import (
     load_masked,
     prefetch,
     put,
-    spread,
     store,
     store_masked,
+    unpack,
     zeros,
 )
 
@@ -104,9 +104,8 @@ def _spread_rows(values, crow, col, first, n, left, wide, reached, out, step):
             k, place, word = reached[i], i * step, (first + i) * words + 2 + left // 16
             for v in range(vectors):
                 mask = bits(masks, word + v)
-                stored = count(mask)
-                store(out, place + v * 16, spread(load_masked(values, k, first_lanes(stored)), mask))
-                k += stored
+                store(out, place + v * 16, unpack(values, k, mask))
+                k += count(mask)
             reached[i] = k
 
     def csr(values, crow, col, first, n, left, wide, reached, out, step):

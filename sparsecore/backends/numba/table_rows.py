@@ -11,27 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, split, threads
+from sparsecore.backends.numba.jit import array, kernel, share_out, split, threads
 from sparsecore.backends.numba.simd import (
     at,
     bits,
-    compress,
     count,
     first_lanes,
     fma,
     load,
-    load_masked,
     mul,
     prefetch,
     put,
     splat,
-    spread,
     store,
     store_masked,
+    unpack,
     zeros,
 )
 
-__all__ = ["add_rows", "add_rows_", "next_values", "number", "propagate_table", "sample"]
+__all__ = ["add_rows", "number", "propagate_table", "sample"]
 
 EDGES_AHEAD = 32  # rows that edges ask for are anywhere: see `graph`
 AHEAD = 1024  # values of a table, which is read from its beginning to its end
@@ -74,39 +72,17 @@ def propagate_table(
     return out
 
 
-def add_rows_(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None) -> Tensor:
-    """``X += E`` in place, for a sparse E of X's shape."""
-    if x.is_contiguous():
-        return add_rows(x, values, crow, col, 1.0)
-    return x.copy_(add_rows(x.contiguous(), values, crow, col, 1.0))
-
-
-def add_rows(x: Tensor, values: Tensor, crow: Tensor, col: Tensor | None, scale: float) -> Tensor:
-    rest = array(values), number(scale, x), x.numpy(), threads(values.numel())
-    if col is None:
-        index = array(crow)
-        _add_bitmap(index, index.view(np.uint16), *rest)
-    else:
-        _add_csr(array(crow), array(col), *rest)
+def add_rows(x: Tensor, values: Tensor, crow: Tensor, col: Tensor, scale: float) -> Tensor:
+    """``X += scale E`` in place, for a sparse E of X's shape."""
+    _add(array(crow), array(col), array(values), number(scale, x), x.numpy(), threads(values.numel()))
     return x
 
 
-def sample(crow: Tensor, col: Tensor | None, dense: Tensor, nnz: int) -> Tensor:
+def sample(crow: Tensor, col: Tensor, dense: Tensor, nnz: int) -> Tensor:
     """Entries of a dense (rows, cols) matrix at the nonzeros of a pattern: (nnz,)."""
     out = torch.empty(nnz, dtype=dense.dtype, device="cpu")
-    rest = array(dense), out.numpy(), threads(nnz)
-    if col is None:
-        index = array(crow)
-        _sample_bitmap(index, index.view(np.uint16), *rest)
-    else:
-        _sample_csr(array(crow), array(col), *rest)
+    _sample(array(crow), array(col), array(dense), out.numpy(), threads(nnz))
     return out
-
-
-@device_function
-def next_values(values, k, mask):
-    """The values of one block of 16 columns."""
-    return spread(load_masked(values, k, first_lanes(count(mask))), mask)
 
 
 # ---------------------------------------------------------------- sparse X
@@ -141,8 +117,8 @@ def _strip_of_bitmap(index, masks, values, begin, strip, n_chunks, chunk):
         prefetch(values, k + AHEAD + 16)
         block = 2 * i * words + 2 + begin // 16
         left, right = bits(masks, block), bits(masks, block + 1)
-        store(strip, i * _STRIP, next_values(values, k, left))
-        store(strip, i * _STRIP + 16, next_values(values, k + count(left), right))
+        store(strip, i * _STRIP, unpack(values, k, left))
+        store(strip, i * _STRIP + 16, unpack(values, k + count(left), right))
 
 
 @kernel
@@ -173,7 +149,7 @@ def _propagate_strip(crow, col, weight, strip, plus, scale, begin, out, n_chunks
 
 
 @kernel
-def _add_csr(crow, col, values, scale, x, n_chunks, chunk):
+def _add(crow, col, values, scale, x, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     d = x.shape[1]
@@ -184,48 +160,10 @@ def _add_csr(crow, col, values, scale, x, n_chunks, chunk):
 
 
 @kernel
-def _sample_csr(crow, col, x, out, n_chunks, chunk):
+def _sample(crow, col, x, out, n_chunks, chunk):
     if chunk < 0:
         return share_out(chunk, n_chunks)
     d = x.shape[1]
     for i in range(split(crow, n_chunks, chunk), split(crow, n_chunks, chunk + 1)):
         for k in range(np.int64(crow[i]), np.int64(crow[i + 1])):
             put(out, k, at(x, i * d + np.int64(at(col, k))))
-
-
-@kernel
-def _add_bitmap(index, masks, values, scale, x, n_chunks, chunk):
-    if chunk < 0:
-        return share_out(chunk, n_chunks)
-    rows, d = x.shape
-    words, factor = index.shape[1], splat(scale)
-    whole, rest = d // 16 * 16, first_lanes(d % 16)
-    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-        k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
-        prefetch(values, k + AHEAD)
-        prefetch(values, k + AHEAD + 16)
-        for c in range(0, whole, 16):
-            mask = bits(masks, block)
-            store(x, place + c, fma(factor, next_values(values, k, mask), load(x, place + c)))
-            k += count(mask)
-            block += 1
-        if whole < d:
-            row = fma(factor, next_values(values, k, bits(masks, block)), load_masked(x, place + whole, rest))
-            store_masked(x, place + whole, row, rest)
-
-
-@kernel
-def _sample_bitmap(index, masks, x, out, n_chunks, chunk):
-    if chunk < 0:
-        return share_out(chunk, n_chunks)
-    rows, d = x.shape
-    words = index.shape[1]
-    for i in range(rows * chunk // n_chunks, rows * (chunk + 1) // n_chunks):
-        k, block, place = np.int64(at(index, i * words)), 2 * i * words + 2, i * d
-        for c in range(0, d, 16):
-            mask = bits(masks, block)
-            n = count(mask)
-            row = compress(load_masked(x, place + c, mask), mask)
-            store_masked(out, k, row, first_lanes(n))
-            k += n
-            block += 1

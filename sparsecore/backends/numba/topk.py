@@ -31,16 +31,15 @@ from sparsecore.backends.numba.simd import (
     fma,
     greater,
     load,
-    load_masked,
     lowest,
     positions,
     prefetch,
     put,
     splat,
-    spread,
     store,
     store_masked,
     sum_of_each,
+    unpack,
     zeros,
 )  # fmt: skip
 from sparsecore.backends.numba.tuples import add_each, any_greater, fma_each, store_each, zero_each
@@ -266,8 +265,7 @@ def _scan_few(
                 prefetch(values, m + _AHEAD + 16)
                 for c in range(0, d, 16):
                     mask = bits(masks, block + c // 16)
-                    lanes = first_lanes(count(mask))
-                    s = fma(load(queries, query * width + c), spread(load_masked(values, m, lanes), mask), s)
+                    s = fma(load(queries, query * width + c), unpack(values, m, mask), s)
                     m += count(mask)
                 store(sums, 16 * r, s)
             total = sum_of_each((

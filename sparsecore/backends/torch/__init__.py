@@ -11,19 +11,16 @@ from sparsecore.backends.torch.embedding import (
     touched,
 )
 from sparsecore.backends.torch.graph import (
-    add_rows_,
     propagate,
     propagate_from,
     propagate_rows,
     propagate_sample,
     propagate_table,
-    sample,
 )
 from sparsecore.backends.torch.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.torch.topk import score_topk
 
 __all__ = [
-    "add_rows_",
     "bag",
     "bag_dot",
     "bag_grad",
@@ -35,7 +32,6 @@ __all__ = [
     "propagate_rows",
     "propagate_sample",
     "propagate_table",
-    "sample",
     "scatter_grad",
     "score_topk",
     "sddmm",

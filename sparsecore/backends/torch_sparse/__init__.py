@@ -10,14 +10,12 @@ import torch_sparse
 from torch import Tensor
 
 from sparsecore.backends.torch import (
-    add_rows_,
     bag,
     bag_dot,
     bag_grad,
     gather,
     gather_dot,
     id_range,
-    sample,
     scatter_grad,
     score_topk,
     sddmm,
@@ -28,7 +26,6 @@ from sparsecore.backends.torch import linear as _linear
 from sparsecore.pattern import Pattern
 
 __all__ = [
-    "add_rows_",
     "bag",
     "bag_dot",
     "bag_grad",
@@ -40,7 +37,6 @@ __all__ = [
     "propagate_rows",
     "propagate_sample",
     "propagate_table",
-    "sample",
     "scatter_grad",
     "score_topk",
     "sddmm",

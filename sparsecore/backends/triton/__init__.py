@@ -16,13 +16,12 @@ from sparsecore.backends.torch import (
 )
 from sparsecore.backends.triton.dots import bag_dot, gather_dot
 from sparsecore.backends.triton.embedding import bag, gather
-from sparsecore.backends.triton.graph import add_rows_, propagate, propagate_sample, propagate_table, sample
+from sparsecore.backends.triton.graph import propagate, propagate_sample, propagate_table
 from sparsecore.backends.triton.linear import sddmm, spmm, spmm_t
 from sparsecore.backends.triton.scatter import bag_grad, scatter_grad, touched
 from sparsecore.backends.triton.topk import score_topk
 
 __all__ = [
-    "add_rows_",
     "bag",
     "bag_dot",
     "bag_grad",
@@ -34,7 +33,6 @@ __all__ = [
     "propagate_rows",
     "propagate_sample",
     "propagate_table",
-    "sample",
     "scatter_grad",
     "score_topk",
     "sddmm",
