@@ -6,8 +6,8 @@ numpy arrays of them. Each thread packs the activations for itself; results of `
 threads.
 
 Limits were chosen where this was faster than what `linear` chooses otherwise: without AVX-512 on Zen 3, from batches of
-2 to 256 with weights from 16 x 16 to 20000 x 600; with it on Zen 5, from batches of 2 to 96 with weights from 256 x 256
-to 20000 x 600 and 600 x 20000.
+2 to 96 with weights from 16 x 16 to 20000 x 600 and 600 x 20000; with it on Zen 5, from batches of 2 to 96 with weights
+from 256 x 256 to 20000 x 600 and 600 x 20000.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from sparsecore.backends.numba.addresses import NUMBER, index_at, peek, plain, poke, split_at
 from sparsecore.backends.numba.jit import device_function, kernel, operand, share_out
 from sparsecore.backends.numba.lanes_rows import SPARE, add_row, dots_of_row, spread_row
+from sparsecore.backends.numba.lanes_turn import TURNED, turn_back, turn_out
 from sparsecore.backends.numba.memory import MOST_KEPT, result_of, scratch_tensor
 from sparsecore.encoding import has_expand
 
@@ -29,9 +30,17 @@ _LEAST_WORK = (16384, 8192)  # multiply-adds of spmm and of its gradients, where
 _SMALL = 1 << 14  # nonzeros
 _MOST_NONZEROS = 1 << 17  # for any batch
 _MOST_NUMBERS = 1 << 18  # of a result that is written 16 examples at a time
-# Panels of 32 and 64 examples are hardly filled; and a row (and a column) has enough nonzeros to be worth its vectors.
-_HARDLY_FILLED, _LONG_ROW = (17, 48), 8
-_FEW = 8  # examples whose gradients are computed so however few a row has
+# Panels of 32, 64 and 128 examples are hardly filled, and none is; a row (and a column) has enough nonzeros to be worth
+# its vectors.
+_HARDLY_FILLED, _FILLED, _LONG_ROW = (17, 48), (49, 64), 8
+_FEW = {
+    "spmm": 16,
+    "spmm_t": 8,
+    "sddmm": 16,
+}  # examples that are computed so however few a row has, without AVX-512
+_FEW_AND_WIDE = 8  # ... of spmm with wide rows
+_CROWDED = 0.2  # density from which panels are faster where rows are wide
+_FEW_GRADIENTS = 8  # with AVX-512
 _MOST_DOTS = 16  # examples of ``sddmm`` with AVX-512, where rows are long
 _WIDE, _FEW_WIDE = (
     4096,
@@ -47,36 +56,48 @@ _FLOATING = (torch.float32, torch.float64)
 
 def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether this is the way to ``spmm`` of so many examples with a weight (rows, cols) in CSR."""
-    rows = shape[0]
+    rows, cols = shape
     if (
         not 2 <= batch <= _MOST_EXAMPLES
         or (batch + 2) * nnz + rows <= _LEAST_WORK[0]
-        or not _fits(len(_examples(batch)) * shape[1], dtype)
+        or not _fits(len(_examples(batch)) * cols, dtype)
     ):
         return False
-    if has_expand() and nnz > _SMALL:
-        fits = nnz <= _MOST_NONZEROS and (shape[1] <= _WIDE or batch <= _FEW_WIDE)
-        return (
-            fits and batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows and batch * rows <= _MOST_NUMBERS
-        )
-    if nnz <= _MOST_NONZEROS:
-        return batch * rows <= _MOST_NUMBERS
-    return _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz >= _LONG_ROW * rows
+    small, wide, long = batch * rows <= _MOST_NUMBERS, cols > _WIDE, nnz >= _LONG_ROW * rows
+    if has_expand():
+        fits = nnz <= _MOST_NONZEROS and (not wide or batch <= _FEW_WIDE)
+        return small and (nnz <= _SMALL or (fits and batch <= _HARDLY_FILLED[1] and long))
+    if batch <= _FEW["spmm"]:
+        return not wide or batch <= _FEW_AND_WIDE
+    if small and nnz <= _MOST_NONZEROS:
+        return True
+    return _fills_no_panel(batch, nnz, shape) and (long or batch <= _HARDLY_FILLED[1])
 
 
 def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether this is the way to ``spmm_t`` or ``sddmm``."""
-    most, w = min(_MOST_EXAMPLES, _HARDLY_FILLED[1]), len(_examples(batch))
+    w = len(_examples(batch))
     if (
-        not 2 <= batch <= most
+        not 2 <= batch <= _MOST_EXAMPLES
         or (batch + 2) * nnz + shape[0] <= _LEAST_WORK[1]
         or not _fits((w * -(-batch // w) if operation == "spmm_t" else w) * shape[1], dtype)
     ):
         return False
-    if batch <= _FEW or nnz <= _SMALL:
+    long = nnz >= _LONG_ROW * max(shape)
+    if nnz <= _SMALL and batch <= _HARDLY_FILLED[1]:
         return True
-    most = most if not has_expand() else _MOST_DOTS if operation == "sddmm" else 0
-    return batch <= most and nnz >= _LONG_ROW * max(shape)
+    if has_expand():
+        return batch <= _FEW_GRADIENTS or (operation == "sddmm" and batch <= _MOST_DOTS and long)
+    if batch <= _FEW[operation]:
+        return True
+    return _fills_no_panel(batch, nnz, shape) and (long or batch > 32)
+
+
+def _fills_no_panel(batch: int, nnz: int, shape: tuple[int, int]) -> bool:
+    """Without AVX-512: whether panels, if there are any for so many examples, take longer where rows are long."""
+    if shape[1] > _WIDE:
+        return _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz < _CROWDED * shape[0] * shape[1]
+    return not _FILLED[0] <= batch <= _FILLED[1]
 
 
 def _fits(numbers: int, dtype: torch.dtype) -> bool:
@@ -178,10 +199,14 @@ def _sum_rows(
                     values, begin, end, limit, columns, column, scratch, panel, cols, place, zero, examples
                 )
                 begin = end
-            for e in range(n):
-                out = (slab + e) * rows + start
-                for i in range(stop - start):
-                    poke(y, out + i, peek(scratch, tile + i * w + e, zero))
+            if stop - start == _ROWS:
+                for e in range(0, n, TURNED):
+                    turn_out(scratch, tile + e, w, y, (slab + e) * rows + start, rows, n - e, zero)
+            else:
+                for e in range(n):
+                    out = (slab + e) * rows + start
+                    for i in range(stop - start):
+                        poke(y, out + i, peek(scratch, tile + i * w + e, zero))
 
 
 @kernel
@@ -291,10 +316,14 @@ def _rows_of(index, kind, rows, n_chunks, chunk):
 @device_function
 def _pack_rows(dy, zero, first, n, rows, start, stop, scratch, tile, w):
     """scratch[tile + w * i + e] = dy[first + e, start + i] of n examples, 0 in lanes that are left."""
-    for e in range(w):
-        source = (first + e) * rows + start
-        for i in range(stop - start):
-            poke(scratch, tile + i * w + e, peek(dy, source + i, zero) if e < n else zero)
+    if stop - start == _ROWS:
+        for e in range(0, w, TURNED):
+            turn_back(dy, (first + e) * rows + start, rows, scratch, tile + e, w, n - e, zero)
+    else:
+        for e in range(w):
+            source = (first + e) * rows + start
+            for i in range(stop - start):
+                poke(scratch, tile + i * w + e, peek(dy, source + i, zero) if e < n else zero)
 
 
 @device_function
