@@ -188,6 +188,22 @@ def test_spread_is_the_inverse_of_compress(seed: int, dtype: torch.dtype) -> Non
     assert np.array_equal(out, want)
 
 
+@njit
+def _unpack(values, place, mask, out):
+    simd.store(out, 0, simd.unpack(values, place, mask))
+
+
+@pytest.mark.parametrize("bits", [0, 1, 0x80, 0xFF, 0x100, 0x8000, 0xFF00, 0x5A5A, 0xFFFF])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_at_the_end_of_an_array_are_unpacked(dtype: type, bits: int) -> None:
+    chosen = np.unpackbits(np.array([bits], np.uint16).view(np.uint8), bitorder="little").astype(bool)
+    values = np.arange(1, 4 + chosen.sum(), dtype=dtype)
+    out, want = np.full(16, np.nan, dtype), np.zeros(16, dtype)
+    _unpack(values, 3, np.uint16(bits), out)
+    want[chosen] = values[3:]
+    assert np.array_equal(out, want)
+
+
 PORTABLE = """
 import torch
 import test_graph_kernels as t

@@ -143,6 +143,7 @@ NNZ, ROWS = 8000, 40
         (5, True, {"_SMALL": 0, "_WIDE": 399}, False),
         (20, True, {"_SMALL": 0, "_MOST_NUMBERS": 799}, False),
         (50, False, {"_MOST_NUMBERS": 1999}, False),
+        (50, False, {"_MOST_NUMBERS": 2000}, True),
         (17, False, {"_MOST_NONZEROS": 0}, True),
         (48, False, {"_MOST_NONZEROS": 0}, True),
         (16, False, {"_MOST_NONZEROS": 0}, True),
@@ -184,13 +185,18 @@ def test_where_it_is_taken(
         (16, True, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (False, True)),
         (17, True, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (False, False)),
         (8, False, {"_SMALL": NNZ - 1}, (True, True)),
+        (49, True, {}, (False, False)),
+        (65, True, {}, (False, False)),
         (9, False, {"_SMALL": NNZ - 1}, (False, True)),
+        (16, False, {"_SMALL": NNZ - 1}, (False, True)),
         (17, False, {"_SMALL": NNZ - 1}, (False, False)),
         (17, False, {"_SMALL": NNZ - 1, "_LONG_ROW": NNZ // 2000}, (True, True)),
         (33, False, {"_SMALL": NNZ - 1}, (True, True)),
         (49, False, {"_LONG_ROW": 0}, (False, False)),
         (64, False, {"_LONG_ROW": 0}, (False, False)),
         (65, False, {}, (True, True)),
+        (96, False, {}, (True, True)),
+        (97, False, {}, (False, False)),
         (48, False, {"_SMALL": 0, "_WIDE": 1999}, (True, True)),
         (48, False, {"_SMALL": 0, "_WIDE": 1999, "_CROWDED": 0.1}, (False, False)),
         (65, False, {"_WIDE": 1999}, (False, False)),
@@ -209,6 +215,20 @@ def test_where_gradients_are_taken(
     for dtype in DTYPES:
         for operation, expected in zip(("spmm_t", "sddmm"), taken, strict=True):
             assert lanes_csr.suits_gradient(operation, examples, NNZ, (ROWS, 2000), dtype) is expected
+
+
+def test_it_gives_way_to_blocks_that_are_multiplied_densely(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_csr, "has_expand", lambda: False)
+    monkeypatch.setattr(lanes_csr, "_SMALL", 0)
+    monkeypatch.setattr(lanes_csr, "_MOST_NONZEROS", 0)
+    for examples in (16, 40, 65):
+        for in_blocks in (False, True):
+            taken = examples == 16 or not in_blocks
+            assert lanes_csr.suits(examples, NNZ, (ROWS, 400), torch.float32, in_blocks) is taken
+            assert (
+                lanes_csr.suits_gradient("sddmm", examples, NNZ, (ROWS, 400), torch.float32, in_blocks)
+                is taken
+            )
 
 
 def test_scratch_of_a_thread_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,12 +273,10 @@ def test_blockwise(density, dtype, encoding, monkeypatch, n_threads):
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape in ((53, 77), (16, 16), (1, 60), (60, 1), (129, 270), (330, 128)):
         check(random_pattern(shape, density, seed=5), encoding, 9, dtype)
-    monkeypatch.setattr(
-        blockwise, "_PACKED", 1 << 12
-    )  # terms that are packed at a time, and added to those before
-    check(random_pattern((130, 600), density, seed=8), encoding, 15, dtype)
-    monkeypatch.undo()
-    monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    with monkeypatch.context() as few:
+        few.setattr(blockwise, "_PACKED", 1 << 12)  # terms packed at a time: products of the next are added
+        check(random_pattern((600, 309), density, seed=8), encoding, 15, dtype)
+        check(random_pattern((300, 600), density, seed=8), encoding, 523, dtype)  # in two parts
     for batch in (1, 6, 130, 516, 517, 1033):  # a slab's terms, and a part's examples, and a few more
         check(random_pattern((20, 33), density, seed=6), encoding, batch, dtype)
     check(random_pattern((200, 70), density, seed=7), encoding, 600, dtype)
@@ -297,6 +295,8 @@ def test_blockwise_reads_no_scratch_that_it_has_not_written(encoding, monkeypatc
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     for shape, batch in (((53, 77), 9), ((1, 1), 1), ((130, 33), 517), ((7, 129), 131)):
         check(random_pattern(shape, 0.6, seed=9), encoding, batch, torch.float32)
+    monkeypatch.setattr(blockwise, "_PACKED", 1 << 12)
+    check(random_pattern((300, 309), 0.6, seed=9), encoding, 15, torch.float32)
 
 
 def test_blockwise_sums_in_parts(monkeypatch):
@@ -311,6 +311,7 @@ def test_blockwise_sums_in_parts(monkeypatch):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_blockwise_does_not_depend_on_the_number_of_threads(encoding, monkeypatch):
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
+    monkeypatch.setattr(blockwise, "_PACKED", 1 << 14)
     pattern = random_pattern((300, 170), 0.6, seed=7)
     values, index = values_for(pattern, dtype=torch.float32), index_of(pattern, encoding)
     x, dy = torch.randn(140, 170), torch.randn(140, 300)
@@ -376,7 +377,8 @@ def test_which_algorithm(processor, monkeypatch):
     col = torch.zeros(1)
 
     def chosen(operation, batch, density, col):
-        return linear._algorithm(operation, panel_spmm, batch, int(10_000 * density), (100, 100), col)
+        in_blocks = linear._in_blocks(operation, batch, int(10_000 * density), (100, 100))
+        return linear._algorithm(operation, panel_spmm, batch, in_blocks, col)
 
     for operation in ("spmm", "spmm_t", "sddmm"):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
@@ -387,9 +389,9 @@ def test_which_algorithm(processor, monkeypatch):
         assert chosen(operation, 512, 0.3, None) is panel_spmm
         never = processor == "Zen 5" and operation == "sddmm"
         assert (chosen(operation, 512, 1.0, None) is blockwise) is not never
-    assert linear._algorithm("spmm_t", panel_spmm, 512, 90_000, (10, 10_000), None) is blockwise
+    assert linear._in_blocks("spmm_t", 512, 90_000, (10, 10_000))
     # Threads share out 16 columns of a result at a time.
-    assert linear._algorithm("spmm", panel_spmm, 512, 90_000, (10, 10_000), None) is panel_spmm
+    assert not linear._in_blocks("spmm", 512, 90_000, (10, 10_000))
 
 
 @pytest.mark.parametrize("density", [0.25, 0.6, 1.0])

@@ -30,7 +30,7 @@ from sparsecore.backends.numba.simd import (
 )
 from sparsecore.backends.numba.stored_rows import ask, collect_rows, reach, spread_rows
 
-_TERMS = 256  # of a sum at a time, at most; a multiple of 16
+_TERMS = 256  # of a sum at a time, at most (of float64 half as many); a multiple of 16
 _GROUP = 128  # columns of a result at a time; a multiple of 16
 _EXAMPLES = 86 * ROWS  # at a time: their results, _GROUP wide, take 258 KiB of float32
 _PACKED = 1 << 20  # numbers of activations, which the shared cache holds
@@ -40,17 +40,19 @@ _TURNED = 32  # examples of them that are packed at a time: the same cache lines
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    _in_parts(_spmm, values, crow, col, x, y, y.shape[1], n_chunks)
+    own = -(-y.shape[1] // (16 * n_chunks)) * 16  # rows of a chunk, at most
+    _in_parts(_spmm, values, crow, col, x, y, own, n_chunks)
 
 
 def spmm_t(values, crow, col, dy, dx, n_chunks):
     _in_parts(_spmm_t, values, crow, col, dy, dx, dy.shape[1], n_chunks)
 
 
-def _in_parts(add_products, values, crow, col, given, out, rows, n_chunks):
+def _in_parts(add_products, values, crow, col, given, out, reached, n_chunks):
     """Some examples after the other, and some terms of their sums: so many as are packed at a time."""
     batch, width = given.shape
-    kind, part, terms = torch.from_numpy(given).dtype, _part(batch), _terms(width)
+    kind, part = torch.from_numpy(given).dtype, _part(batch)
+    terms = _terms(width, kind)
     step = max(1, _PACKED // part // terms) * terms
     packed = workspace("packed", 1, part * min(step, width), kind)[0]
     # Room for a block, its slabs and results, and the nonzeros that were reached in the rows of W.
@@ -58,7 +60,7 @@ def _in_parts(add_products, values, crow, col, given, out, rows, n_chunks):
         workspace("block", n_chunks, _TERMS * _GROUP, kind),
         workspace("slabs", n_chunks, _TERMS * _GROUP, kind),
         workspace("results", n_chunks, part * _GROUP, kind),
-        workspace("places", n_chunks, rows, torch.int64),
+        workspace("places", n_chunks, reached, torch.int64),
     )
     for p in range(0, batch, part):
         some, results = given[p : p + part], out[p : p + part]
@@ -74,7 +76,7 @@ def sddmm(crow, col, dy, x, out, n_chunks):
     slabs = workspace("slabs", n_chunks, _TERMS * _GROUP, dtype)
     sums = workspace("results", n_chunks, _HEIGHT * _ACROSS, dtype)
     places = workspace("places", n_chunks, _HEIGHT, torch.int64)
-    _sddmm(crow, col, dy, x, out, part, _terms(part), turned, slabs, sums, places, n_chunks)
+    _sddmm(crow, col, dy, x, out, part, _terms(part, dtype), turned, slabs, sums, places, n_chunks)
 
 
 def _part(batch: int) -> int:
@@ -83,9 +85,9 @@ def _part(batch: int) -> int:
     return -(-batch // (parts * ROWS)) * ROWS
 
 
-def _terms(width: int) -> int:
-    """Terms of a block, a multiple of 16: blocks that are about equal."""
-    blocks = -(-width // _TERMS)
+def _terms(width: int, kind: torch.dtype) -> int:
+    """Terms of a block, a multiple of 16: blocks that are about equal, and slabs of 16 KiB at most."""
+    blocks = -(-width // (_TERMS * 4 // kind.itemsize))
     return -(-width // (blocks * 16)) * 16
 
 
@@ -122,10 +124,10 @@ def _spmm(
     begin, end = _share(rows, n_chunks, chunk)
     if first == 0:
         for r in range(begin, end):
-            places[r] = pointer(crow, r)
+            places[r - begin] = pointer(crow, r)
     for r in range(begin, end, _GROUP):
         n = min(_GROUP, end - r)
-        reached = places[r : r + n]
+        reached = places[r - begin : r - begin + n]
         results[:] = 0
         for c in range(first, last, step):
             terms = min(step, last - c)

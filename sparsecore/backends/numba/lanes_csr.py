@@ -28,24 +28,16 @@ __all__ = ["sddmm", "spmm", "spmm_t", "suits", "suits_gradient"]
 _MOST_EXAMPLES = 96
 _LEAST_WORK = (16384, 8192)  # multiply-adds of spmm and of its gradients, where `small` could do them
 _SMALL = 1 << 14  # nonzeros
-_MOST_NONZEROS = 1 << 17  # for any batch
-_MOST_NUMBERS = 1 << 18  # of a result that is written 16 examples at a time
-# Panels of 32, 64 and 128 examples are hardly filled, and none is; a row (and a column) has enough nonzeros to be worth
-# its vectors.
-_HARDLY_FILLED, _FILLED, _LONG_ROW = (17, 48), (49, 64), 8
-_FEW = {
-    "spmm": 16,
-    "spmm_t": 8,
-    "sddmm": 16,
-}  # examples that are computed so however few a row has, without AVX-512
-_FEW_AND_WIDE = 8  # ... of spmm with wide rows
-_CROWDED = 0.2  # density from which panels are faster where rows are wide
-_FEW_GRADIENTS = 8  # with AVX-512
-_MOST_DOTS = 16  # examples of ``sddmm`` with AVX-512, where rows are long
-_WIDE, _FEW_WIDE = (
-    4096,
-    4,
-)  # inputs whose packed activations leave the nearest caches, and examples that are few then
+_MOST_NONZEROS = 1 << 17  # of a weight whose products are forward and small
+_MOST_NUMBERS = 1 << 18  # of their result
+# Examples of which panels of 32 (the first half of them) and 64 are not full; more than a panel of 64 holds.
+_NOT_FULL, _HALF, _MORE = (17, 48), 32, 65
+_LONG_ROW = 8  # nonzeros of a row (and a column), on average, that are worth its vectors
+_FEW = {"spmm": 16, "spmm_t": 8, "sddmm": 16}  # examples for which no row is too short, without AVX-512
+_FEW_GRADIENTS, _MOST_DOTS = 8, 16  # with it; of `sddmm` where rows are long
+# Columns of a weight whose packed activations leave the nearest caches; examples that are few then, without AVX-512 and
+# with it; the density of such weights from which panels are faster.
+_WIDE, _FEW_AND_WIDE, _FEW_WIDE, _CROWDED = 4096, 8, 4, 0.2
 _ROWS = 16  # whose sums are written together
 # Multiply-adds of ``spmm_t`` from which several threads are worth the sums of each: many, or many for each column.
 _LONG_SUMS, _WORTH_SUMS = 1 << 20, 200_000
@@ -54,8 +46,11 @@ _EXAMPLES = {w: (np.int8(0),) * w for w in (4, 8, 16)}
 _FLOATING = (torch.float32, torch.float64)
 
 
-def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Whether this is the way to ``spmm`` of so many examples with a weight (rows, cols) in CSR."""
+def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype, in_blocks: bool = False) -> bool:
+    """Whether this is the way to ``spmm`` of so many examples with a weight (rows, cols) in CSR.
+
+    ``in_blocks``: it would be multiplied densely otherwise.
+    """
     rows, cols = shape
     if (
         not 2 <= batch <= _MOST_EXAMPLES
@@ -66,15 +61,17 @@ def suits(batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> b
     small, wide, long = batch * rows <= _MOST_NUMBERS, cols > _WIDE, nnz >= _LONG_ROW * rows
     if has_expand():
         fits = nnz <= _MOST_NONZEROS and (not wide or batch <= _FEW_WIDE)
-        return small and (nnz <= _SMALL or (fits and batch <= _HARDLY_FILLED[1] and long))
+        return small and (nnz <= _SMALL or (fits and batch <= _NOT_FULL[1] and long))
     if batch <= _FEW["spmm"]:
         return not wide or batch <= _FEW_AND_WIDE
     if small and nnz <= _MOST_NONZEROS:
         return True
-    return _fills_no_panel(batch, nnz, shape) and (long or batch <= _HARDLY_FILLED[1])
+    return _no_panel_is_full(batch, nnz, shape) and (long or batch < _MORE) and not in_blocks
 
 
-def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+def suits_gradient(
+    operation: str, batch: int, nnz: int, shape: tuple[int, int], dtype: torch.dtype, in_blocks: bool = False
+) -> bool:
     """Whether this is the way to ``spmm_t`` or ``sddmm``."""
     w = len(_examples(batch))
     if (
@@ -84,20 +81,23 @@ def suits_gradient(operation: str, batch: int, nnz: int, shape: tuple[int, int],
     ):
         return False
     long = nnz >= _LONG_ROW * max(shape)
-    if nnz <= _SMALL and batch <= _HARDLY_FILLED[1]:
+    if nnz <= _SMALL and batch <= _NOT_FULL[1]:
         return True
     if has_expand():
         return batch <= _FEW_GRADIENTS or (operation == "sddmm" and batch <= _MOST_DOTS and long)
     if batch <= _FEW[operation]:
         return True
-    return _fills_no_panel(batch, nnz, shape) and (long or batch > 32)
+    return _no_panel_is_full(batch, nnz, shape) and (long or batch > _HALF) and not in_blocks
 
 
-def _fills_no_panel(batch: int, nnz: int, shape: tuple[int, int]) -> bool:
-    """Without AVX-512: whether panels, if there are any for so many examples, take longer where rows are long."""
+def _no_panel_is_full(batch: int, nnz: int, shape: tuple[int, int]) -> bool:
+    """Without AVX-512: whether a panel would be a good part empty, and rows are not so wide and crowded that it is
+    faster nevertheless.
+    """
+    not_full = _NOT_FULL[0] <= batch <= _NOT_FULL[1]
     if shape[1] > _WIDE:
-        return _HARDLY_FILLED[0] <= batch <= _HARDLY_FILLED[1] and nnz < _CROWDED * shape[0] * shape[1]
-    return not _FILLED[0] <= batch <= _FILLED[1]
+        return not_full and nnz < _CROWDED * shape[0] * shape[1]
+    return not_full or batch >= _MORE
 
 
 def _fits(numbers: int, dtype: torch.dtype) -> bool:

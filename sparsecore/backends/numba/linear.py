@@ -4,8 +4,8 @@
 larger weights too. *lanes_csr*: vectors along a small batch, from CSR. *few*: vectors along the columns of W, for a
 handful of examples. *panels*: vectors along the batch. *turned*: panels too, with W column-major. *blockwise*: dense
 products of blocks that are spread out. All but those named after CSR read either encoding of W (sparsecore.encoding),
-and all keep nothing between calls but scratch and the memory of large results. Panels of ``spmm_t`` add the threads'
-sums, in their order: its rounding depends on the number of threads.
+and all keep nothing between calls but scratch and the memory of large results. Panels and lanes of ``spmm_t`` add the
+threads' sums, in their order: its rounding depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
-# 600 x 20000, 1024 x 1024 and 600 x 200, on Zen 5, on Zen 4, whose limits hold for what was not measured, and on Zen 3.
+# 600 x 20000, 1024 x 1024 and 600 x 200, on Zen 5, on Zen 4, whose limits hold for what was not measured, and on Zen 3:
+# there with activations that are packed, with AVX-512 before they were.
 _BLOCKWISE = {
     "Zen 5": {"spmm": (128, 0.9, 0.9), "spmm_t": (32, 0.85, 0.5), "sddmm": (128, 1.1, 0.9)},
     "AVX-512": {"spmm": (128, 0.8, 0.5), "spmm_t": (32, 0.66, 0.35), "sddmm": (128, 0.8, 0.55)},
-    "portable": {"spmm": (128, 0.5, 0.35), "spmm_t": (32, 0.55, 0.2), "sddmm": (32, 0.4, 0.25)},
+    "portable": {"spmm": (65, 0.5, 0.35), "spmm_t": (32, 0.55, 0.2), "sddmm": (32, 0.4, 0.25)},
 }
 _LEAST_SLABS = 2  # of a result's 16 columns, or of sddmm's rows, in products of blocks
 _TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value
@@ -57,12 +58,13 @@ def spmm(values: Tensor, crow: Tensor, col: Tensor | None, x: Tensor) -> Tensor:
         return torch.zeros((batch, rows), dtype=x.dtype, device="cpu")
     if col is not None and one_csr.suits(batch, nnz, rows, x.dtype):
         return one_csr.spmm(values, crow, col, x, threads(nnz))
-    if col is not None and lanes_csr.suits(batch, nnz, (rows, cols), x.dtype):
+    in_blocks = _in_blocks("spmm", batch, nnz, (rows, cols))
+    if col is not None and lanes_csr.suits(batch, nnz, (rows, cols), x.dtype, in_blocks):
         return lanes_csr.spmm(values, crow, col, x, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.spmm(values, crow, col, x)
     y = result_of(crow, "spmm", (batch, rows), x.dtype)
-    module = _algorithm("spmm", panel_spmm, batch, nnz, (rows, cols), col)
+    module = _algorithm("spmm", panel_spmm, batch, in_blocks, col)
     module.spmm(array(values), array(crow), _columns(col), array(x), y.numpy(), threads(batch * nnz))
     return y
 
@@ -72,13 +74,16 @@ def spmm_t(values: Tensor, crow: Tensor, col: Tensor | None, dy: Tensor, n_cols:
     (batch, rows), nnz = dy.shape, values.shape[0]
     if not batch or not nnz:
         return torch.zeros((batch, n_cols), dtype=dy.dtype, device="cpu")
-    if col is not None and lanes_csr.suits_gradient("spmm_t", batch, nnz, (rows, n_cols), dy.dtype):
+    in_blocks = _in_blocks("spmm_t", batch, nnz, (rows, n_cols))
+    if col is not None and lanes_csr.suits_gradient(
+        "spmm_t", batch, nnz, (rows, n_cols), dy.dtype, in_blocks
+    ):
         return lanes_csr.spmm_t(values, crow, col, dy, n_cols, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, dy.dtype):
         return small.spmm_t(values, crow, col, dy, n_cols)
     dx = result_of(crow, "spmm_t", (batch, n_cols), dy.dtype)
     panels = turned_spmm_t if _turns(batch, nnz, (rows, n_cols), col, dy.dtype) else panel_spmm_t
-    module = _algorithm("spmm_t", panels, batch, nnz, (rows, n_cols), col)
+    module = _algorithm("spmm_t", panels, batch, in_blocks, col)
     module.spmm_t(array(values), array(crow), _columns(col), array(dy), dx.numpy(), threads(batch * nnz))
     return dx
 
@@ -88,26 +93,32 @@ def sddmm(crow: Tensor, col: Tensor | None, dy: Tensor, x: Tensor, nnz: int) -> 
     (batch, cols), rows = x.shape, dy.shape[1]
     if not batch or not nnz:
         return torch.zeros(nnz, dtype=x.dtype, device="cpu")
-    if col is not None and lanes_csr.suits_gradient("sddmm", batch, nnz, (rows, cols), x.dtype):
+    in_blocks = _in_blocks("sddmm", batch, nnz, (rows, cols))
+    if col is not None and lanes_csr.suits_gradient("sddmm", batch, nnz, (rows, cols), x.dtype, in_blocks):
         return lanes_csr.sddmm(crow, col, dy, x, nnz, threads(batch * nnz))
     if small.is_small_product(batch, nnz, rows, x.dtype):
         return small.sddmm(crow, col, dy, x, nnz)
     out = result_of(crow, "gradient", (nnz,), x.dtype)
-    module = _algorithm("sddmm", panel_sddmm, batch, nnz, (rows, cols), col)
+    module = _algorithm("sddmm", panel_sddmm, batch, in_blocks, col)
     module.sddmm(array(crow), _columns(col), array(dy), array(x), out.numpy(), threads(batch * nnz))
     return out
 
 
 def _algorithm(
-    operation: str, panels: ModuleType, batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None
+    operation: str, panels: ModuleType, batch: int, in_blocks: bool, col: Tensor | None
 ) -> ModuleType:
     if batch <= _FEW[operation][col is not None]:
         return few
+    return blockwise if in_blocks else panels
+
+
+def _in_blocks(operation: str, batch: int, nnz: int, shape: tuple[int, int]) -> bool:
+    """Whether blocks of a weight of this shape are multiplied densely."""
     least, narrow, wide = _BLOCKWISE[_processor()][operation]
     if batch < least or nnz < (wide if shape[1] > panel_spmm.WIDE else narrow) * shape[0] * shape[1]:
-        return panels
+        return False
     # Threads share out whole slabs; more of them than slabs change nothing of the choice, and so of the rounding.
-    return blockwise if shape[operation == "spmm_t"] >= _LEAST_SLABS * 16 else panels
+    return shape[operation == "spmm_t"] >= _LEAST_SLABS * 16
 
 
 def _turns(batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None, dtype: torch.dtype) -> bool:
