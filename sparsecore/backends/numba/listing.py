@@ -21,7 +21,7 @@ __all__ = ["by_columns"]
 
 _MOST_COLUMNS = 1 << 15  # of an int16
 _MOST_ROWS = 2  # to an entry
-_CROWDED = 0.6  # density from which bitmaps are as fast
+_CROWDED = 0.4  # density from which bitmaps are as fast
 
 
 def by_columns(
