@@ -2,8 +2,8 @@
 
 A block has at most 256 terms of a sum and 128 of its results, 128 KiB of float32. Its *slabs* are 16 results wide, and
 one of them, (terms, 16), stays in the first-level cache while up to 516 examples are multiplied with it (`multiply`).
-Activations are packed first, `ROWS` examples side by side: read where they lie, in as many rows as there are examples,
-they took up to a fifth longer (Zen 3). Results are summed in scratch too: threads own columns of them, and rows of the
+Activations are packed first, `ROWS` examples side by side: where they lie, in as many rows as there are examples, it
+takes longer to read them. Results are summed in scratch too: threads own columns of them, and rows of the
 gradient, so that they do not depend on the number of threads. An infinite number times a zero of a block is NaN, as in
 a dense product.
 """
