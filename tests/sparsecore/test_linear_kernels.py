@@ -312,21 +312,28 @@ def test_blockwise_sums_in_parts(monkeypatch):
 def test_blockwise_does_not_depend_on_the_number_of_threads(encoding, monkeypatch):
     monkeypatch.setattr(linear, "_algorithm", lambda *args: blockwise)
     monkeypatch.setattr(blockwise, "_PACKED", 1 << 14)
-    pattern = random_pattern((300, 170), 0.6, seed=7)
+    monkeypatch.setattr(jit, "_SERIAL_WORK", 0)
+    check_threads((300, 170), 140, encoding)
+    check_threads((40, 24), 13, encoding)  # two or three slabs of a few tiles: most threads share one
+
+
+def check_threads(shape, batch, encoding):
+    pattern = random_pattern(shape, 0.6, seed=7)
     values, index = values_for(pattern, dtype=torch.float32), index_of(pattern, encoding)
-    x, dy = torch.randn(140, 170), torch.randn(140, 300)
+    x, dy = torch.randn(batch, shape[1]), torch.randn(batch, shape[0])
 
     def results(n):
         torch.set_num_threads(n)  # put back by the fixture of conftest.py
         products = (
             linear.spmm(values, *index, x),
-            linear.spmm_t(values, *index, dy, 170),
+            linear.spmm_t(values, *index, dy, shape[1]),
             linear.sddmm(*index, dy, x, pattern.nnz),
         )
         return [product.clone() for product in products]
 
+    check(pattern, encoding, batch, torch.float32)
     one = results(1)
-    for n in (2, 7, 25):  # more than there are slabs
+    for n in (2, 3, 7, 25):  # more than there are slabs
         assert all(torch.equal(a, b) for a, b in zip(one, results(n), strict=True))
 
 
@@ -384,14 +391,16 @@ def test_which_algorithm(processor, monkeypatch):
         assert chosen(operation, 1, 0.5, col) is chosen(operation, 1, 0.5, None) is few
         assert (chosen(operation, 16, 0.5, col) is few) is (operation != "sddmm")
         assert chosen(operation, 17, 0.5, col) is panel_spmm
-        few_will_do = operation == "spmm_t" or (operation == "sddmm" and processor == "portable")
+        few_will_do = (processor, operation) in {
+            ("AVX-512", "spmm"),
+            ("portable", "sddmm"),
+        } or operation == "spmm_t"
         assert (chosen(operation, 64, 1.0, None) is blockwise) is few_will_do
         assert chosen(operation, 512, 0.3, None) is panel_spmm
         never = processor == "Zen 5" and operation == "sddmm"
         assert (chosen(operation, 512, 1.0, None) is blockwise) is not never
     assert linear._in_blocks("spmm_t", 512, 90_000, (10, 10_000))
-    # Threads share out 16 columns of a result at a time.
-    assert not linear._in_blocks("spmm", 512, 90_000, (10, 10_000))
+    assert linear._in_blocks("spmm", 512, 95_000, (10, 10_000))  # threads share sixteen rows by examples
 
 
 @pytest.mark.parametrize("density", [0.25, 0.6, 1.0])
@@ -413,6 +422,7 @@ def test_turned_in_blocks(cols, density, monkeypatch, n_threads):
     monkeypatch.setattr(turning, "workspace", poisoned)
     monkeypatch.setattr(turned_spmm_t, "block_of", lambda *args: 32)
     monkeypatch.setattr(linear, "_TURN", TURN[0])
+    monkeypatch.setattr(linear, "_in_blocks", lambda *args: False)
     for rows in (64, 150, 200):
         check(random_pattern((rows, cols), density, seed=rows), "bitmap", 20, torch.float32)
     assert not np.isnan(listed[-1]).all()

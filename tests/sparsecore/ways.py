@@ -50,7 +50,6 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
         blocks = dict.fromkeys(OPERATIONS, (ALWAYS if way == "blockwise" else NEVER, 0.0, 0.0))
         monkeypatch.setattr(linear, "_FEW", dict.fromkeys(OPERATIONS, (0, 0)))
         monkeypatch.setattr(linear, "_TURN", (ALWAYS, ALWAYS) if way == "turned" else (NEVER, NEVER))
-        monkeypatch.setattr(linear, "_LEAST_SLABS", 0)
         monkeypatch.setattr(linear, "_BLOCKWISE", dict.fromkeys(linear._BLOCKWISE, blocks))
     used: set[tuple[str, str]] = set()
     modules = {module for chosen, _ in WAYS.values() for module in chosen}

@@ -3,7 +3,7 @@
 A block has at most 256 terms of a sum and 128 of its results, 128 KiB of float32. Its *slabs* are 16 results wide, and
 one of them, (terms, 16), stays in the first-level cache while up to 516 examples are multiplied with it (`multiply`).
 Activations are packed first, `ROWS` examples side by side: where they lie, in as many rows as there are examples, it
-takes longer to read them. Results are summed in scratch too: threads own columns of them, and rows of the
+takes longer to read them. Results are summed in scratch too: each belongs to one thread, and so does a row of the
 gradient, so that they do not depend on the number of threads. An infinite number times a zero of a block is NaN, as in
 a dense product.
 """
@@ -40,7 +40,7 @@ _TURNED = 32  # examples of them that are packed at a time: the same cache lines
 
 
 def spmm(values, crow, col, x, y, n_chunks):
-    own = -(-y.shape[1] // (16 * n_chunks)) * 16  # rows of a chunk, at most
+    own = -(-y.shape[1] // (16 * n_chunks)) * 16 + 16  # rows of a chunk, at most
     _in_parts(_spmm, values, crow, col, x, y, own, n_chunks)
 
 
@@ -121,12 +121,13 @@ def _spmm(
         return share_out(chunk, n_chunks)
     examples, rows = y.shape
     block, slabs, results, places = blocks[chunk], slabs_[chunk], results_[chunk], places_[chunk]
-    begin, end = _share(rows, n_chunks, chunk)
+    begin, end, low, high = _share(rows, examples, n_chunks, chunk)
     if first == 0:
         for r in range(begin, end):
             places[r - begin] = pointer(crow, r)
     for r in range(begin, end, _GROUP):
         n = min(_GROUP, end - r)
+        own = (low if r == begin else 0, high if r + n == end else examples)
         reached = places[r - begin : r - begin + n]
         results[:] = 0
         for c in range(first, last, step):
@@ -136,10 +137,10 @@ def _spmm(
                 for j in range(0, terms, 16):
                     transpose(block, u * _TERMS + j, _TERMS, slabs, u * _TERMS + j * 16, 16)
             _multiply_all(
-                packed, last - first, c - first, examples, terms, n, slabs, results,
+                packed, last - first, c - first, examples, own, terms, n, slabs, results,
                 values, col, reached, n, terms,
             )  # fmt: skip
-        _write(results, examples, n, y, r, first > 0)
+        _write(results, examples, own, n, y, r, first > 0)
 
 
 @kernel
@@ -150,11 +151,12 @@ def _spmm_t(
         return share_out(chunk, n_chunks)
     examples, cols = dx.shape
     block, slabs, results, places = blocks[chunk], slabs_[chunk], results_[chunk], places_[chunk]
-    begin, end = _share(cols, n_chunks, chunk)
+    begin, end, low, high = _share(cols, examples, n_chunks, chunk)
     if first == 0:
         reach(crow, col, begin, places)
     for c in range(begin, end, _GROUP):
         n = min(_GROUP, end - c)
+        own = (low if c == begin else 0, high if c + n == end else examples)
         results[:] = 0
         for r in range(first, last, step):
             terms = min(step, last - r)
@@ -164,17 +166,27 @@ def _spmm_t(
                     store(slabs, u * _TERMS + i * 16, load(block, i * _GROUP + u))
             below = places[r + terms : r + terms + step]
             _multiply_all(
-                packed, last - first, r - first, examples, terms, n, slabs, results,
+                packed, last - first, r - first, examples, own, terms, n, slabs, results,
                 values, col, below, min(step, last - r - terms), n,
             )  # fmt: skip
-        _write(results, examples, n, dx, c, first > 0)
+        _write(results, examples, own, n, dx, c, first > 0)
 
 
 @device_function
-def _share(size, n_chunks, chunk):
-    """First and last of a chunk's columns of a result: whole slabs."""
-    slabs = (size + 15) // 16
-    return min(size, slabs * chunk // n_chunks * 16), min(size, slabs * (chunk + 1) // n_chunks * 16)
+def _share(size, examples, n_chunks, chunk):
+    """A chunk's columns of a result: the first and the end; of its first slab the first example, of its last the end.
+
+    Shared out are tiles, of ROWS examples and 16 columns: chunks have as many, where slabs are few.
+    """
+    slabs, tiles = (size + 15) // 16, (examples + ROWS - 1) // ROWS
+    first, end = slabs * tiles * chunk // n_chunks, slabs * tiles * (chunk + 1) // n_chunks
+    begin, last = first // tiles, (end + tiles - 1) // tiles
+    return (
+        begin * 16,
+        min(size, last * 16) if end > first else begin * 16,
+        (first - begin * tiles) * ROWS,
+        min(examples, (end - (last - 1) * tiles) * ROWS),
+    )
 
 
 @device_function
@@ -184,15 +196,16 @@ def _up_to_16(array, place, there):
 
 @device_function
 def _multiply_all(
-    packed, width, start, examples, terms, n, slabs, results, values, col, upcoming, n_upcoming, wide
+    packed, width, start, examples, own, terms, n, slabs, results, values, col, upcoming, n_upcoming, wide
 ):  # fmt: skip
     """Add the examples' products with n columns of slabs. Their terms begin with ``start`` of ``width`` packed ones.
 
+    With the first slab examples begin at ``own[0]``, with the last they end at ``own[1]``.
     Meanwhile, ``wide`` values from each of the first ``n_upcoming`` upcoming nonzeros on are fetched, all or most.
     """
     done, share = 0, n_upcoming / (n * examples)  # of upcoming rows, for an example and a column
     for u in range(0, n, 16):
-        for e in range(0, examples, ROWS):
+        for e in range(own[0] if u == 0 else 0, own[1] if u + 16 >= n else examples, ROWS):
             source = e * width + start * ROWS
             multiply(packed, source, 1, ROWS, slabs, u * _TERMS, results, e * _GROUP + u, _GROUP, terms)
             due = min(n_upcoming, int(share * (u * examples + 16 * e)) + 1)
@@ -201,12 +214,12 @@ def _multiply_all(
 
 
 @device_function
-def _write(results, examples, n, out, first, more):
+def _write(results, examples, own, n, out, first, more):
     """The results of n columns to columns ``first`` .. of ``out``, or added to what is there."""
     flat, width = out.reshape(-1), out.shape[1]
     for e in range(examples):
         t = e * width + first
-        for u in range(0, n, 16):
+        for u in range(0 if e >= own[0] else 16, n if e < own[1] else (n - 1) // 16 * 16, 16):
             sums = load(results, e * _GROUP + u)
             if more:
                 sums = add(sums, _up_to_16(flat, t + u, n - u))

@@ -40,14 +40,13 @@ __all__ = ["sddmm", "spmm", "spmm_t"]
 _FEW = {"spmm": (16, 16), "spmm_t": (4, 16), "sddmm": (8, 1)}
 # Batch and density from which dense products of blocks are faster than panels, the density of layers with up to WIDE
 # inputs and of wider ones (a panel's features then no longer stay in the second-level cache). Measured at 20000 x 600,
-# 600 x 20000, 1024 x 1024 and 600 x 200, on Zen 5, on Zen 4, whose limits hold for what was not measured, and on Zen 3:
-# there with activations that are packed, with AVX-512 before they were.
+# 600 x 20000, 1024 x 1024 and 600 x 200, on Zen 5 (before activations were packed), on Zen 3, and on Zen 4: limits for
+# what was not measured, too.
 _BLOCKWISE = {
     "Zen 5": {"spmm": (128, 0.9, 0.9), "spmm_t": (32, 0.85, 0.5), "sddmm": (128, 1.1, 0.9)},
-    "AVX-512": {"spmm": (128, 0.8, 0.5), "spmm_t": (32, 0.66, 0.35), "sddmm": (128, 0.8, 0.55)},
+    "AVX-512": {"spmm": (17, 0.8, 0.6), "spmm_t": (17, 0.72, 0.4), "sddmm": (96, 0.85, 0.62)},
     "portable": {"spmm": (65, 0.5, 0.35), "spmm_t": (32, 0.55, 0.2), "sddmm": (32, 0.4, 0.25)},
 }
-_LEAST_SLABS = 2  # of a result's 16 columns, or of sddmm's rows, in products of blocks
 _TURN = (33, 128)  # batch from which ``spmm_t`` turns W, in blocks and value by value
 
 
@@ -113,12 +112,9 @@ def _algorithm(
 
 
 def _in_blocks(operation: str, batch: int, nnz: int, shape: tuple[int, int]) -> bool:
-    """Whether blocks of a weight of this shape are multiplied densely."""
+    """Whether blocks of a weight of this shape are multiplied densely, whatever the number of threads."""
     least, narrow, wide = _BLOCKWISE[_processor()][operation]
-    if batch < least or nnz < (wide if shape[1] > panel_spmm.WIDE else narrow) * shape[0] * shape[1]:
-        return False
-    # Threads share out whole slabs; more of them than slabs change nothing of the choice, and so of the rounding.
-    return shape[operation == "spmm_t"] >= _LEAST_SLABS * 16
+    return batch >= least and nnz >= (wide if shape[1] > panel_spmm.WIDE else narrow) * shape[0] * shape[1]
 
 
 def _turns(batch: int, nnz: int, shape: tuple[int, int], col: Tensor | None, dtype: torch.dtype) -> bool:
