@@ -26,7 +26,7 @@ from sparsecore.backends.numba.simd import (
     horizontal_sum,
     load,
     load_masked,
-    prefetch,
+    prefetch_far,
     put,
     splat,
     store,
@@ -112,7 +112,7 @@ def _bag_bitmap(values, index, masks, ids, offsets, weights, out, lines, n_chunk
             # Four rows at a time: a block of the sum is loaded and stored once for all of them.
             several = 4 if e + 4 <= end else 1
             for i in range(several):
-                prefetch(index, at(ids, min(e + i + _INDEX_AHEAD, n - 1)) * width)
+                prefetch_far(index, at(ids, min(e + i + _INDEX_AHEAD, n - 1)) * width)
                 ahead = at(index, at(ids, min(e + i + _VALUES_AHEAD, n - 1)) * width)
                 prefetch_lines(values, ahead, lines)
             r0, w0 = at(ids, e), splat(at(weights, e))
@@ -160,10 +160,10 @@ def _bag_csr(values, crow, col, ids, offsets, weights, out, lines, n_chunks, chu
         for j in range(d):
             put(out, o + j, values.dtype.type(0))
         for e in range(at(offsets, b), at(offsets, b + 1)):
-            prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
+            prefetch_far(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
             ahead = at(crow, at(ids, min(e + _VALUES_AHEAD, n - 1)))
             prefetch_lines(values, ahead, lines)
-            prefetch(col, ahead)
+            prefetch_far(col, ahead)
             r, w = at(ids, e), at(weights, e)
             for k in range(at(crow, r), at(crow, r + 1)):
                 j = o + at(col, k)
@@ -178,7 +178,7 @@ def _dot_bitmap(values, index, masks, ids, bags, grad, out, lines, n_chunks, chu
     width, half_words = index.shape[1], masks.shape[1]
     blocks, tail = d // LANES, first_lanes(d % LANES)
     for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-        prefetch(index, at(ids, min(e + _INDEX_AHEAD, n - 1)) * width)
+        prefetch_far(index, at(ids, min(e + _INDEX_AHEAD, n - 1)) * width)
         prefetch_lines(values, at(index, at(ids, min(e + _VALUES_AHEAD, n - 1)) * width), lines)
         r, g = at(ids, e), at(bags, e) * d
         k, m = np.int64(at(index, r * width)), r * half_words + 2
@@ -199,10 +199,10 @@ def _dot_csr(values, crow, col, ids, bags, grad, out, lines, n_chunks, chunk):
         return share_out(chunk, n_chunks)
     n, d = ids.shape[0], grad.shape[1]
     for e in range(n * chunk // n_chunks, n * (chunk + 1) // n_chunks):
-        prefetch(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
+        prefetch_far(crow, at(ids, min(e + _INDEX_AHEAD, n - 1)))
         ahead = at(crow, at(ids, min(e + _VALUES_AHEAD, n - 1)))
         prefetch_lines(values, ahead, lines)
-        prefetch(col, ahead)
+        prefetch_far(col, ahead)
         r, g = at(ids, e), at(bags, e) * d
         total = values.dtype.type(0)
         for k in range(at(crow, r), at(crow, r + 1)):

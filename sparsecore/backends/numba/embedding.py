@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsecore.backends.numba import small
 from sparsecore.backends.numba.jit import array, device_function, kernel, share_out, threads
 from sparsecore.backends.numba.memory import output
-from sparsecore.backends.numba.processor import INDEX_AHEAD, MOST_ROW_LINES, VALUES_AHEAD, ZEN_5
+from sparsecore.backends.numba.processor import INDEX_AHEAD, VALUES_AHEAD
 from sparsecore.backends.numba.simd import (
     LANES,
     at,
@@ -21,7 +21,7 @@ from sparsecore.backends.numba.simd import (
     count,
     expand,
     first_lanes,
-    prefetch,
+    prefetch_far,
     put,
     store,
     store_masked,
@@ -72,14 +72,13 @@ def row_of(values: Tensor, crow: Tensor, n_cols: int) -> tuple[int, ...]:
     """A tuple as long as the number of cache lines to ask for of a row of average length.
 
     A row ends in a vector that may hold two values and still reaches over a whole line: without the lines that it
-    touches, rows of 50 columns and 25 values took 1.6 times as long on Zen 5. On Zen 4 asking costs more than it saves.
+    touches, rows of 50 columns and 25 values took 1.6 times as long on Zen 5, 64 columns and 32 values 1.35 times on
+    Zen 4.
     """
     size, blocks = values.element_size(), max(1, -(-n_cols // LANES))
     row = values.numel() * size // max(1, crow.shape[0] - 1)
-    if ZEN_5:
-        reach = row * (blocks - 1) // blocks * 5 // 4 + LANES * size
-        return (0,) * max(3, min(MOST_ROW_LINES, (reach + 2 * _LINE - size) // _LINE))
-    return (0,) * max(2, min(MOST_ROW_LINES, (row + _LINE * 3 // 2) // _LINE))
+    reach = row * (blocks - 1) // blocks * 5 // 4 + LANES * size
+    return (0,) * max(3, min(_MOST_LINES, (reach + 2 * _LINE - size) // _LINE))
 
 
 @device_function
@@ -89,17 +88,17 @@ def prefetch_row(stored, place, lines):
     The number belongs to the type, so that the kernel has no loop here: one took 1.1 to 1.3 times as long in all.
     """
     for line in range(len(lines)):
-        prefetch(stored, place + line * _STEP)
+        prefetch_far(stored, place + line * _STEP)
 
 
 @device_function
 def prefetch_lines(stored, place, lines):
     """Ask for the first lines of a row: three at least, without a branch (which costs more than a line too many)."""
-    prefetch(stored, place)
-    prefetch(stored, place + _STEP)
-    prefetch(stored, place + 2 * _STEP)
+    prefetch_far(stored, place)
+    prefetch_far(stored, place + _STEP)
+    prefetch_far(stored, place + 2 * _STEP)
     for line in range(3, lines):
-        prefetch(stored, place + line * _STEP)
+        prefetch_far(stored, place + line * _STEP)
 
 
 @kernel
@@ -111,10 +110,10 @@ def _gather_bitmap(values, index, masks, ids, out, lines, n_chunks, chunk):
     blocks, tail = d // LANES, first_lanes(d % LANES)
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     for e in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(index, at(ids, e) * width)
+        prefetch_far(index, at(ids, e) * width)
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
-            prefetch(index, at(ids, e + INDEX_AHEAD) * width)
+            prefetch_far(index, at(ids, e + INDEX_AHEAD) * width)
         if e + VALUES_AHEAD < last:
             prefetch_row(values, at(index, at(ids, e + VALUES_AHEAD) * width), lines)
         r = at(ids, e)
@@ -136,15 +135,15 @@ def _gather_csr(values, crow, col, ids, out, lines, n_chunks, chunk):
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     zero = zeros(values)
     for e in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(crow, at(ids, e))
+        prefetch_far(crow, at(ids, e))
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
-            prefetch(crow, at(ids, e + INDEX_AHEAD))
+            prefetch_far(crow, at(ids, e + INDEX_AHEAD))
         if e + VALUES_AHEAD < last:
             place = at(crow, at(ids, e + VALUES_AHEAD))
             prefetch_row(values, place, lines)
-            prefetch(col, place)
-            prefetch(
+            prefetch_far(col, place)
+            prefetch_far(
                 col, place + _LINE
             )  # of uint8; a division here would cost more than it finds for wider ones
         o = e * d

@@ -29,7 +29,7 @@ from sparsecore.backends.numba.simd import (
     expand,
     fma,
     horizontal_sum,
-    prefetch,
+    prefetch_far,
     put,
     zeros,
 )
@@ -123,9 +123,9 @@ def _encode_rows(crow, col, ids, rows, n_chunks, chunk):
     end = n * (chunk + 1) // n_chunks
     for e in range(n * chunk // n_chunks, end):
         if e + INDEX_AHEAD < end:
-            prefetch(crow, at(ids, e + INDEX_AHEAD))
+            prefetch_far(crow, at(ids, e + INDEX_AHEAD))
         if e + VALUES_AHEAD < end:
-            prefetch(col, at(crow, at(ids, e + VALUES_AHEAD)))
+            prefetch_far(col, at(crow, at(ids, e + VALUES_AHEAD)))
         rows[e] = 0
         first, last = crow[ids[e]], crow[ids[e] + 1]
         rows[e, 0] = first
@@ -145,12 +145,12 @@ def _dot_bitmaps(
     blocks = d // LANES + (d % LANES > 0)
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     for e in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(index_a, at(ids_a, e) * words)
-        prefetch(index_b, at(ids_b, e) * words)
+        prefetch_far(index_a, at(ids_a, e) * words)
+        prefetch_far(index_b, at(ids_b, e) * words)
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
-            prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
-            prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
+            prefetch_far(index_a, at(ids_a, e + INDEX_AHEAD) * words)
+            prefetch_far(index_b, at(ids_b, e + INDEX_AHEAD) * words)
         if e + VALUES_AHEAD < last:
             prefetch_row(values_a, at(index_a, at(ids_a, e + VALUES_AHEAD) * words), lines)
             prefetch_row(values_b, at(index_b, at(ids_b, e + VALUES_AHEAD) * words), lines)
@@ -205,12 +205,12 @@ def _dot_shared(
     pairs, odd = used // 2, used % 2
     first, last = n * chunk // n_chunks, n * (chunk + 1) // n_chunks
     for e in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(index_a, at(ids_a, e) * words)
-        prefetch(index_b, at(ids_b, e) * words)
+        prefetch_far(index_a, at(ids_a, e) * words)
+        prefetch_far(index_b, at(ids_b, e) * words)
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
-            prefetch(index_a, at(ids_a, e + INDEX_AHEAD) * words)
-            prefetch(index_b, at(ids_b, e + INDEX_AHEAD) * words)
+            prefetch_far(index_a, at(ids_a, e + INDEX_AHEAD) * words)
+            prefetch_far(index_b, at(ids_b, e + INDEX_AHEAD) * words)
         if e + VALUES_AHEAD < last:
             r, s = at(ids_a, e + VALUES_AHEAD), at(ids_b, e + VALUES_AHEAD)
             k, q = np.int64(at(index_a, r * words)), np.int64(at(index_b, s * words))
@@ -222,10 +222,10 @@ def _dot_shared(
                 shared = u & v
                 if shared:
                     below = _below(shared)
-                    prefetch(values_a, k + count(u & below))
-                    prefetch(values_b, q + count(v & below))
-                    prefetch(values_a, k + count(u) - 1)
-                    prefetch(values_b, q + count(v) - 1)
+                    prefetch_far(values_a, k + count(u & below))
+                    prefetch_far(values_b, q + count(v & below))
+                    prefetch_far(values_a, k + count(u) - 1)
+                    prefetch_far(values_b, q + count(v) - 1)
             else:
                 prefetch_row(values_a, k, lines)
                 prefetch_row(values_b, q, lines)
@@ -260,22 +260,22 @@ def _dot_csr(
     end = last * each
     for e in range(first, last):
         if e + INDEX_AHEAD < last:
-            prefetch(crow_a, at(ids_a, e + INDEX_AHEAD))
+            prefetch_far(crow_a, at(ids_a, e + INDEX_AHEAD))
         if e + VALUES_AHEAD < last:
             place = at(crow_a, at(ids_a, e + VALUES_AHEAD))
             prefetch_row(values_a, place, lines)
-            prefetch(col_a, place)
+            prefetch_far(col_a, place)
         r = at(ids_a, e)
         for k in range(at(crow_a, r), at(crow_a, r + 1)):
             row[at(col_a, k)] = at(values_a, k)
         for j in range(e * each, (e + 1) * each):
             # Pair by pair: the many rows of an id to come, at once, would leave the nearest cache before they are read.
             if j + INDEX_AHEAD < end:
-                prefetch(crow_b, at(ids_b, j + INDEX_AHEAD))
+                prefetch_far(crow_b, at(ids_b, j + INDEX_AHEAD))
             if j + VALUES_AHEAD < end:
                 place = at(crow_b, at(ids_b, j + VALUES_AHEAD))
                 prefetch_row(values_b, place, lines)
-                prefetch(col_b, place)
+                prefetch_far(col_b, place)
             s = at(ids_b, j)
             begin, behind = np.int64(at(crow_b, s)), np.int64(at(crow_b, s + 1))
             put(out, j, dot_of_row(places[0], begin, behind, limit, places[1], column, places[2], zero))

@@ -26,6 +26,7 @@ from sparsecore.backends.numba.simd import (
     load_masked,
     mul,
     prefetch,
+    prefetch_far,
     splat,
     store,
     store_masked,
@@ -154,10 +155,10 @@ def _propagate(
             s0, s1, s2, s3 = zero, zero, zero, zero
             for e in range(first, last):
                 soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
-                prefetch(x, soon)
-                prefetch(x, soon + 16)
-                prefetch(x, soon + 32)
-                prefetch(x, soon + 48)
+                prefetch_far(x, soon)
+                prefetch_far(x, soon + 16)
+                prefetch_far(x, soon + 32)
+                prefetch_far(x, soon + 48)
                 a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
                 s0 = fma(a, load(x, row), s0)
                 s1 = fma(a, load(x, row + 16), s1)
@@ -202,9 +203,9 @@ def _propagate(
             s0, s1, s2, s3 = zero, zero, zero, zero
             for e in range(first, last):
                 soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
-                prefetch(x, soon)
-                prefetch(x, soon + 16)
-                prefetch(x, soon + 32)
+                prefetch_far(x, soon)
+                prefetch_far(x, soon + 16)
+                prefetch_far(x, soon + 32)
                 a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
                 s0 = fma(a, load(x, row), s0)
                 s1 = fma(a, load(x, row + 16), s1)
@@ -229,8 +230,8 @@ def _propagate(
             s0, s1 = zero, zero
             for e in range(first, last):
                 soon = np.int64(at(col, min(e + EDGES_AHEAD, end))) * d + c
-                prefetch(x, soon)
-                prefetch(x, soon + 16)
+                prefetch_far(x, soon)
+                prefetch_far(x, soon + 16)
                 a, row = splat(at(weight, e)), np.int64(at(col, e)) * d + c
                 s0 = fma(a, load(x, row), s0)
                 s1 = fma(a, load_masked(x, row + 16, l1), s1)

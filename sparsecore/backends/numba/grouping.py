@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from sparsecore.backends.numba.jit import array, device_function, serial_kernel
-from sparsecore.backends.numba.simd import at, prefetch
+from sparsecore.backends.numba.simd import at, prefetch_far
 from sparsecore.backends.numba.spans import Spans
 
 __all__ = ["Groups", "digits_of", "group", "grouped_in", "sort_keys"]
@@ -76,7 +76,7 @@ def _group(ids, index, shift, passes, digits, stride, rows, starts, order, begin
     for e in range(n):
         keys[e] = (ids[e] << shift) | e
         if stride:  # the index arrives while the keys are sorted
-            prefetch(index, ids[e] * stride)
+            prefetch_far(index, ids[e] * stride)
     keys, spare = sort_keys(keys, spare, np.empty(1 << digits, np.int64), n, shift, passes, digits)
     found, before = 0, np.int64(-1)
     for e in range(n):

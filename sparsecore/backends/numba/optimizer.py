@@ -27,7 +27,7 @@ from sparsecore.backends.numba.simd import (
     load_masked,
     lookup,
     mul,
-    prefetch,
+    prefetch_far,
     splat,
     sqrt,
     store,
@@ -240,12 +240,12 @@ def adam_span(p, i, end, values, grad, exp_avg, exp_avg_sq, counts, first, secon
 def prefetch_span(values, exp_avg, exp_avg_sq, begin, last, line):
     """Ask for the elements begin .. last (at least one), a line being that many."""
     for k in range(begin, min(last, begin + MOST_LINES * line), line):
-        prefetch(values, k)
-        prefetch(exp_avg, k)
-        prefetch(exp_avg_sq, k)
-    prefetch(values, last)
-    prefetch(exp_avg, last)
-    prefetch(exp_avg_sq, last)
+        prefetch_far(values, k)
+        prefetch_far(exp_avg, k)
+        prefetch_far(exp_avg_sq, k)
+    prefetch_far(values, last)
+    prefetch_far(exp_avg, last)
+    prefetch_far(exp_avg_sq, last)
 
 
 @kernel
@@ -279,10 +279,10 @@ def _sgd(begins, offsets, values, grad, buffer, constants, nesterov, n_chunks, c
             ahead = at(begins, u + SPANS_AHEAD)
             last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
             for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
-                prefetch(values, k)
-                prefetch(buffer, k)
-            prefetch(values, last_ahead)
-            prefetch(buffer, last_ahead)
+                prefetch_far(values, k)
+                prefetch_far(buffer, k)
+            prefetch_far(values, last_ahead)
+            prefetch_far(buffer, last_ahead)
         i, end = at(offsets, u), at(offsets, u + 1)
         p = at(begins, u)
         while i + LANES <= end:
@@ -327,10 +327,10 @@ def _adagrad(begins, offsets, values, grad, total, constants, n_chunks, chunk):
             ahead = at(begins, u + SPANS_AHEAD)
             last_ahead = ahead + at(offsets, u + SPANS_AHEAD + 1) - at(offsets, u + SPANS_AHEAD) - 1
             for k in range(ahead, min(last_ahead, ahead + MOST_LINES * line), line):
-                prefetch(values, k)
-                prefetch(total, k)
-            prefetch(values, last_ahead)
-            prefetch(total, last_ahead)
+                prefetch_far(values, k)
+                prefetch_far(total, k)
+            prefetch_far(values, last_ahead)
+            prefetch_far(total, last_ahead)
         i, end = at(offsets, u), at(offsets, u + 1)
         p = at(begins, u)
         while i + LANES <= end:

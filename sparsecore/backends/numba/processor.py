@@ -9,7 +9,7 @@ from __future__ import annotations
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba.core import config
 
-__all__ = ["INDEX_AHEAD", "MOST_ROW_LINES", "PORTABLE", "VALUES_AHEAD", "ZEN_5", "has_avx2", "has_avx512"]
+__all__ = ["FAR", "INDEX_AHEAD", "PORTABLE", "VALUES_AHEAD", "ZEN_5", "has_avx2", "has_avx512"]
 
 PORTABLE = (
     "haswell",
@@ -18,10 +18,13 @@ PORTABLE = (
 
 ZEN_5 = get_host_cpu_name() == "znver5"
 
-# Rows between asking for a row's index, asking for its values, and reading them; and cache lines of values to ask for.
-# Zen 4 has fewer requests under way: asking for more, or earlier, took 1.1 to 1.25 times as long there (1M x 64, 16384
-# rows, densities 0.5 to 0.1), while Zen 5 wants every line that a row's last vector touches.
-INDEX_AHEAD, VALUES_AHEAD, MOST_ROW_LINES = (64, 32, 8) if ZEN_5 else (16, 8, 3)
+# Rows between asking for a row's index, asking for its values, and reading them.
+INDEX_AHEAD, VALUES_AHEAD = (64, 32) if ZEN_5 else (32, 16)
+
+# The cache that is asked to hold a row of a large table, as LLVM counts: 3 the nearest, 2 the second. On Zen 4 the
+# nearest has few requests under way: lookups (1M x 64, 16384 rows, density 0.5) took 1.6 times as long. On Zen 5, 2 was
+# not tried.
+FAR = 3 if ZEN_5 else 2
 
 
 def has_avx512() -> bool:

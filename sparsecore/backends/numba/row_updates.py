@@ -19,7 +19,7 @@ from sparsecore.backends.numba.memory import workspace
 from sparsecore.backends.numba.optimizer import adam_parts, adam_span, flat, prefetch_span, splats
 from sparsecore.backends.numba.processor import VALUES_AHEAD
 from sparsecore.backends.numba.scatter import STRIP, pack_row, take_row
-from sparsecore.backends.numba.simd import LANES, at, prefetch, put
+from sparsecore.backends.numba.simd import LANES, at, prefetch_far, put
 from sparsecore.backends.numba.spans import LINE, MOST_LINES, SPANS_AHEAD
 
 __all__ = ["adam_rows_"]
@@ -89,8 +89,8 @@ def _row_begin(index, row):
 @overload(ask_for_row, inline="always")
 def _ask_for_row(index, row):
     if index.ndim == 2:
-        return lambda index, row: prefetch(index, row * index.shape[1])
-    return lambda index, row: prefetch(index, row)
+        return lambda index, row: prefetch_far(index, row * index.shape[1])
+    return lambda index, row: prefetch_far(index, row)
 
 
 @overload(sum_row, inline="always")

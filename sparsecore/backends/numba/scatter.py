@@ -28,7 +28,7 @@ from sparsecore.backends.numba.simd import (
     fma,
     load,
     load_masked,
-    prefetch,
+    prefetch_far,
     put,
     splat,
     store,
@@ -252,10 +252,10 @@ def _sum_bitmap(
     grad_lines = min(8, -(-d * grad.itemsize // 64))
     first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
     for u in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(index, at(rows, u) * width)
+        prefetch_far(index, at(rows, u) * width)
     for u in range(first, last):
         if u + INDEX_AHEAD < last:
-            prefetch(index, at(rows, u + INDEX_AHEAD) * width)
+            prefetch_far(index, at(rows, u + INDEX_AHEAD) * width)
         if u + VALUES_AHEAD < last:
             if place.shape[0] == 0:
                 prefetch_lines(out, at(index, at(rows, u + VALUES_AHEAD) * width), lines)
@@ -282,10 +282,10 @@ def _sum_csr(
     d = grad.shape[1]
     first, last = split(starts, n_chunks, chunk), split(starts, n_chunks, chunk + 1)
     for u in range(first, min(last, first + INDEX_AHEAD)):
-        prefetch(crow, at(rows, u))
+        prefetch_far(crow, at(rows, u))
     for u in range(first, last):
         if u + INDEX_AHEAD < last:
-            prefetch(crow, at(rows, u + INDEX_AHEAD))
+            prefetch_far(crow, at(rows, u + INDEX_AHEAD))
         if u + VALUES_AHEAD < last:
             ahead = at(crow, at(rows, u + VALUES_AHEAD))
             prefetch_lines(col, ahead, 2)

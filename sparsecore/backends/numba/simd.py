@@ -57,6 +57,7 @@ from sparsecore.backends.numba.simd_memory import (
     load_masked,
     lookup,
     prefetch,
+    prefetch_far,
     put,
     store,
     store_masked,
@@ -66,7 +67,7 @@ from sparsecore.backends.numba.simd_types import LANES, VectorType
 __all__ = [
     "LANES", "VectorType", "absolute", "add", "at", "at_least", "bits", "bits64", "breaks", "compress", "consecutive",
     "copy", "count", "div", "expand", "first_lanes", "fma", "greater", "has_avx512", "hidden", "horizontal_sum", "load",
-    "load_masked", "lookup", "lowest", "mul", "positions", "positions_few", "prefetch", "put", "splat", "spread",
-    "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part", "unpack",
-    "where", "zeros",
+    "load_masked", "lookup", "lowest", "mul", "positions", "positions_few", "prefetch", "prefetch_far", "put", "splat",
+    "spread", "sqrt", "store", "store_masked", "sub", "sum_of_each", "sum_of_rows", "transpose", "transpose_part",
+    "unpack", "where", "zeros",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from sparsecore.backends.numba.processor import FAR
 from sparsecore.backends.numba.simd_types import (
     I8,
     I32,
@@ -47,15 +48,24 @@ def put(typing_context, array, index, number):
 
 @intrinsic
 def prefetch(typing_context, array, index):
-    """Ask for the cache line of an element; the index may lie beyond the array."""
+    """Ask for the cache line of an element, into the nearest cache; the index may lie beyond the array."""
+    return _prefetch(array, 3)
 
+
+@intrinsic
+def prefetch_far(typing_context, array, index):
+    """The same for a large memory that is read at random places: into the cache that has most requests under way."""
+    return _prefetch(array, FAR)
+
+
+def _prefetch(array, locality):
     def emit(context, builder, signature, arguments):
         place = element(context, builder, signature.args[0], *arguments)
         call(
             builder,
             "llvm.prefetch.p0",
             ir.VoidType(),
-            [builder.bitcast(place, I8.as_pointer()), I32(0), I32(3), I32(1)],
+            [builder.bitcast(place, I8.as_pointer()), I32(0), I32(locality), I32(1)],
         )
         return context.get_dummy_value()
 
