@@ -1,7 +1,7 @@
 """What kernels do differently on different processors. It depends on the processor's name and features, and on what
 numba was told of them, never on a timing: the same machine must choose the same sums in every run.
 
-Measured on Zen 5 and on Zen 4, whose choices hold for processors that were not measured.
+Measured on Zen 5 and on Zen 4, whose choices hold for all others.
 """
 
 from __future__ import annotations
