@@ -21,9 +21,9 @@ ZEN_5 = get_host_cpu_name() == "znver5"
 # Rows between asking for a row's index, asking for its values, and reading them.
 INDEX_AHEAD, VALUES_AHEAD = (64, 32) if ZEN_5 else (32, 16)
 
-# The cache that is asked to hold a row of a large table, as LLVM counts: 3 the nearest, 2 the second. On Zen 4 the
-# nearest has few requests under way: lookups (1M x 64, 16384 rows, density 0.5) took 1.6 times as long. On Zen 5, 2 was
-# not tried.
+# The cache that is asked to hold a row of a large table, as LLVM counts: 3 the nearest, 2 the second. With 3 lookups,
+# products of pairs and hops took longer on Zen 4, most likely because the nearest has fewer requests under way. 2 was
+# not tried on Zen 5; Zen 3 has it unmeasured.
 FAR = 3 if ZEN_5 else 2
 
 
